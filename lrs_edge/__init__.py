@@ -1,0 +1,96 @@
+"""Ask questions about very large satellite and aerial images, where the image is.
+
+import lrs_edge
+
+with lrs_edge.load() as engine:
+    scene = engine.open("image.tif")
+    answer = scene.ask("How many ships are there?")
+    print(answer.text, answer.regions[0].bounds)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrs_edge.answer import (
+        Answer,
+        LevelReport,
+        Progress,
+        Region,
+        Timings,
+        TokenCounts,
+    )
+    from lrs_edge.engine import Engine, load
+    from lrs_edge.errors import (
+        BackendError,
+        BundleError,
+        ExportError,
+        ImageError,
+        LrsEdgeError,
+        OutOfMemoryError,
+        QuestionError,
+        UsageError,
+    )
+    from lrs_edge.options import AskOptions
+    from lrs_edge.scene import AnswerStream, Scene
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Answer": "answer",
+    "AnswerStream": "scene",
+    "AskOptions": "options",
+    "BackendError": "errors",
+    "BundleError": "errors",
+    "Engine": "engine",
+    "ExportError": "errors",
+    "ImageError": "errors",
+    "LevelReport": "answer",
+    "LrsEdgeError": "errors",
+    "OutOfMemoryError": "errors",
+    "Progress": "answer",
+    "QuestionError": "errors",
+    "Region": "answer",
+    "Scene": "scene",
+    "Timings": "answer",
+    "TokenCounts": "answer",
+    "UsageError": "errors",
+    "load": "engine",
+}
+
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "AskOptions",
+    "BackendError",
+    "BundleError",
+    "Engine",
+    "ExportError",
+    "ImageError",
+    "LevelReport",
+    "LrsEdgeError",
+    "OutOfMemoryError",
+    "Progress",
+    "QuestionError",
+    "Region",
+    "Scene",
+    "Timings",
+    "TokenCounts",
+    "UsageError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import lrs_edge` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"lrs_edge.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

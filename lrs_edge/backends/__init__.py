@@ -1,0 +1,1 @@
+"""Backends: each runs one graph on one kind of engine."""

@@ -1,0 +1,249 @@
+"""ONNX Runtime backend: CPU and CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
+from lrs_edge.backends.gather_model import gather_model
+from lrs_edge.errors import BackendError, OutOfMemoryError
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+}
+_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
+
+
+def resolve_provider(name: str) -> str:
+    """The execution provider to ask for: `auto` takes CUDA where this onnxruntime has it.
+
+    Raises:
+        BackendError: CUDA was insisted on and this onnxruntime was built without it.
+    """
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if name == "cuda" and not has_cuda:
+        raise BackendError(
+            "this onnxruntime has no CUDA provider; install lrs-edge[gpu] in place of "
+            "lrs-edge[cpu], or use --provider cpu"
+        )
+    return "cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu"
+
+
+class OnnxGraph:
+    """One ONNX file in an inference session."""
+
+    def __init__(self, session: ort.InferenceSession, provider: str, path: Path) -> None:
+        self._session = session
+        self._provider = provider
+        self._path = path
+        self._inputs = _specs(session.get_inputs())
+        self._outputs = _specs(session.get_outputs())
+
+    @classmethod
+    def load(cls, path: Path, options: BackendOptions) -> OnnxGraph:
+        """Load a graph.
+
+        Raises:
+            BackendError: The file is no graph that this engine can run, or the provider fails.
+            OutOfMemoryError: It does not fit into memory.
+        """
+        provider = resolve_provider(options.provider)
+        try:
+            session = _session(str(path), provider, options.threads)
+        except Exception as error:
+            # `auto` means "whatever works": a listed CUDA provider may still lack its libraries.
+            if provider == "cuda" and options.provider == "auto":
+                return cls.load(path, BackendOptions("cpu", options.threads))
+            raise _translated(error, f"{path.name} cannot be loaded") from error
+        if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            if options.provider == "cuda":
+                raise BackendError(
+                    "the CUDA provider is installed but does not load (driver or CUDA libraries "
+                    "missing?); see `lrs-edge doctor`, or use --provider cpu"
+                )
+            provider = "cpu"
+        return cls(session, provider, path)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Inputs by name."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Outputs by name."""
+        return self._outputs
+
+    @property
+    def provider(self) -> str:
+        """`cpu` or `cuda`."""
+        return self._provider
+
+    def run(
+        self,
+        feeds: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[str],
+        buffers: KVBuffers | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Run once; see `lrs_edge.backends.base.Graph.run`."""
+        try:
+            if buffers is None:
+                results = self._session.run(list(outputs), dict(feeds))
+            else:
+                results = self._run_bound(feeds, outputs, buffers)
+        except Exception as error:
+            raise _translated(error, f"{self._path.name} failed while running") from error
+        return [np.asarray(result, dtype=np.float32) for result in results]
+
+    def _run_bound(
+        self,
+        feeds: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[str],
+        buffers: KVBuffers,
+    ) -> list[Any]:
+        if not isinstance(buffers, OnnxKVBuffers):
+            raise TypeError(f"{type(buffers).__name__} does not belong to the ONNX backend")
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        for name in buffers.names:
+            value = buffers.value(name)
+            binding.bind_ortvalue_input(f"past_{name}", value)
+            binding.bind_ortvalue_output(f"present_{name}", value)
+        self._session.run_with_iobinding(binding)
+        produced = dict(
+            zip((*outputs, *buffers.names), binding.get_outputs()[: len(outputs)], strict=False)
+        )
+        return [produced[name].numpy() for name in outputs]
+
+    def new_buffers(self, names: Sequence[str]) -> OnnxKVBuffers:
+        """Empty buffers for the inputs `past_<name>`."""
+        spec = self._inputs[f"past_{names[0]}"]
+        heads, head_dim = spec.shape[1], spec.shape[3]
+        if heads is None or head_dim is None:
+            raise BackendError(
+                f"{self._path.name}: past_{names[0]} must state its heads and head size; "
+                "export the bundle again"
+            )
+        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._provider)
+
+
+class OnnxKVBuffers:
+    """Key and value buffers as OrtValues, compacted on their own device."""
+
+    def __init__(
+        self, names: tuple[str, ...], heads: int, head_dim: int, dtype: str, provider: str
+    ) -> None:
+        self._names = names
+        self._heads = heads
+        self._head_dim = head_dim
+        self._dtype = dtype
+        self._provider = provider
+        self._capacity = 1
+        self._mover: ort.InferenceSession | None = None
+        self._values = {name: self._allocate(1) for name in names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the buffers."""
+        return self._names
+
+    @property
+    def capacity(self) -> int:
+        """Places of each buffer."""
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers together."""
+        item = np.dtype(self._dtype).itemsize
+        return len(self._names) * self._heads * self._capacity * self._head_dim * item
+
+    def value(self, name: str) -> ort.OrtValue:
+        """The OrtValue [1, kv_heads, capacity, head_dim] of one buffer."""
+        return self._values[name]
+
+    def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
+        """Move old places to new ones; see `lrs_edge.backends.base.KVBuffers.gather`."""
+        places = np.zeros(capacity, np.int64)
+        places[: len(indices)] = indices
+        spare = None
+        try:
+            if self._mover is None:
+                self._mover = _session(gather_model(self._dtype), self._provider, None)
+            for name in self._names:
+                old = self._values[name]
+                # One spare buffer moves from layer to layer, so compaction never needs a second
+                # cache; it can be reused only while the capacity stays what it was.
+                new = spare if spare is not None else self._allocate(capacity)
+                binding = self._mover.io_binding()
+                binding.bind_ortvalue_input("x", old)
+                binding.bind_cpu_input("indices", places)
+                binding.bind_ortvalue_output("y", new)
+                self._mover.run_with_iobinding(binding)
+                self._values[name] = new
+                spare = old if capacity == self._capacity else None
+        except Exception as error:
+            raise _translated(error, "the KV cache cannot be compacted") from error
+        self._capacity = capacity
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A float32 copy of one buffer."""
+        return np.array(self._values[name].numpy(), dtype=np.float32)
+
+    def _allocate(self, capacity: int) -> ort.OrtValue:
+        shape = (1, self._heads, capacity, self._head_dim)
+        try:
+            return ort.OrtValue.ortvalue_from_numpy(
+                np.zeros(shape, dtype=self._dtype), self._provider, 0
+            )
+        except Exception as error:
+            raise _translated(error, f"a KV buffer of shape {shape} cannot be had") from error
+
+
+def _session(model: str | bytes, provider: str, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = ["CPUExecutionProvider"]
+    if provider == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+    return ort.InferenceSession(model, options, providers=providers)
+
+
+def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
+    return {
+        node.name: TensorSpec(
+            node.name,
+            _DTYPES.get(node.type, node.type),
+            tuple(dim if isinstance(dim, int) else None for dim in node.shape),
+        )
+        for node in nodes
+    }
+
+
+def _translated(error: Exception, what: str) -> BackendError:
+    """One line for the user out of an engine's error."""
+    if isinstance(error, BackendError):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
+        return OutOfMemoryError(
+            f"{what}: out of memory; use a smaller --max-tiles or --max-vision-tokens, "
+            f"or another device ({text[:200]})"
+        )
+    return BackendError(f"{what}: {text[:400]}")

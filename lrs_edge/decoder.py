@@ -1,0 +1,119 @@
+"""Running a decoder graph (LLM or RFM) over a KV cache."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.backends.base import Graph
+from lrs_edge.cache import KVCache, Tokens
+from lrs_edge.errors import BundleError
+from lrs_edge.manifest import DecoderSpec
+
+
+class Decoder:
+    """One stack of decoder layers.
+
+    Args:
+        graph: The graph; its inputs are checked against `spec`.
+        spec: Shape of the stack.
+        scoring: True for the RFM, whose last layer has keys only.
+        masked: Loads the flavour with an attention bias when first needed; None where there is
+            none.
+
+    Raises:
+        BundleError: The graph's inputs or outputs are not those of its role.
+    """
+
+    def __init__(
+        self, graph: Graph, spec: DecoderSpec, *, scoring: bool, masked: Graph | None = None
+    ) -> None:
+        names = [f"{part}_{i}" for i in range(spec.layers) for part in ("key", "value")]
+        if scoring:
+            names.append(f"key_{spec.layers}")
+        self.spec = spec
+        self._names = names
+        self._graph = graph
+        self._masked = masked
+        for candidate, extra in ((graph, ()), (masked, ("attention_bias",))):
+            if candidate is not None:
+                self._check(candidate, extra)
+
+    def _check(self, graph: Graph, extra: tuple[str, ...]) -> None:
+        wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
+        wanted |= {f"past_{name}" for name in self._names}
+        if set(graph.inputs) != wanted:
+            odd = sorted(set(graph.inputs) ^ wanted)
+            raise BundleError(
+                f"{self.spec.graph} does not have the inputs of its role ({', '.join(odd[:4])} "
+                "missing or unknown); export the bundle again"
+            )
+        outputs = {"logits"} | {f"present_{name}" for name in self._names}
+        if not outputs <= set(graph.outputs):
+            raise BundleError(
+                f"{self.spec.graph} lacks the outputs {sorted(outputs - set(graph.outputs))[:4]}; "
+                "export the bundle again"
+            )
+        embeds = graph.inputs["inputs_embeds"]
+        if embeds.dtype != "float32" or len(embeds.shape) != 3:
+            raise BundleError(
+                f"{self.spec.graph}: inputs_embeds must be float32 [1, L, D]; "
+                "export the bundle again"
+            )
+        past = graph.inputs[f"past_{self._names[0]}"].shape
+        if past != (1, self.spec.kv_heads, None, self.spec.head_dim):
+            raise BundleError(
+                f"{self.spec.graph}: past_{self._names[0]} has shape {past}, the manifest says "
+                f"{self.spec.kv_heads} heads of {self.spec.head_dim}; export the bundle again"
+            )
+
+    def new_cache(self) -> KVCache:
+        """An empty cache on the graph's device."""
+        return KVCache(self._graph.new_buffers(self._names))
+
+    @property
+    def has_masked(self) -> bool:
+        """True where a flavour with an attention bias is there."""
+        return self._masked is not None
+
+    def forward(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        attention_bias: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Run new tokens through the layers; the cache holds them afterwards.
+
+        Args:
+            cache: What the new tokens can attend to, besides those before them.
+            embeds: float32 [L, D], L at least 1.
+            tokens: Labels [L] with the positions for RoPE.
+            attention_bias: float32 [L, cached + L] added to the attention logits; needs the
+                masked flavour.
+
+        Returns:
+            The graph's `logits`: [1, V] of the LLM, [H, cached + L] of the RFM.
+
+        Raises:
+            BackendError: The engine fails.
+            BundleError: A bias is given and the bundle has no masked flavour.
+        """
+        cache.reserve(len(tokens))
+        feeds: dict[str, NDArray[np.generic]] = {
+            "inputs_embeds": embeds[None].astype(np.float32, copy=False),
+            "position_ids": np.ascontiguousarray(tokens["position"])[None],
+            "past_length": np.array([len(cache)], np.int64),
+        }
+        graph = self._graph
+        if attention_bias is not None:
+            if self._masked is None:
+                raise BundleError(
+                    "this bundle has no masked RFM graph, which the reference policy needs; "
+                    "export the bundle again, or use --policy full"
+                )
+            graph = self._masked
+            feeds["attention_bias"] = attention_bias[None, None]
+        (logits,) = graph.run(feeds, ["logits"], cache.buffers)
+        cache.append(tokens)
+        return logits

@@ -1,0 +1,59 @@
+"""Every error that lrs-edge raises on purpose, and the exit code each one means.
+
+    LrsEdgeError                    1  anything that went wrong here
+    ├── UsageError                  2  an argument that cannot be meant
+    │   └── QuestionError           2  a question that is empty or too long
+    ├── ImageError                  3  an image that cannot be read, or is refused
+    ├── BundleError                 4  a bundle that is incomplete, altered or of unknown version
+    ├── BackendError                5  an engine that cannot be loaded or fails while running
+    │   └── OutOfMemoryError        5  a stage that does not fit into memory
+    └── ExportError                 1  a checkpoint that cannot be exported, or fails parity
+
+A message says what was wrong, with which file or value, and what to do about it, on one line.
+Callers catch `LrsEdgeError`; the command line turns `exit_code` into the process's exit status.
+Exit code 6 (timed out with a partial answer) is no error: the answer says so in `finish_reason`.
+"""
+
+from __future__ import annotations
+
+
+class LrsEdgeError(Exception):
+    """Base class of all errors raised by lrs-edge."""
+
+    exit_code = 1
+
+
+class UsageError(LrsEdgeError):
+    """An argument or option whose value cannot be meant."""
+
+    exit_code = 2
+
+
+class QuestionError(UsageError):
+    """A question that is empty, too long or not text."""
+
+
+class ImageError(LrsEdgeError):
+    """An image that cannot be opened, decoded or addressed as asked, or that exceeds a limit."""
+
+    exit_code = 3
+
+
+class BundleError(LrsEdgeError):
+    """A model bundle that is incomplete, altered, hostile or of an unknown schema version."""
+
+    exit_code = 4
+
+
+class BackendError(LrsEdgeError):
+    """An inference engine that cannot be loaded, has the wrong inputs, or fails while running."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(BackendError):
+    """A stage whose tensors do not fit into the memory of the device."""
+
+
+class ExportError(LrsEdgeError):
+    """A checkpoint that cannot be exported, or an export whose parity check failed."""

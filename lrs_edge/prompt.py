@@ -1,0 +1,145 @@
+"""Prompts: the template around image and question, tokens in and text out.
+
+The prompt is split at the image and each part is tokenised by itself (algorithm.md, "Prompt").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from lrs_edge.errors import BundleError, QuestionError
+from lrs_edge.manifest import PromptSpec
+
+#: A question longer than this is refused before it is tokenised.
+MAX_QUESTION_CHARS = 10_000
+
+#: Stands for the image in traces, as in the authors' `input_ids`.
+IMAGE_TOKEN = -200
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids int64 before and after the image."""
+
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+
+
+class Prompt:
+    """One bundle's template and tokenizer.
+
+    Args:
+        path: `tokenizer.json`.
+        spec: Template and special tokens.
+        vocabulary: Rows of the embedding table.
+
+    Raises:
+        BundleError: The tokenizer cannot be read or has tokens without an embedding.
+    """
+
+    def __init__(self, path: Path, spec: PromptSpec, vocabulary: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        # tokenizers raises bare Exception for every kind of bad file.
+        except Exception as error:
+            raise BundleError(f"{path} is no tokenizer ({error}); export it again") from error
+        ids = [spec.separator_id, *spec.stop_ids]
+        ids += [spec.bos_id] if spec.bos_id is not None else []
+        largest = max(self._tokenizer.get_vocab_size(with_added_tokens=True) - 1, *ids)
+        if largest >= vocabulary or min(ids) < 0:
+            raise BundleError(
+                f"{path} has token {largest}, the embeddings have {vocabulary} rows; "
+                "export the bundle again"
+            )
+        self._spec = spec
+        self._control = tuple(
+            token.content
+            for token in self._tokenizer.get_added_tokens_decoder().values()
+            if token.special
+        )
+        self._before = self._encode(spec.prefix)
+        if spec.bos_id is not None:
+            self._before = np.concatenate([[spec.bos_id], self._before]).astype(np.int64)
+
+    @property
+    def before(self) -> NDArray[np.int64]:
+        """Token ids before the image; the same for every question."""
+        return self._before
+
+    def tokens(self, question: str, end_str: str = "") -> PromptTokens:
+        """Tokenise the prompt for a question.
+
+        Args:
+            question: What the user asks.
+            end_str: Instruction on the line after the question.
+
+        Raises:
+            QuestionError: The question is empty, too long, not text, or holds a control token.
+        """
+        text = self._checked(question)
+        if end_str or self._spec.question_newline:
+            text = f"{text}\n{end_str}"
+        return PromptTokens(
+            self._before, self._encode(self._spec.suffix.replace("{question}", text))
+        )
+
+    def _checked(self, question: str) -> str:
+        if not question.strip():
+            raise QuestionError("the question is empty; ask something about the image")
+        if len(question) > MAX_QUESTION_CHARS:
+            raise QuestionError(
+                f"the question has {len(question)} characters; at most {MAX_QUESTION_CHARS} are "
+                "allowed"
+            )
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise QuestionError("the question is not valid Unicode text") from error
+        for control in self._control:
+            if control in question:
+                raise QuestionError(
+                    f"the question contains the model's control token {control!r}; leave it out"
+                )
+        return question
+
+    def _encode(self, text: str) -> NDArray[np.int64]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.array(ids, np.int64)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated tokens, control tokens left out."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def text_stream(self) -> TextStream:
+        """A new incremental decoder."""
+        return TextStream(self._tokenizer)
+
+
+class TextStream:
+    """Turns generated tokens into text as they come, never splitting a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self.text = ""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._ids.append(token)
+        piece = self._stream.step(self._tokenizer, token) or ""
+        self.text += piece
+        return piece
+
+    def finish(self) -> str:
+        """What is left when no token follows: an unfinished character as U+FFFD."""
+        whole = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
+        self.text += rest
+        return rest

@@ -1,0 +1,134 @@
+"""From tile to tokens: reads tiles of a scene, encodes them, and remembers their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from lrs_edge.budget import Clock
+from lrs_edge.options import Resampling
+from lrs_edge.pyramid import Level, TileIndex
+from lrs_edge.raster import Raster
+from lrs_edge.vision import FeatureCache, Features, VisionEncoder
+
+#: Told about every step: stage, tiles read so far, tiles encoded so far.
+OnTile = Callable[[Literal["read", "encode"], int, int], None]
+
+
+class TileSource:
+    """Tokens of the tiles of one image.
+
+    Args:
+        raster: The image.
+        encoder: Turns tiles into tokens.
+        cache: Shared by all questions on the image.
+    """
+
+    def __init__(self, raster: Raster, encoder: VisionEncoder, cache: FeatureCache) -> None:
+        self._raster = raster
+        self._encoder = encoder
+        self._cache = cache
+
+    def session(self, resampling: Resampling, clock: Clock, on_tile: OnTile) -> TileSession:
+        """A view for one question, with counts of its own."""
+        return TileSession(self._raster, self._encoder, self._cache, resampling, clock, on_tile)
+
+
+class TileSession:
+    """Reads and encodes tiles for one question.
+
+    Attributes:
+        read: Tiles read from the image.
+        encoded: Tiles encoded.
+        from_cache: Tiles whose tokens were remembered.
+    """
+
+    def __init__(
+        self,
+        raster: Raster,
+        encoder: VisionEncoder,
+        cache: FeatureCache,
+        resampling: Resampling,
+        clock: Clock,
+        on_tile: OnTile,
+    ) -> None:
+        self._raster = raster
+        self._encoder = encoder
+        self._cache = cache
+        self._resampling = resampling
+        self._clock = clock
+        self._on_tile = on_tile
+        self.read = self.encoded = self.from_cache = 0
+
+    @property
+    def looked_at(self) -> int:
+        """Tiles whose tokens were asked for, remembered or not."""
+        return self.encoded + self.from_cache
+
+    def global_tokens(self, level: Level) -> Features:
+        """Tokens [T, D] of the global view, not pooled."""
+        return self._tokens(level, [TileIndex(0, 0)], "global")[TileIndex(0, 0)]
+
+    def local_tokens(
+        self, level: Level, tiles: Sequence[TileIndex], stop: Callable[[], bool] | None = None
+    ) -> dict[TileIndex, Features]:
+        """Tokens [per_tile**2, D] of tiles of a level, pooled as the model wants it.
+
+        Args:
+            level: The level.
+            tiles: Tiles to look at.
+            stop: Asked before every batch; tiles after a True are left out.
+
+        Raises:
+            ImageError: A tile cannot be read.
+            BackendError: The encoder fails.
+        """
+        return self._tokens(level, tiles, "local", stop)
+
+    def _tokens(
+        self,
+        level: Level,
+        tiles: Sequence[TileIndex],
+        role: Literal["global", "local"],
+        stop: Callable[[], bool] | None = None,
+    ) -> dict[TileIndex, Features]:
+        found: dict[TileIndex, Features] = {}
+        missing = []
+        for tile in tiles:
+            tokens = self._cache.get(self._key(level, tile, role))
+            if tokens is None:
+                missing.append(tile)
+            else:
+                found[tile] = tokens
+        self.from_cache += len(found)
+        step = self._encoder.batch_size
+        for start in range(0, len(missing), step):
+            if stop is not None and stop():
+                break
+            found.update(self._encode(level, missing[start : start + step], role))
+        return found
+
+    def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
+        return (role, self._resampling, level.height, level.width, tile)
+
+    def _encode(
+        self, level: Level, tiles: Sequence[TileIndex], role: Literal["global", "local"]
+    ) -> dict[TileIndex, Features]:
+        pixels = []
+        with self._clock.stage("read"):
+            for tile in tiles:
+                window = level.tile_window(tile)
+                shown = self._raster.read((level.height, level.width), window, self._resampling)
+                pixels.append(self._encoder.normalise(shown))
+                self.read += 1
+                self._on_tile("read", self.read, self.encoded)
+        found = {}
+        with self._clock.stage("encode"):
+            batch = self._encoder.encode(pixels)
+            for tile, tokens in zip(tiles, batch, strict=True):
+                kept = self._encoder.pool(tokens) if role == "local" else tokens.copy()
+                self._cache.put(self._key(level, tile, role), kept)
+                found[tile] = kept
+        self.encoded += len(tiles)
+        self._on_tile("encode", self.read, self.encoded)
+        return found

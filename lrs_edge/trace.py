@@ -1,0 +1,120 @@
+"""A trace of every stage of one question, for comparison with the reference implementation.
+
+Arrays are named as in the golden files of the authors' code: s = 1 for the base level, s = 2 for
+the next (`full` goes on counting). Level sizes stand under `scale_infos_*`, coarse to fine, as in
+the golden `scale_infos`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.errors import UsageError
+from lrs_edge.prompt import IMAGE_TOKEN, PromptTokens
+from lrs_edge.pyramid import Pyramid
+from lrs_edge.search import LevelPass, SearchResult
+from lrs_edge.sequence import Sequence
+from lrs_edge.vision import Features
+
+
+class Trace:
+    """Collects arrays and writes them as one `.npz` file."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+
+    def put(self, name: str, values: Any) -> None:
+        """Add one array."""
+        self.arrays[name] = np.asarray(values)
+
+    def add_prompt(self, tokens: PromptTokens) -> None:
+        """`input_ids`, with -200 for the image."""
+        ids = np.concatenate([tokens.before, [IMAGE_TOKEN], tokens.after])
+        self.put("input_ids", ids.astype(np.int64))
+
+    def add_pyramid(self, pyramid: Pyramid) -> None:
+        """Sizes (height, width) of all levels, of the searched ones and of the global view."""
+        levels = pyramid.all_levels
+        self.put("scale_infos_resize_hw", [(lv.height, lv.width) for lv in levels])
+        self.put(
+            "scale_infos_resize_padding_hw", [(lv.padded_height, lv.padded_width) for lv in levels]
+        )
+        self.put("scale_infos_block_num_hw", [(lv.tile_rows, lv.tile_cols) for lv in levels])
+        self.put("searched_levels", [levels.index(lv) for lv in pyramid.levels])
+        view = pyramid.global_view
+        self.put("global_resize_hw", (view.height, view.width))
+
+    def add_global(self, tokens: Features) -> None:
+        """Every 32nd token of the projected global view."""
+        self.put("proj_global_rows32", tokens[::32])
+
+    def add_search(
+        self, result: SearchResult, prefix: Sequence, after: NDArray[np.float32]
+    ) -> None:
+        """Scores, selected tiles and kept tokens of every level."""
+        for number, scored in enumerate(result.passes, start=1):
+            self._add_pass(number, scored, prefix, after)
+        if len(result.passes) > 1:
+            first, second = result.passes[0], result.passes[1]
+            self.put("next_selected_positions", [(t.row, t.col) for t in second.tiles])
+            self.put("next_lvl_index_used", second.index)
+            self.put("next_local_mask", (~second.local.hidden).astype(np.uint8))
+            self.put("topk1_indices_with_newlines", first.local.indices[first.kept])
+
+    def _add_pass(
+        self, number: int, scored: LevelPass, prefix: Sequence, after: NDArray[np.float32]
+    ) -> None:
+        local = scored.local
+        embeds = np.concatenate([prefix.embeds, local.embeds, after])
+        self.put(f"seq{number}_rownorm", np.linalg.norm(embeds, axis=1))
+        self.put(f"seq{number}_rowsum", embeds.sum(axis=1))
+        self.put(f"seq{number}_local_hw_incl_newline", (scored.grid.rows, scored.grid.width))
+        self.put(f"rfm{number}_logits_heads", scored.logits)
+        self.put(f"rfm{number}_attn", scored.scores)
+        self.put(f"rfm{number}_local_indices", local.indices)
+        self.put(f"rfm{number}_tiles", [(tile.row, tile.col) for tile in scored.tiles])
+        self.put(f"topk{number}_raw_indices", local.indices[scored.top])
+        self.put(f"keep{number}_indices_with_newlines", local.indices[scored.kept])
+        if number > 1:
+            self.put(f"rfm{number}_bool_mask_added", local.hidden.astype(np.uint8))
+            masked = scored.scores if scored.masked_scores is None else scored.masked_scores
+            self.put(f"rfm{number}_attn_if_properly_masked", masked)
+
+    def add_final(self, sequence: Sequence) -> None:
+        """The sequence given to the language model."""
+        self.put("final_embeds_rownorm", np.linalg.norm(sequence.embeds, axis=1))
+        self.put("final_embeds_rowsum", sequence.embeds.sum(axis=1))
+        self.put("prefill_position_ids", sequence.tokens["position"].astype(np.int64))
+        self.put("prefill_attention_mask", np.ones(len(sequence), np.int64))
+
+    def add_decode(self, logits: list[NDArray[np.float32]], token_ids: list[int]) -> None:
+        """Logits of every step and the generated ids, a stop token included."""
+        self.put("new_ids", np.array(token_ids, np.int64))
+        if logits:
+            self.put("prefill_last_logits", logits[0])
+            self.put("step_logits", np.stack(logits))
+
+    def write(self, path: str | Path) -> None:
+        """Write the file; it appears whole or not at all.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        target = Path(path)
+        try:
+            handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
+        except OSError as error:
+            raise UsageError(f"the trace {target} cannot be written ({error.strerror})") from error
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                np.savez_compressed(stream, allow_pickle=False, **self.arrays)
+            os.replace(temporary, target)
+        except OSError as error:
+            Path(temporary).unlink(missing_ok=True)
+            raise UsageError(f"the trace {target} cannot be written ({error.strerror})") from error

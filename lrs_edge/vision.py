@@ -1,0 +1,145 @@
+"""Tiles to tokens: normalising, padding, encoding, pooling, and the tile-feature cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.backends.base import Graph
+from lrs_edge.errors import BundleError
+from lrs_edge.manifest import VisionSpec
+
+Features = NDArray[np.float32]
+
+
+class VisionEncoder:
+    """The vision encoder with its projector.
+
+    Args:
+        graph: The graph; its inputs are checked against `spec`.
+        spec: Tile size, token grid, normalisation.
+        hidden: Width D of a token.
+
+    Raises:
+        BundleError: The graph's input or output is not that of its role.
+    """
+
+    def __init__(self, graph: Graph, spec: VisionSpec, hidden: int) -> None:
+        self.spec = spec
+        self._graph = graph
+        self._hidden = hidden
+        self._mean = np.array(spec.mean, np.float32)
+        self._std = np.array(spec.std, np.float32)
+        wanted = (None, 3, spec.tile, spec.tile)
+        pixels = graph.inputs.get("pixel_values")
+        if pixels is None or len(graph.inputs) != 1 or pixels.dtype != "float32":
+            found = ", ".join(sorted(graph.inputs))
+            raise BundleError(
+                f"{spec.graph} must have the one input pixel_values (float32), it has {found}; "
+                "export the bundle again"
+            )
+        if not _fits(pixels.shape, wanted) or "tokens" not in graph.outputs:
+            raise BundleError(
+                f"{spec.graph} takes pixel_values {pixels.shape}, the manifest says {wanted}, or "
+                "it has no output named tokens; export the bundle again"
+            )
+
+    @property
+    def per_tile(self) -> int:
+        """Local tokens along a tile's side, after pooling."""
+        return self.spec.grid // self.spec.local_pool
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles encoded in one run: one by one on a CPU, where a larger batch gains nothing."""
+        return 1 if self._graph.provider == "cpu" else 8
+
+    def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One tile, ready for the encoder.
+
+        Args:
+            pixels: float32 [rows, cols, 3] of 0..1, at most a tile on each side.
+
+        Returns:
+            float32 [3, S, S], normalised, then padded with zeros at the bottom and right (zero is
+            the mean colour; algorithm.md, "Pyramid" 5).
+        """
+        tile = np.zeros((3, self.spec.tile, self.spec.tile), np.float32)
+        rows, cols = pixels.shape[:2]
+        tile[:, :rows, :cols] = ((pixels - self._mean) / self._std).transpose(2, 0, 1)
+        return tile
+
+    def encode(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
+        """Tokens float32 [N, T, D] of normalised tiles [3, S, S], row-major in each tile.
+
+        Raises:
+            BackendError: The engine fails.
+            BundleError: The graph's tokens have another shape than the manifest says.
+        """
+        (tokens,) = self._graph.run({"pixel_values": np.stack(tiles)}, ["tokens"])
+        if tokens.shape != (len(tiles), self.spec.grid**2, self._hidden):
+            raise BundleError(
+                f"{self.spec.graph} gives tokens {tokens.shape}, the manifest says "
+                f"{(len(tiles), self.spec.grid**2, self._hidden)}; export the bundle again"
+            )
+        return tokens
+
+    def pool(self, tokens: Features) -> Features:
+        """Local tokens [per_tile**2, D] of one tile's [T, D]: the mean of pool x pool neighbours.
+
+        Equals the reference's bilinear halving of the 24 x 24 grid.
+        """
+        pool, side = self.spec.local_pool, self.per_tile
+        blocks = tokens.reshape(side, pool, side, pool, -1)
+        return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(side * side, -1))
+
+
+def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        a is None or b is None or a == b for a, b in zip(shape, wanted, strict=True)
+    )
+
+
+class FeatureCache:
+    """Tokens of tiles, least recently used out, bounded in bytes.
+
+    Tokens of a tile depend only on the tile, so they serve every question on a scene.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[Hashable, Features] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return self._bytes
+
+    def get(self, key: Hashable) -> Features | None:
+        """The tokens stored under a key, which becomes the most recently used; None if absent."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, tokens: Features) -> None:
+        """Store tokens; older ones leave when the bytes do not suffice."""
+        if tokens.nbytes > self._max_bytes:
+            return
+        previous = self._entries.pop(key, None)
+        self._bytes += tokens.nbytes - (0 if previous is None else previous.nbytes)
+        self._entries[key] = tokens
+        while self._bytes > self._max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._bytes = 0

@@ -1,0 +1,1 @@
+"""Recipes for known checkpoints and the embedded default bundle (package data)."""
