@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from lrs_edge.errors import BackendError, UsageError
 from lrs_edge.llm import LanguageModel
 from lrs_edge.manifest import Manifest
 from lrs_edge.prompt import Prompt
+from lrs_edge.queueing import RequestQueue
 from lrs_edge.raster import Raster
 from lrs_edge.rfm import RegionFocus
 from lrs_edge.scene import Scene
@@ -52,8 +53,8 @@ class Engine:
         self._models: Models | None = load_models(bundle, options)
         self._bundle = bundle
         self._feature_cache_bytes = feature_cache_bytes
-        self._lock = threading.RLock()
-        self._scenes: list[Scene] = []
+        self._queue = RequestQueue()
+        self._scenes: weakref.WeakSet[Scene] = weakref.WeakSet()
 
     def __enter__(self) -> Engine:
         return self
@@ -104,17 +105,15 @@ class Engine:
         """
         models = self._loaded()
         raster = Raster.open(path, bands=bands, value_range=value_range)
-        scene = Scene(raster, models, self._lock, self._feature_cache_bytes)
-        self._scenes.append(scene)
+        scene = Scene(raster, models, self._queue, self._feature_cache_bytes)
+        self._scenes.add(scene)
         return scene
 
     def close(self) -> None:
         """Close all scenes and free the model; may be called more than once."""
-        with self._lock:
-            for scene in self._scenes:
-                scene.close()
-            self._scenes.clear()
-            self._models = None
+        for scene in list(self._scenes):
+            scene.close()
+        self._models = None
 
 
 def load(

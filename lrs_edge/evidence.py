@@ -9,7 +9,7 @@ import numpy as np
 
 from lrs_edge.answer import Bounds, LevelReport, Region, Ring, TokenCounts
 from lrs_edge.pyramid import Level, LevelWindow, Pyramid, TileIndex
-from lrs_edge.search import LevelPass, SearchResult
+from lrs_edge.search_result import LevelPass, SearchResult
 
 #: Closed rings in the image's CRS and in WGS 84 of a pixel window, None without georeference.
 ToPolygon = Callable[[Bounds], tuple[Ring, Ring] | None]

@@ -1,38 +1,27 @@
-"""A scene: one image, what its questions share, and the answering of one question."""
+"""A scene: one opened image, and what the questions about it share."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lrs_edge.answer import Answer, FinishReason, Progress, Timings
-from lrs_edge.budget import Clock
-from lrs_edge.cache import KVCache, TokenKind
+from lrs_edge.answer import Answer
+from lrs_edge.cache import KVCache
 from lrs_edge.errors import UsageError
-from lrs_edge.evidence import level_reports, regions, token_counts
-from lrs_edge.memory import peak_memory
 from lrs_edge.options import AskOptions, merged_options
 from lrs_edge.prompt import PromptTokens
-from lrs_edge.pyramid import Pyramid, build_pyramid, reference_fails
+from lrs_edge.queueing import RequestQueue
 from lrs_edge.raster import Raster
-from lrs_edge.rfm import token_scores
-from lrs_edge.sampling import Sampler
-from lrs_edge.search import Search, SearchResult
-from lrs_edge.sequence import Sequence, build_prefix, build_suffix, concatenate
-from lrs_edge.tiles import TileSession, TileSource
+from lrs_edge.request import OnProgress, Request
+from lrs_edge.tiles import TileSource
 from lrs_edge.trace import Trace
 from lrs_edge.vision import FeatureCache
 
 if TYPE_CHECKING:
     from lrs_edge.engine import Models
-
-OnProgress = Callable[[Progress], None]
 
 
 class Scene:
@@ -44,11 +33,11 @@ class Scene:
     """
 
     def __init__(
-        self, raster: Raster, models: Models, lock: threading.RLock, feature_cache_bytes: int
+        self, raster: Raster, models: Models, queue: RequestQueue, feature_cache_bytes: int
     ) -> None:
         self.raster = raster
         self._models = models
-        self._lock = lock
+        self._queue = queue
         self._features = FeatureCache(feature_cache_bytes)
         self._tiles = TileSource(raster, models.vision, self._features)
         self._rfm_cache: KVCache | None = None
@@ -68,7 +57,8 @@ class Scene:
 
     def close(self) -> None:
         """Close the image and free what was cached; may be called more than once."""
-        with self._lock:
+        # An unfinished stream of this very thread cannot be waited for; it ends with an error.
+        with nullcontext() if self._queue.is_mine else self._queue.turn():
             self._closed = True
             self._rfm_cache = self._llm_cache = None
             self._features.clear()
@@ -130,8 +120,8 @@ class Scene:
         options: AskOptions,
         on_progress: OnProgress | None,
         trace_path: str | Path | None,
-    ) -> Iterator[str]:
-        with self._lock:
+    ) -> Generator[str, None, None]:
+        with self._queue.turn():
             if self._closed:
                 raise UsageError("the scene is closed; open the image again")
             trace = None if trace_path is None else Trace()
@@ -163,12 +153,16 @@ class Scene:
 class AnswerStream:
     """The text of an answer, piece by piece; iterate once, then read `answer`."""
 
-    def __init__(self, start: Callable[[AnswerStream], Iterator[str]]) -> None:
+    def __init__(self, start: Callable[[AnswerStream], Generator[str, None, None]]) -> None:
         self._pieces = start(self)
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
+
+    def close(self) -> None:
+        """Give up on the rest of the answer and free the engine for the next request."""
+        self._pieces.close()
 
     @property
     def answer(self) -> Answer:
@@ -184,234 +178,3 @@ class AnswerStream:
     @answer.setter
     def answer(self, value: Answer) -> None:
         self._answer = value
-
-
-class Request:
-    """One question on its way through the stages: search, prefill, decode."""
-
-    def __init__(
-        self,
-        scene: Scene,
-        question: str,
-        prompt: PromptTokens,
-        options: AskOptions,
-        on_progress: OnProgress | None,
-        trace: Trace | None,
-    ) -> None:
-        self._scene = scene
-        self._models = scene.models
-        self._question = question
-        self._prompt = prompt
-        self._options = options
-        self._on_progress = on_progress
-        self._trace = trace
-        self._clock = Clock(options.timeout)
-        self._warnings = list(scene.raster.warnings)
-        self._pyramid = self._build_pyramid()
-        self._progress_level: int | None = None
-        self._tiles_total = 1
-        self._tiles: TileSession = scene.tiles.session(
-            options.resampling, self._clock, self._on_tile
-        )
-        self._ids: list[int] = []
-        self._text = ""
-        self._evicted = 0
-        self._finish: FinishReason = "stop"
-        self._fixed_vision = 0
-        self._result: SearchResult | None = None
-
-    def _build_pyramid(self) -> Pyramid:
-        manifest, raster = self._models.manifest, self._scene.raster
-        size = {"tile": manifest.vision.tile, "base_side": manifest.search.base_side}
-        if self._options.policy == "reference":
-            if self._options.max_tiles is not None:
-                raise UsageError("the reference policy knows no tile budget; leave --max-tiles out")
-            pyramid = build_pyramid(raster.height, raster.width, policy="reference", **size)
-            if not reference_fails(pyramid, self._models.vision.per_tile):
-                return pyramid
-            self._options = merged_options(self._options, {"policy": "full"})
-            self._warnings.append(
-                "the reference implementation fails on images of this shape; answered with the "
-                "full policy"
-            )
-        return build_pyramid(raster.height, raster.width, policy="full", **size)
-
-    def pieces(self) -> Iterator[str]:
-        """Do the work; yields the answer's text as it comes."""
-        rfm_cache, llm_cache = self._scene.caches()
-        prefix = self._prefix()
-        after = self._models.embeddings.lookup(self._prompt.after)
-        search = Search(
-            self._models.search_model,
-            self._pyramid,
-            self._tiles,
-            rfm_cache,
-            prefix,
-            after,
-            self._options,
-            self._clock,
-            self._on_level,
-            traced=self._trace is not None,
-        )
-        result = self._result = search.run()
-        self._warnings += result.warnings
-        sequence = self._final_sequence(prefix, after, result)
-        if self._trace is not None:
-            self._trace.add_search(result, prefix, after)
-            self._trace.add_final(sequence)
-        self._tell("prefill")
-        with self._clock.stage("prefill"):
-            logits = self._models.llm.prefill(
-                llm_cache, sequence.embeds, sequence.tokens, min(len(prefix), len(sequence) - 1)
-            )
-            self._apply_kv_budget(llm_cache, prefix, result)
-        yield from self._decode(llm_cache, logits)
-
-    def _prefix(self) -> Sequence:
-        models = self._models
-        self._tell("encode")
-        global_tokens = self._tiles.global_tokens(self._pyramid.global_view)
-        separator = np.array([models.manifest.prompt.separator_id], np.int64)
-        prefix = build_prefix(
-            models.embeddings.lookup(self._prompt.before),
-            global_tokens,
-            models.embeddings.lookup(separator),
-        )
-        self._fixed_vision = len(prefix) - len(self._prompt.before)
-        if self._trace is not None:
-            self._trace.add_prompt(self._prompt)
-            self._trace.add_pyramid(self._pyramid)
-            self._trace.add_global(global_tokens)
-        return prefix
-
-    def _final_sequence(
-        self, prefix: Sequence, after: NDArray[np.float32], result: SearchResult
-    ) -> Sequence:
-        """Prefix, kept local tokens, text after the image; positions without gaps."""
-        start, kept = len(prefix), result.final
-        local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
-        whole = concatenate(prefix, local, build_suffix(after, start + len(kept)))
-        limit = self._models.manifest.limits.max_length
-        if len(whole) > limit:
-            # Only the reference policy gets here: it cuts the end, the question included.
-            self._warnings.append(
-                f"the sequence of {len(whole)} tokens was cut to the model's {limit}; the "
-                "reference policy cuts the end of the question"
-            )
-            return Sequence(whole.embeds[:limit], whole.tokens[:limit])
-        return whole
-
-    def _apply_kv_budget(self, cache: KVCache, prefix: Sequence, result: SearchResult) -> None:
-        budget = self._options.kv_budget
-        if budget is None or len(cache) <= budget:
-            return
-        scores = np.zeros(len(cache), np.float32)
-        if result.passes:
-            views = np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
-            scores[views] = token_scores(result.passes[-1].global_logits)
-            kept = result.final_scores[: max(len(cache) - len(prefix), 0)]
-            scores[len(prefix) : len(prefix) + len(kept)] = kept
-        self._evicted = cache.evict(scores, budget)
-        if len(cache) > budget:
-            self._warnings.append(
-                f"the KV budget of {budget} tokens cannot hold the prompt's text; {len(cache)} "
-                "tokens were kept"
-            )
-
-    def _decode(self, cache: KVCache, logits: NDArray[np.float32]) -> Iterator[str]:
-        options = self._options
-        sampler = Sampler(
-            options.temperature,
-            options.top_p,
-            options.seed,
-            self._models.manifest.repetition_penalty,
-        )
-        seen: list[NDArray[np.float32]] = []
-        self._tell("decode")
-        steps = self._models.llm.generate(
-            cache,
-            logits,
-            sampler,
-            max_tokens=options.max_tokens,
-            expired=self._clock.expired,
-            on_logits=seen.append if self._trace is not None else None,
-        )
-        while True:
-            with self._clock.stage("decode"):
-                step = next(steps, None)
-            if step is None:
-                break
-            if step.token is not None:
-                self._ids.append(step.token)
-            self._finish = step.finish_reason or self._finish
-            if step.text:
-                self._text += step.text
-                yield step.text
-        if self._trace is not None:
-            self._trace.add_decode(seen, self._ids)
-
-    def answer(self) -> Answer:
-        """The finished answer."""
-        result, clock = self._result, self._clock
-        assert result is not None
-        raster, vision = self._scene.raster, self._models.vision
-        return Answer(
-            text=self._text.strip(),
-            question=self._question,
-            finish_reason=self._finish,
-            search_end=result.end,
-            regions=regions(result, self._pyramid, raster.polygon),
-            levels=level_reports(result),
-            tokens=token_counts(
-                result,
-                global_tokens=vision.spec.grid**2,
-                local_per_tile=vision.per_tile**2,
-                fixed_vision=self._fixed_vision,
-                text=len(self._prompt.before) + len(self._prompt.after),
-                evicted=self._evicted,
-                generated=len(self._ids),
-            ),
-            timings=Timings(
-                read=clock.seconds("read"),
-                encode=clock.seconds("encode"),
-                score=clock.seconds("prefix") + clock.seconds("score"),
-                prefill=clock.seconds("prefill"),
-                decode=clock.seconds("decode"),
-                total=clock.elapsed,
-            ),
-            peak_memory=peak_memory(),
-            warnings=tuple(dict.fromkeys(self._warnings)),
-            token_ids=tuple(self._ids),
-            model=self._models.manifest.name,
-            policy=self._options.policy,
-            image_size=(raster.width, raster.height),
-        )
-
-    # -- progress --------------------------------------------------------------------------------
-
-    def _on_level(self, index: int, tiles: int) -> None:
-        self._progress_level = index
-        self._tiles_total += tiles
-        self._tell("score")
-
-    def _on_tile(self, stage: Literal["read", "encode"], read: int, encoded: int) -> None:
-        self._tell(stage, read, encoded)
-
-    def _tell(
-        self,
-        stage: Literal["read", "encode", "score", "prefill", "decode"],
-        read: int | None = None,
-        encoded: int | None = None,
-    ) -> None:
-        if self._on_progress is None:
-            return
-        self._on_progress(
-            Progress(
-                stage=stage,
-                level=self._progress_level,
-                levels=len(self._pyramid.levels),
-                tiles_read=self._tiles.read if read is None else read,
-                tiles_encoded=self._tiles.encoded if encoded is None else encoded,
-                tiles_total=self._tiles_total,
-            )
-        )

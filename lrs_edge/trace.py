@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lrs_edge.errors import UsageError
 from lrs_edge.prompt import IMAGE_TOKEN, PromptTokens
 from lrs_edge.pyramid import Pyramid
-from lrs_edge.search import LevelPass, SearchResult
+from lrs_edge.search_result import LevelPass, SearchResult
 from lrs_edge.sequence import Sequence
 from lrs_edge.vision import Features
 

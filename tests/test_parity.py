@@ -1,0 +1,115 @@
+"""Golden runs of the authors' code, reproduced through export and `ask --trace`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lrs_edge
+from tests.golden_data import ROOT, GoldenRun, checkpoint, load_run, run_names
+
+#: Scores differ by at most this share of the largest score, logits by at most this.
+SCORE_TOLERANCE, LOGIT_TOLERANCE = 1e-4, 1e-3
+
+#: A top-k boundary closer than this (relative) is a tie that float32 cannot decide.
+TIE = 1e-6
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen"])
+def engine(request: pytest.FixtureRequest, golden_bundles: dict[str, Path]) -> lrs_edge.Engine:
+    if request.param not in golden_bundles:
+        pytest.skip("only a part of the golden data is here")
+    with lrs_edge.load(golden_bundles[request.param], provider="cpu") as loaded:
+        yield loaded
+
+
+def runs_of(engine: lrs_edge.Engine) -> list[GoldenRun]:
+    variant = {"llava_qwen": "qwen", "llava_llama": "llama"}[engine.manifest.family]
+    return [load_run(name) for name in run_names() if name.startswith(variant)]
+
+
+def trace_of(engine: lrs_edge.Engine, run: GoldenRun, path: Path) -> dict[str, np.ndarray]:
+    with engine.open(run.image) as scene:
+        scene.ask(
+            run.info["question"],
+            policy="reference",
+            resampling="reference",
+            max_tokens=len(run.arrays["new_ids"]),
+            end_str=run.info["end_str"],
+            trace=path,
+        )
+    with np.load(path) as data:
+        return {key: data[key] for key in data}
+
+
+def same_scores(found: np.ndarray, wanted: np.ndarray) -> bool:
+    return float(np.abs(found - wanted).max()) <= SCORE_TOLERANCE * float(wanted.max())
+
+
+def test_every_golden_run_is_reproduced(engine: lrs_edge.Engine, tmp_path: Path) -> None:
+    runs = runs_of(engine)
+    assert len(runs) >= 6
+    for run in runs:
+        check_run(run, trace_of(engine, run, tmp_path / "trace.npz"))
+
+
+def check_run(run: GoldenRun, found: dict[str, np.ndarray]) -> None:
+    golden, info = run.arrays, run.info
+    assert np.array_equal(found["input_ids"], golden["input_ids"]), run.name
+    check_levels(run, found)
+    for key in ("rfm1_attn", "rfm2_attn", "rfm2_attn_if_properly_masked"):
+        assert same_scores(found[key], golden[key]), (run.name, key)
+    for key in ("seq1_rownorm", "seq2_rownorm", "final_embeds_rownorm"):
+        assert np.allclose(found[key], golden[key], rtol=1e-3, atol=1e-3), (run.name, key)
+    tied = [info[f"topk{s}_rel_margin"] < TIE for s in (1, 2)]
+    if not tied[0]:
+        assert np.array_equal(
+            np.sort(found["topk1_raw_indices"]), np.sort(golden["topk1_raw_indices"])
+        ), run.name
+        for key in ("next_selected_positions", "next_local_mask", "rfm2_bool_mask_added"):
+            assert np.array_equal(found[key], golden[key]), (run.name, key)
+    if not any(tied):
+        key = "keep2_indices_with_newlines"
+        assert np.array_equal(found[key], golden[key]), (run.name, key)
+    difference = np.abs(found["step_logits"][0] - golden["step_logits"][0]).max()
+    assert difference <= LOGIT_TOLERANCE, (run.name, difference)
+    assert np.array_equal(found["new_ids"], golden["new_ids"]), run.name
+    assert np.array_equal(found["prefill_position_ids"], golden["prefill_position_ids"])
+
+
+def check_levels(run: GoldenRun, found: dict[str, np.ndarray]) -> None:
+    path = ROOT / "image_stage" / f"{run.info['image']}.json"
+    if not path.is_file():
+        return
+    levels = json.loads(path.read_text())["scale_infos"]
+    for key in ("resize_hw", "resize_padding_hw", "block_num_hw"):
+        assert found[f"scale_infos_{key}"].tolist() == [level[key] for level in levels], run.name
+
+
+def test_the_compact_second_pass_of_full_is_the_properly_masked_one(
+    engine: lrs_edge.Engine, tmp_path: Path
+) -> None:
+    """Where `full` looks at the tiles that the reference looked at, its scores are the masked ones."""
+    for run in runs_of(engine):
+        if run.info["n_selected_tiles"] != run.info["next_total_tiles"]:
+            continue
+        with engine.open(run.image) as scene:
+            answer = scene.ask(
+                run.info["question"],
+                resampling="reference",
+                tiles_per_level=99,
+                max_tokens=1,
+                end_str=run.info["end_str"],
+                trace=tmp_path / "trace.npz",
+            )
+        if len(answer.levels) != 1:
+            continue
+        with np.load(tmp_path / "trace.npz") as found:
+            assert same_scores(found["rfm1_attn"], run.arrays["rfm1_attn"]), run.name
+
+
+def test_checkpoints_are_there() -> None:
+    assert checkpoint("llama") is not None
