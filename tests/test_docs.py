@@ -1,0 +1,66 @@
+"""The documentation: its commands run, and what is generated is up to date."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrs_edge.bundle import default_bundle_path
+from lrs_edge.cli import PROGRAM
+from lrs_edge.errors import BundleError
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+#: A fenced block behind a comment that starts with `run:`.
+RUN_BLOCK = re.compile(r"<!-- run:.*?-->\n```sh\n(.*?)```", re.DOTALL)
+COMMANDS = [line for block in RUN_BLOCK.findall(README) for line in block.splitlines()]
+
+
+def has_default_model() -> bool:
+    try:
+        default_bundle_path()
+    except (BundleError, ModuleNotFoundError):
+        return False
+    return True
+
+
+def test_generated_files_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.make_docs", "--check"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"run `make docs`: {done.stdout}{done.stderr}"
+
+
+def test_readme_has_commands_to_run() -> None:
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_commands_run(command: str, tmp_path: Path) -> None:
+    if not has_default_model():
+        pytest.skip("the default model is not installed")
+    left, _, right = command.rpartition("|")
+    program, *arguments = shlex.split(right)
+    assert program == PROGRAM
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(
+        [sys.executable, "-m", "lrs_edge.cli", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        input=shlex.split(left)[1] if left else "", timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or "-o" in arguments
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+        missing = [target for target in targets if not (page.parent / target).exists()]
+        assert missing == [], page.name
