@@ -13,7 +13,7 @@ from tests.golden_data import CHECKPOINTS, checkpoint
 def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles exported at fp32 from the golden checkpoints that are here, by variant."""
     pytest.importorskip("torch", reason="exporting needs the `export` extra")
-    from lrs_edge.export import ExportOptions, export_bundle
+    from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
 
     bundles = {}
     for variant in CHECKPOINTS:

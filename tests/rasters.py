@@ -62,7 +62,8 @@ def write(
         `path`.
     """
     count, height, width = data.shape
-    profile = dict(driver=driver, count=count, height=height, width=width, dtype=data.dtype.name)
+    profile: dict[str, Any] = {"driver": driver, "count": count, "dtype": data.dtype.name}
+    profile |= {"height": height, "width": width}
     with quiet(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         with rasterio.open(path, "w", **profile, **options) as file:
             if colours is not None:

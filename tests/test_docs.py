@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -54,6 +55,7 @@ def test_readme_commands_run(command: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "lrs_edge.cli", *arguments],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         input=shlex.split(left)[1] if left else "", timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout or "-o" in arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees: ignored, as in the reference
     image = Image.fromarray(np.moveaxis(noise(3, 200, 300), 0, -1))
-    image.save(path, quality=95, exif=exif)
+    # Full chroma: libjpeg and libjpeg-turbo enlarge halved chroma differently.
+    image.save(path, quality=95, subsampling=0, exif=exif)
     with Raster.open(path) as raster:
         read = read_all(raster)
     np.testing.assert_allclose(read, np.asarray(Image.open(path)) / 255, atol=3 / 255)
@@ -122,14 +124,18 @@ def test_bands_follow_the_colour_interpretation(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_all(raster)[..., 0], data[1] / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("bands", [(), (1, 2), (0,), (1, 2, 5), (1, 2, 3, 4), (-1,), ("1",), (1.0,)])
+@pytest.mark.parametrize(
+    "bands", [(), (1, 2), (0,), (1, 2, 5), (1, 2, 3, 4), (-1,), ("1",), (1.0,)]
+)
 def test_impossible_bands(tmp_path: Path, bands: Any) -> None:
     path = write(tmp_path / "a.tif", noise(4, 20, 30), colours=RGBA)
     with pytest.raises(ImageError, match=r"1 \(red\), 2 \(green\), 3 \(blue\), 4 \(alpha\)"):
         Raster.open(path, bands=bands)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "int32", "float32", "float64", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["uint16", "int16", "uint32", "int32", "float32", "float64", "int8"]
+)
 def test_other_types_are_stretched_between_percentiles(tmp_path: Path, dtype: str) -> None:
     values = np.linspace(-100 if dtype == "int8" else 10, 100, 10_000).reshape(1, 100, 100)
     data = values.astype(dtype)
@@ -145,7 +151,7 @@ def test_other_types_are_stretched_between_percentiles(tmp_path: Path, dtype: st
 
 
 def test_stretch_is_per_band_and_the_same_for_all_windows(tmp_path: Path) -> None:
-    data = noise(3, 200, 300, dtype="uint16") * np.array([1, 2, 3], "uint16")[:, None, None]
+    data = noise(1, 200, 300, dtype="uint16") * np.array([1, 2, 3], "uint16")[:, None, None]
     path = write(tmp_path / "a.tif", data, tiled=True, blockxsize=64, blockysize=64)
     with Raster.open(path) as raster:
         full = read_all(raster)
@@ -183,7 +189,7 @@ def test_impossible_ranges(tmp_path: Path, value_range: Any) -> None:
 def test_constant_band(tmp_path: Path, value: int) -> None:
     path = write(tmp_path / "a.tif", np.full((1, 40, 40), value, "uint16"))
     with Raster.open(path) as raster:
-        np.testing.assert_allclose(read_all(raster), 0.5)
+        np.testing.assert_allclose(read_all(raster), 0.5, atol=1e-5)
 
 
 def test_mostly_constant_band_is_stretched_to_its_extremes(tmp_path: Path) -> None:
@@ -266,11 +272,16 @@ def test_any_opacity_counts_in_a_deep_alpha(tmp_path: Path) -> None:
 def test_colour_table_is_expanded(tmp_path: Path) -> None:
     data = (np.arange(100) % 4).reshape(1, 10, 10).astype(np.uint8)
     table = {0: (10, 20, 30, 255), 1: (200, 100, 0, 255), 2: (9, 9, 9, 0), 3: (0, 0, 255, 255)}
-    path = write(tmp_path / "a.tif", data, colormap=table)
+    path = write(tmp_path / "a.png", data, driver="PNG", colormap=table)
     with Raster.open(path) as raster:
         read = read_all(raster)
         assert raster.warnings == ()
-    assert np.rint(read[0, :4] * 255).tolist() == [[10, 20, 30], [200, 100, 0], [0] * 3, [0, 0, 255]]
+    assert np.rint(read[0, :4] * 255).tolist() == [
+        [10, 20, 30],
+        [200, 100, 0],
+        [0] * 3,
+        [0, 0, 255],
+    ]
 
 
 def test_one_bit_images_are_not_black(tmp_path: Path) -> None:
@@ -300,7 +311,7 @@ def test_polygon_and_ground_resolution(tmp_path: Path) -> None:
     assert (min(ys), max(ys)) == (5620970.0, 5620990.0)
     assert all(7 < lon < 7.2 and 50.6 < lat < 50.8 for lon, lat in wgs84)
     # Counter-clockwise, as GeoJSON wants the outer ring.
-    pairs = zip(wgs84, wgs84[1:], strict=False)
+    pairs = pairwise(wgs84)
     assert sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs) > 0
 
 
@@ -395,7 +406,9 @@ def test_local_vrt(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_all(raster)[..., 0], data[0] / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["a b.tif", "a#1.tif", "a?x=1.tif", "ä 图.tif", "a!b.tif", "GTIFF_DIR:1:a"])
+@pytest.mark.parametrize(
+    "name", ["a b.tif", "a#1.tif", "a?x=1.tif", "ä 图.tif", "a!b.tif", "GTIFF_DIR:1:a"]
+)
 def test_odd_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "plain.tif", noise(3, 30, 30)).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)

@@ -23,12 +23,16 @@ from lrs_edge.raster import Raster, RasterLimits
 from tests.rasters import noise, quiet, vrt, write
 
 
+def read_all(path: Any, **options: Any) -> None:
+    with Raster.open(path, **options) as raster:
+        size = (raster.height, raster.width)
+        raster.read(size, LevelWindow(0, 0, *size))
+
+
 def refused(path: Any, match: str, **options: Any) -> str:
     """Opens, and reads all of it; the message of the error that must come."""
-    with pytest.raises(ImageError, match=match) as caught:  # noqa: SIM117
-        with Raster.open(path, **options) as raster:
-            size = (raster.height, raster.width)
-            raster.read(size, LevelWindow(0, 0, *size))
+    with pytest.raises(ImageError, match=match) as caught:
+        read_all(path, **options)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -50,7 +54,9 @@ def test_urls_and_virtual_paths(name: str) -> None:
     refused(name, "not a local file")
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "missing.tif", "NETCDF:a.nc:x", "<GDAL_WMS></GDAL_WMS>"])
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", "missing.tif", "NETCDF:a.nc:x", "<GDAL_WMS></GDAL_WMS>"]
+)
 def test_no_such_file(name: str) -> None:
     refused(name, "path")
 
@@ -141,10 +147,10 @@ def sparse(path: Path, height: int, width: int, **options: Any) -> Path:
 
 
 def test_absurd_sizes(tmp_path: Path) -> None:
-    side = {"blockxsize": 65536 >> 2, "blockysize": 65536 >> 2}
+    side = {"blockxsize": 1 << 15, "blockysize": 1 << 15}
     refused(sparse(tmp_path / "a.tif", 1_000_000, 1_000_000, **side), "pixels")
     refused(sparse(tmp_path / "b.tif", 16, 1_000_001), "longest side")
-    refused(sparse(tmp_path / "c.tif", 20_000, 20_000, **side), "blocks of 16384x16384")
+    refused(sparse(tmp_path / "c.tif", 20_000, 20_000, **side), "blocks of 32768x32768")
     with Raster.open(sparse(tmp_path / "d.tif", 40_000, 100_000)) as raster:
         assert raster.read((400, 1000), LevelWindow(0, 0, 4, 4)).shape == (4, 4, 3)
     refused(tmp_path / "d.tif", "at most 100", limits=RasterLimits(max_pixels=100))
@@ -223,7 +229,10 @@ def test_vrt_reaches_nothing_but_local_files(tmp_path: Path, listener: Any) -> N
 def test_sidecars_do_not_reach_the_network(tmp_path: Path, listener: Any) -> None:
     port, calls = listener
     path = write(tmp_path / "a.tif", noise(3, 600, 600))
-    for target in (f"/vsicurl/http://127.0.0.1:{port}/o.tif", f"/vsicurl_streaming/http://127.0.0.1:{port}/o"):
+    for target in (
+        f"/vsicurl/http://127.0.0.1:{port}/o.tif",
+        f"/vsicurl_streaming/http://127.0.0.1:{port}/o",
+    ):
         (tmp_path / "a.tif.aux.xml").write_text(
             '<PAMDataset><Metadata domain="OVERVIEWS">'
             f'<MDI key="OVERVIEW_FILE">{target}</MDI></Metadata></PAMDataset>'
@@ -244,7 +253,9 @@ def test_sidecars_do_not_reach_the_network(tmp_path: Path, listener: Any) -> Non
     assert calls == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(place=st.floats(0, 1), junk=st.binary(min_size=1, max_size=60), kind=st.sampled_from("tpj"))
 def test_damaged_files_end_in_pixels_or_image_error(
     tmp_path: Path, place: float, junk: bytes, kind: str

@@ -29,7 +29,9 @@ def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("resampling", ["area", "reference"])
-@pytest.mark.parametrize("level_hw", [(97, 61), (300, 410), (1, 1), (1, 90), (600, 333), (299, 409)])
+@pytest.mark.parametrize(
+    "level_hw", [(97, 61), (300, 410), (1, 1), (1, 90), (600, 333), (299, 409)]
+)
 @pytest.mark.usefixtures("small_strips")
 def test_tiles_join_without_a_seam(
     tmp_path: Path, level_hw: tuple[int, int], resampling: str
@@ -46,7 +48,9 @@ def test_tiles_join_without_a_seam(
                 np.testing.assert_allclose(tile, part, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 @pytest.mark.usefixtures("small_strips")
 def test_any_window_is_cut_from_its_level(tmp_path: Path, data: st.DataObject) -> None:
@@ -126,7 +130,7 @@ def test_area_equals_a_box_filter(tmp_path: Path, level_hw: tuple[int, int]) -> 
     np.testing.assert_allclose(read, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("white", "error"), [(True, 0.03), (False, 0.006)])
+@pytest.mark.parametrize(("white", "error"), [(True, 0.03), (False, 0.01)])
 def test_area_reads_overviews_and_stays_close_to_the_box_filter(
     tmp_path: Path, white: bool, error: float
 ) -> None:
@@ -188,7 +192,7 @@ def test_taps_weigh_one() -> None:
     for make in (area_taps, reference_taps):
         for source, target in [(27328, 1008), (1000, 999), (7, 20), (1, 5), (5, 1)]:
             taps = make(source, target, 0, target)
-            np.testing.assert_allclose([w.sum() for w in taps.weights], 1, atol=1e-5)
+            np.testing.assert_allclose(taps.weights.sum(axis=1), 1, atol=1e-5)
             assert taps.positions[0] >= 0
             assert taps.positions[-1] < source
 

@@ -1,0 +1,258 @@
+"""ONNX graphs of decoder stacks (LLM and RFM) over static key/value buffers.
+
+Contract: `lrs_edge.manifest`. Two flavours of attention:
+
+- `gqa`: com.microsoft GroupQueryAttention, which writes new keys and values into the buffers in
+  place when past and present are bound to the same memory. RoPE stays outside, computed from
+  `position_ids`: positions are data, so a compacted cache keeps each token's own.
+- `masked`: plain MatMul and Softmax with an attention bias, for the RFM's dense reference pass.
+  The bias is the whole mask, causality included.
+
+RoPE needs no table: cosine and sine of the given positions are computed in float32, as transformers
+does, so that no table limits positions. ORT's fusion of RotaryEmbedding into GroupQueryAttention,
+which would lose the positions, knows only the com.microsoft operator; the standard one used here is
+left alone (checked by `tests/test_export_graphs.py` under default optimisation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from lrs_edge.export.onnx_writer import CONTRIB, GraphWriter, WeightFile
+from lrs_edge.export.stages import DecoderConfig, DecoderStage
+from lrs_edge.export.tensors import Array
+
+Flavour = Literal["gqa", "masked"]
+
+_END = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class LanguageHead:
+    """What follows the LLM's layers and final norm: the output projection.
+
+    Attributes:
+        vocabulary: Tokens V.
+        load: Reads the projection, float32 [V, D].
+    """
+
+    vocabulary: int
+    load: Callable[[], Array]
+
+
+def inverse_frequencies(config: DecoderConfig) -> Array:
+    """RoPE's inverse frequencies, float32 [head_dim / 2], by torch as in transformers."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies: Array = (1.0 / (config.theta**exponents)).numpy()
+    return frequencies
+
+
+def write_llm(stage: DecoderStage, head: LanguageHead, path: Path, weights: WeightFile) -> None:
+    """Write the language model's graph: logits of the last position only.
+
+    Args:
+        stage: Layers and `norm.weight`.
+        head: Output projection.
+        path: The graph file.
+        weights: Its external data.
+    """
+    builder = _DecoderBuilder(stage, "gqa", weights, "llm")
+    graph = builder.graph
+    last = builder.last_token(builder.all_layers())
+    flat = graph.node("Squeeze", builder.norm(last, "norm.weight"), graph.constant([1]))
+    logits = graph.linear(flat, "lm_head", head.load)
+    graph.node("Identity", logits, out="logits")
+    graph.output("logits", (1, head.vocabulary))
+    builder.save(path)
+
+
+def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: WeightFile) -> None:
+    """Write the Region Focus Module's graph: logits [H, T] of the last token against all keys.
+
+    Args:
+        stage: n layers, and of layer n the input norm, query and key projections.
+        flavour: Kind of attention.
+        path: The graph file.
+        weights: Its external data, shared by both flavours.
+    """
+    builder = _DecoderBuilder(stage, flavour, weights, "rfm")
+    logits = builder.scores(builder.all_layers())
+    builder.graph.node("Identity", logits, out="logits")
+    builder.graph.output("logits", (stage.config.heads, "T"))
+    builder.save(path)
+
+
+class _DecoderBuilder:
+    """Shared parts of both graphs; values are names in `graph`."""
+
+    def __init__(
+        self, stage: DecoderStage, flavour: Flavour, weights: WeightFile, name: str
+    ) -> None:
+        config = stage.config
+        self._stage = stage
+        self._config = config
+        self._buffers: list[str] = []
+        self.graph = graph = GraphWriter(f"{name}_{flavour}", weights)
+        self._embeds = graph.input("inputs_embeds", (1, "L", config.hidden))
+        positions = graph.input("position_ids", (1, "L"), np.int64)
+        self._past = graph.input("past_length", (1,), np.int64)
+        self._bias = ""
+        if flavour == "masked":
+            bias = graph.input("attention_bias", (1, 1, "L", "T"))
+            self._bias = graph.node("Unsqueeze", bias, graph.constant([1]))
+        new = graph.node("Shape", positions, start=1, end=2)
+        self._total = graph.node("Add", self._past, new)
+        total = graph.node("Cast", self._total, to=TensorProto.INT32)
+        self._last_place = graph.node("Sub", total, graph.constant([1], np.int32))
+        self._total_scalar = graph.node("Squeeze", total)
+        self._cos, self._sin = self._rotations(positions)
+
+    def _rotations(self, positions: str) -> tuple[str, str]:
+        """Cosine and sine [1, L, head_dim / 2] of the positions' angles."""
+        graph = self.graph
+        column = graph.node("Unsqueeze", positions, graph.constant([2]))
+        frequencies = graph.weight("inverse_frequencies", lambda: inverse_frequencies(self._config))
+        angles = graph.node("Mul", graph.node("Cast", column, to=TensorProto.FLOAT), frequencies)
+        return graph.node("Cos", angles), graph.node("Sin", angles)
+
+    def save(self, path: Path) -> None:
+        """Declare the buffers as outputs, in the order of the inputs, and write the graph."""
+        for name in self._buffers:
+            self.graph.output(f"present_{name}", self._buffer_shape)
+        self.graph.save(path)
+
+    @property
+    def _buffer_shape(self) -> tuple[int | str, ...]:
+        return (1, self._config.kv_heads, "S", self._config.head_dim)
+
+    def _buffer(self, name: str) -> str:
+        self._buffers.append(name)
+        return self.graph.input(f"past_{name}", self._buffer_shape)
+
+    def all_layers(self) -> str:
+        """Run `inputs_embeds` through the full layers; the last layer's output [1, L, D]."""
+        x = self._embeds
+        for layer in range(self._config.layers):
+            x = self._mlp(self._attention(x, layer), layer)
+        return x
+
+    def last_token(self, x: str) -> str:
+        """The last token [1, 1, ...] of [1, L, ...]."""
+        return self.graph.node("Gather", x, self.graph.constant([-1]), axis=1)
+
+    def norm(self, x: str, name: str) -> str:
+        """RMS norm with a weight of the stage."""
+        scale = self.graph.weight(name, lambda: self._stage.tensors.read(name))
+        return self.graph.node("RMSNormalization", x, scale, axis=-1, epsilon=self._config.eps)
+
+    def scores(self, x: str) -> str:
+        """Scoring layer: scaled query-key products [H, T] of the last token, before any softmax."""
+        graph, config, layer = self.graph, self._config, self._config.layers
+        normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
+        key = self._rotated(self._projected(normed, layer, "k"), config.kv_heads)
+        keys = graph.node(
+            "Transpose", self._extended(f"key_{layer}", key), perm=[0, 1, 3, 2]
+        )  # [1, kv, d, T]
+        query = graph.node(
+            "RotaryEmbedding",
+            self._projected(self.last_token(normed), layer, "q"),
+            self.last_token(self._cos),
+            self.last_token(self._sin),
+            num_heads=config.heads,
+        )
+        grouped = graph.node(
+            "Reshape", query, graph.constant([1, config.kv_heads, -1, config.head_dim])
+        )
+        products = graph.node("MatMul", self._scaled(grouped), keys)
+        return graph.node("Reshape", products, graph.constant([config.heads, -1]))
+
+    def _attention(self, x: str, layer: int) -> str:
+        config = self._config
+        normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
+        query = self._rotated(self._projected(normed, layer, "q"), config.heads)
+        key = self._rotated(self._projected(normed, layer, "k"), config.kv_heads)
+        value = self._projected(normed, layer, "v")
+        attend = self._attend_masked if self._bias else self._attend_gqa
+        mixed = attend(query, key, value, layer)
+        return self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj"))
+
+    def _mlp(self, x: str, layer: int) -> str:
+        graph = self.graph
+        normed = self.norm(x, f"layers.{layer}.post_attention_layernorm.weight")
+        gate = self._linear(normed, layer, "mlp.gate_proj")
+        silu = graph.node("Mul", gate, graph.node("Sigmoid", gate))
+        wide = graph.node("Mul", silu, self._linear(normed, layer, "mlp.up_proj"))
+        return graph.node("Add", x, self._linear(wide, layer, "mlp.down_proj"))
+
+    def _attend_gqa(self, query: str, key: str, value: str, layer: int) -> str:
+        past_key, past_value = self._buffer(f"key_{layer}"), self._buffer(f"value_{layer}")
+        return self.graph.nodes(
+            "GroupQueryAttention",
+            *(query, key, value, past_key, past_value, self._last_place, self._total_scalar),
+            outs=("", f"present_key_{layer}", f"present_value_{layer}"),
+            domain=CONTRIB,
+            num_heads=self._config.heads,
+            kv_num_heads=self._config.kv_heads,
+        )[0]
+
+    def _attend_masked(self, query: str, key: str, value: str, layer: int) -> str:
+        """Attention as [1, kv, group, L, d] against [1, kv, 1, T, d]."""
+        graph, config = self.graph, self._config
+        keys = self._extended(f"key_{layer}", key)
+        values = self._extended(f"value_{layer}", value)
+        one_group = graph.constant([2])
+        keys = graph.node("Unsqueeze", graph.node("Transpose", keys, perm=[0, 1, 3, 2]), one_group)
+        values = graph.node("Unsqueeze", values, one_group)
+        group = config.heads // config.kv_heads
+        split = graph.constant([1, -1, config.kv_heads, group, config.head_dim])
+        queries = graph.node("Transpose", graph.node("Reshape", query, split), perm=[0, 2, 3, 1, 4])
+        products = graph.node("MatMul", self._scaled(queries), keys)
+        weights = graph.node("Softmax", graph.node("Add", products, self._bias), axis=-1)
+        mixed = graph.node("Transpose", graph.node("MatMul", weights, values), perm=[0, 3, 1, 2, 4])
+        return graph.node("Reshape", mixed, graph.constant([1, -1, config.heads * config.head_dim]))
+
+    def _extended(self, name: str, new: str) -> str:
+        """Write new keys or values [1, L, kv * d] behind the past ones in a buffer.
+
+        `present_*` may be the memory of `past_*`: both slices are copies made before it is written.
+
+        Returns:
+            The filled part [1, kv, T, d].
+        """
+        graph, config = self.graph, self._config
+        past = self._buffer(name)
+        shape = graph.constant([1, -1, config.kv_heads, config.head_dim])
+        heads = graph.node("Transpose", graph.node("Reshape", new, shape), perm=[0, 2, 1, 3])
+        axis = graph.constant([2])
+        before = graph.node("Slice", past, graph.constant([0]), self._past, axis)
+        after = graph.node("Slice", past, self._total, graph.constant([_END]), axis)
+        filled = graph.node("Concat", before, heads, axis=2)
+        graph.node("Concat", filled, after, axis=2, out=f"present_{name}")
+        return filled
+
+    def _projected(self, x: str, layer: int, part: str) -> str:
+        """Query, key or value [1, L, heads * d], before RoPE."""
+        return self._linear(x, layer, f"self_attn.{part}_proj", bias=self._config.qkv_bias)
+
+    def _linear(self, x: str, layer: int, name: str, *, bias: bool = False) -> str:
+        stage = self._stage
+        return self.graph.linear(
+            x,
+            f"layers.{layer}.{name}",
+            lambda: stage.read(layer, f"{name}.weight"),
+            (lambda: stage.read(layer, f"{name}.bias")) if bias else None,
+        )
+
+    def _rotated(self, x: str, heads: int) -> str:
+        return self.graph.node("RotaryEmbedding", x, self._cos, self._sin, num_heads=heads)
+
+    def _scaled(self, x: str) -> str:
+        factor = self.graph.constant(self._config.head_dim**-0.5, np.float32)
+        return self.graph.node("Mul", x, factor)

@@ -1,0 +1,122 @@
+"""Which reader reads which checkpoint, and what all readers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lrs_edge.errors import ExportError
+from lrs_edge.export.checkpoint import Checkpoint, Settings
+from lrs_edge.export.stages import DecoderConfig, DecoderStage, Model
+from lrs_edge.export.tensors import Scoped
+
+#: Bounds that no model of this kind exceeds; what lies outside is a damaged or hostile config.
+MAX_LAYERS = 256
+MAX_WIDTH = 1 << 17
+MAX_HEADS = 1024
+MAX_TOKENS = 1 << 20
+MAX_TILE = 4096
+
+#: RoPE bases seen in practice lie between 1e4 and 1e8.
+_THETA_BOUNDS = (1.0, 1e12)
+
+_PRUNER = "model.mm_projector.token_pruner."
+
+Reader = Callable[[Checkpoint, str | None], Model]
+
+
+def read_model(checkpoint: Checkpoint, vision_tower: str | None = None) -> Model:
+    """Read a checkpoint with the reader of its family, and check all of its tensors.
+
+    Args:
+        checkpoint: The folder.
+        vision_tower: Folder or hub name of the vision tower, where the family needs one.
+
+    Raises:
+        ExportError: No reader knows the architecture, or the checkpoint is not usable.
+    """
+    from lrs_edge.export import llava_llama, llava_qwen, nano
+
+    readers: dict[str, Reader] = {
+        "LlavaQwenForCausalLM": llava_qwen.read,
+        "LlavaLlamaForCausalLM": llava_llama.read,
+        "LrsEdgeNanoForCausalLM": nano.read,
+    }
+    architectures = checkpoint.config.values.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(name, str) or name not in readers:
+        raise ExportError(
+            f"{checkpoint.config.path}: unknown architecture {name!r}; known are "
+            f"{', '.join(readers)}"
+        )
+    model = readers[name](checkpoint, vision_tower)
+    model.check()
+    return model
+
+
+def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
+    """Sizes of the language model from config.json.
+
+    Raises:
+        ExportError: Values are absent, out of bounds or do not fit together.
+    """
+    hidden = config.integer("hidden_size", 1, MAX_WIDTH)
+    heads = config.integer("num_attention_heads", 1, MAX_HEADS)
+    kv_heads = config.integer("num_key_value_heads", 1, heads, default=heads)
+    head_dim = config.integer("head_dim", 1, MAX_WIDTH, default=max(hidden // heads, 1))
+    if heads % kv_heads:
+        raise config.wrong("num_key_value_heads", f"must divide the {heads} attention heads")
+    if "head_dim" not in config.values and hidden % heads:
+        raise config.wrong("num_attention_heads", f"must divide hidden_size {hidden}")
+    if head_dim % 8:
+        raise config.wrong("head_dim", f"must be a multiple of 8, heads here have {head_dim}")
+    if config.text("hidden_act", "silu") != "silu":
+        raise config.wrong("hidden_act", "must be silu")
+    if config.values.get("rope_scaling") is not None:
+        raise config.wrong("rope_scaling", "must be null: scaled RoPE is not supported")
+    return DecoderConfig(
+        layers=config.integer("num_hidden_layers", 1, MAX_LAYERS),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=config.integer("intermediate_size", 1, MAX_WIDTH),
+        eps=config.number("rms_norm_eps", 0.0, 1.0),
+        theta=config.number("rope_theta", *_THETA_BOUNDS, default=10000.0),
+        qkv_bias=qkv_bias,
+    )
+
+
+def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> DecoderStage:
+    """The trained RFM of a checkpoint: as many full layers as `llm_layer_list` is long.
+
+    Raises:
+        ExportError: The checkpoint holds none, or its layers are not the listed ones.
+    """
+    if not any(name.startswith(_PRUNER) for name in weights.names()):
+        raise ExportError(
+            f"{config.path.parent} holds no region focus module (no {_PRUNER}* tensors); "
+            "`lrs-edge distill`, which will train one, is planned and not available yet"
+        )
+    listed = len(config.integers("llm_layer_list"))
+    if not 1 <= listed <= MAX_LAYERS:
+        raise config.wrong("llm_layer_list", f"must list 1..{MAX_LAYERS} layers")
+    return DecoderStage(replace(llm, layers=listed), Scoped(weights, _PRUNER), scoring=True)
+
+
+def stop_ids(config: Settings, generation: Settings, vocabulary: int) -> tuple[int, ...]:
+    """Tokens that end an answer, from both files, without repetition.
+
+    Raises:
+        ExportError: There are none, or they are no tokens.
+    """
+    found = (*generation.integers("eos_token_id"), *config.integers("eos_token_id"))
+    unique = tuple(dict.fromkeys(found))
+    if not unique or not all(0 <= token < vocabulary for token in unique):
+        raise config.wrong("eos_token_id", f"must name tokens of 0..{vocabulary - 1}")
+    return unique
+
+
+def repetition_penalty(generation: Settings) -> float:
+    """Of generation_config.json; 1 where it names none. Raises ExportError."""
+    return generation.number("repetition_penalty", 0.01, 100.0, default=1.0)

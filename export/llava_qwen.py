@@ -1,0 +1,28 @@
+"""Family `llava_qwen`: the authors' Qwen2 checkpoints (template `qwen_1_5`)."""
+
+from __future__ import annotations
+
+from lrs_edge.export.checkpoint import Checkpoint
+from lrs_edge.export.llava import Template, read_llava
+from lrs_edge.export.stages import Model
+from lrs_edge.export.tokenizer_json import copied, from_byte_level
+
+#: LLaVA's `qwen_1_5`. The question comes with its newline (`PromptSpec.question_newline`).
+QWEN_1_5 = Template(
+    prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    suffix="\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    bos=False,
+)
+
+
+def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
+    """Read a checkpoint. Raises ExportError."""
+    own = checkpoint.path / "tokenizer.json"
+    return read_llava(
+        checkpoint,
+        vision_tower,
+        family="llava_qwen",
+        qkv_bias=True,
+        template=QWEN_1_5,
+        tokenizer=copied(own) if own.is_file() else from_byte_level(checkpoint.path),
+    )

@@ -1,0 +1,190 @@
+"""The `lrs-edge` command: finds its subcommands lazily, and turns every error into one line.
+
+`lrs-edge --help` imports nothing heavier than click: a subcommand's module is imported when the
+subcommand is used, and imports the engine, rasterio or torch only when it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import IO, NamedTuple, NoReturn
+
+import click
+
+from lrs_edge import __version__
+from lrs_edge.commands.common import DEBUG_KEY, one_line
+from lrs_edge.errors import LrsEdgeError, OutOfMemoryError
+
+#: Exit codes beside those of `errors.py`: a bug, Ctrl-C, and nobody reads what is written.
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+PROGRAM = "lrs-edge"
+
+
+class LazyCommand(NamedTuple):
+    """Where a subcommand lives, what it is for, and the extra that it needs."""
+
+    module: str
+    attribute: str
+    help: str
+    extra: str | None = None
+
+
+COMMANDS = {
+    "ask": LazyCommand("lrs_edge.commands.ask", "ask", "Ask a question about an image."),
+    "info": LazyCommand("lrs_edge.commands.info", "info", "Show facts about an image or a bundle."),
+    "doctor": LazyCommand(
+        "lrs_edge.commands.doctor", "doctor", "Check what this machine can run, and say what to do."
+    ),
+    "models": LazyCommand("lrs_edge.commands.models", "models", "List and verify model bundles."),
+    "export": LazyCommand(
+        "lrs_edge.commands.export", "export", "Turn a checkpoint into a bundle.", extra="export"
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names of all commands, in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command itself, imported now.
+
+        Raises:
+            LrsEdgeError: It needs packages that are not installed.
+        """
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        try:
+            command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
+        except ModuleNotFoundError as error:
+            if lazy.extra is None or error.name is None or error.name.startswith("lrs_edge"):
+                raise
+            raise LrsEdgeError(
+                f"`{PROGRAM} {cmd_name}` needs the package {error.name}, which is not installed; "
+                f"run: pip install 'lrs-edge[{lazy.extra}]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands with the help kept in `COMMANDS`."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"{PROGRAM} {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Ask questions about very large satellite and aerial images, where the image is.
+
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 unreadable image, 4 bundle refused, 5 backend or memory,
+    6 timed out with a partial answer.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        The exit code. Refusals and failures are one line on stderr.
+    """
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    # A terminal that cannot show a character gets a replacement, never a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    meta: dict[str, bool] = {DEBUG_KEY: False}
+    try:
+        with cli.make_context(PROGRAM, argv, obj=meta) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except BaseException as error:
+        return _report(error, debug=meta[DEBUG_KEY])
+    return 0
+
+
+def _report(error: BaseException, *, debug: bool) -> int:
+    """Tell the user about an error on one line of stderr, and choose the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        _silence(sys.stdout)
+        return EXIT_BROKEN_PIPE
+    if debug:
+        traceback.print_exception(error)
+    message, code = _describe(error)
+    click.echo(f"{PROGRAM}: error: {one_line(message)}", err=True)
+    return code
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    """What to say about an error, and the exit code."""
+    match error:
+        case KeyboardInterrupt() | click.Abort():
+            described = "interrupted", EXIT_INTERRUPTED
+        case click.UsageError(ctx=click.Context() as context):
+            hint = f"(see `{context.command_path} --help`)"
+            described = f"{error.format_message()} {hint}", error.exit_code
+        case click.ClickException():
+            described = error.format_message(), error.exit_code
+        case LrsEdgeError():
+            described = str(error), error.exit_code
+        case MemoryError():
+            advice = "use a smaller --max-tiles or --max-vision-tokens"
+            described = f"out of memory; {advice}", OutOfMemoryError.exit_code
+        case Exception():
+            what = f"{type(error).__name__}: {error}"
+            described = f"this is a bug in lrs-edge: {what} (--debug shows where)", EXIT_FAILURE
+        case _:
+            raise error
+    return described
+
+
+def _silence(stream: IO[str]) -> None:
+    """Send what is still buffered nowhere, so that the interpreter's last flush cannot fail."""
+    try:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What the commands share: options, value types, and writing to the terminal and to files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from lrs_edge.errors import LrsEdgeError, UsageError
+
+#: Set in the root context's `obj` by `--debug`.
+DEBUG_KEY = "debug"
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+Number = TypeVar("Number", int, float)
+
+
+def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    flags = ctx.find_root().obj
+    if value and isinstance(flags, dict):
+        flags[DEBUG_KEY] = True
+
+
+#: Decorator that adds `--debug`.
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+
+
+def format_option(*choices: str) -> Callable[[Decorated], Decorated]:
+    """Decorator that adds `--format`; the first choice is the default."""
+    return click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(choices),
+        default=choices[0],
+        show_default=True,
+        help="Form of the output.",
+    )
+
+
+def number_list(kind: type[Number], counts: tuple[int, ...]) -> Callable[[str], tuple[Number, ...]]:
+    """A click type: numbers separated by commas, such as `4,3,2`.
+
+    Args:
+        kind: int or float.
+        counts: How many there may be.
+    """
+
+    def convert(text: str) -> tuple[Number, ...]:
+        try:
+            numbers = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in counts:
+            listed = " or ".join(str(count) for count in counts)
+            noun = "whole numbers" if kind is int else "numbers"
+            raise click.BadParameter(f"{text!r} is not {listed} {noun} separated by commas")
+        return numbers
+
+    return convert
+
+
+def printable(text: str) -> str:
+    """Text without control characters, so that no file name or answer can steer the terminal."""
+    return "".join(
+        char for char in text if char in "\n\t" or char.isprintable() or char == "\u200d"
+    )
+
+
+def one_line(text: str) -> str:
+    """Text on one line, without control characters."""
+    return printable(" ".join(text.split()))
+
+
+def check_output(output: Path | None, *inputs: Path) -> None:
+    """Refuse an output file that cannot be meant, before any work is done.
+
+    Raises:
+        UsageError: Its directory does not exist, it is a directory, or it is one of the inputs.
+    """
+    if output is None:
+        return
+    if output.is_dir():
+        raise UsageError(f"{output} is a directory; name a file to write")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent} does not exist; create it before writing {output.name}")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise UsageError(f"{output} is an input; writing there would destroy it")
+
+
+def write_result(text: str, output: Path | None) -> None:
+    """Write a result to stdout, or as a whole to a file that is replaced in one step.
+
+    Raises:
+        LrsEdgeError: The file cannot be written; what was there before is left as it was.
+    """
+    if output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        # A device or a named pipe is written to; replacing it by a file would be a nasty surprise.
+        if output.exists() and not output.is_file():
+            output.write_text(text, encoding="utf-8")
+        else:
+            _replace(output.resolve(), text)
+    except OSError as error:
+        raise LrsEdgeError(f"{output} cannot be written ({error.strerror})") from error
+
+
+def write_json(facts: object) -> None:
+    """Write facts to stdout as indented JSON; numbers that JSON does not know become null."""
+    import msgspec
+
+    write_result(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n", None)
+
+
+def _replace(output: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(output)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,193 @@
+"""`lrs-edge info`: facts about an image, or about a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lrs_edge.commands.common import (
+    debug_option,
+    format_option,
+    number_list,
+    printable,
+    write_json,
+    write_result,
+)
+from lrs_edge.errors import BundleError
+
+if TYPE_CHECKING:
+    from lrs_edge.bundle import Bundle
+    from lrs_edge.raster import RasterInfo
+
+_MANIFEST = "manifest.json"
+
+
+@click.command()
+@click.argument("path", metavar="IMAGE|BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "-m",
+    "--model",
+    "bundle",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Show the levels that this model would search; the embedded model when left out.",
+)
+@click.option(
+    "--bands",
+    type=number_list(int, (1, 3)),
+    metavar="R,G,B",
+    help="Bands shown as red, green and blue, counted from 1; one band for grey.",
+)
+@format_option("text", "json")
+@debug_option
+def info(
+    path: Path, bundle: Path | None, bands: tuple[int, ...] | None, output_format: str
+) -> None:
+    """Show what lrs-edge knows about IMAGE or BUNDLE.
+
+    For an image: its size, bands and place, and the levels that a search would visit. For a bundle:
+    its files, precisions, limits, and how exactly it agrees with its checkpoint.
+    """
+    if path.is_dir() or path.name == _MANIFEST:
+        facts = _bundle_facts(path.parent if path.name == _MANIFEST else path)
+    else:
+        facts = _image_facts(path, bundle, bands)
+    if output_format == "json":
+        write_json(facts)
+    else:
+        write_result(printable("\n".join(_lines(facts))) + "\n", None)
+
+
+def _image_facts(path: Path, bundle: Path | None, bands: tuple[int, ...] | None) -> dict[str, Any]:
+    from lrs_edge.raster import Raster
+
+    with Raster.open(path, bands=bands) as raster:
+        facts = _raster_facts(raster.info)
+    try:
+        model, levels = _levels(facts["height"], facts["width"], bundle)
+    except BundleError:
+        # Facts about an image need no model, unless the user named one.
+        if bundle is not None:
+            raise
+        return facts
+    return {**facts, "model": model, "levels": levels}
+
+
+def _raster_facts(info: RasterInfo) -> dict[str, Any]:
+    return {
+        "path": str(info.path),
+        "driver": info.driver,
+        "width": info.width,
+        "height": info.height,
+        "band_count": info.band_count,
+        "dtype": info.dtype,
+        "bands": list(info.bands),
+        "crs": info.crs,
+        "gsd": info.gsd,
+        "nodata": info.nodata,
+        "has_alpha": info.has_alpha,
+        "tiled": info.tiled,
+        "block_shape": list(info.block_shape),
+        "overviews": list(info.overviews),
+        "stretch": None if info.stretch is None else [list(pair) for pair in info.stretch],
+        "warnings": list(info.warnings),
+    }
+
+
+def _levels(height: int, width: int, bundle: Path | None) -> tuple[str, list[dict[str, int]]]:
+    """Name of the model, and the levels that it would search under the `full` policy."""
+    from lrs_edge.bundle import default_bundle_path, read_manifest
+    from lrs_edge.pyramid import build_pyramid
+
+    manifest = read_manifest(default_bundle_path() if bundle is None else bundle)
+    pyramid = build_pyramid(
+        height, width, tile=manifest.vision.tile, base_side=manifest.search.base_side
+    )
+    levels = [
+        {
+            "level": index,
+            "width": level.width,
+            "height": level.height,
+            "tile_rows": level.tile_rows,
+            "tile_cols": level.tile_cols,
+            "tiles": level.tile_count,
+        }
+        for index, level in enumerate(pyramid.levels)
+    ]
+    return manifest.name, levels
+
+
+def _bundle_facts(path: Path) -> dict[str, Any]:
+    from lrs_edge.bundle import open_bundle
+
+    return _manifest_facts(open_bundle(path, verify=False))
+
+
+def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.path),
+        "name": manifest.name,
+        "family": manifest.family,
+        "licence": manifest.licence,
+        "source": manifest.source.name,
+        "created": manifest.created,
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+        "files": [
+            {"path": name, "role": entry.role, "bytes": entry.size}
+            for name, entry in manifest.files.items()
+        ],
+        "tile": manifest.vision.tile,
+        "tokens_per_tile": (manifest.vision.grid // manifest.vision.local_pool) ** 2,
+        "base_side": manifest.search.base_side,
+        "keep_ratio": manifest.search.keep_ratio,
+        "precisions": {
+            "vision": manifest.vision.precision,
+            "rfm": manifest.rfm.precision,
+            "llm": manifest.llm.precision,
+        },
+        "layers": {"rfm": manifest.rfm.layers, "llm": manifest.llm.layers},
+        "hidden": manifest.llm.hidden,
+        "max_length": manifest.limits.max_length,
+        "max_positions": manifest.limits.max_positions,
+        "parity": manifest.parity,
+        "tools": manifest.tools,
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    """Facts one to a line; lists of tables below them, indented."""
+    width = max(len(name) for name in facts)
+    lines = []
+    for name, value in facts.items():
+        label = name.replace("_", " ").ljust(width)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [label.rstrip(), *("  " + _row(row) for row in value)]
+        else:
+            lines.append(f"{label}  {_text(value)}")
+    return lines
+
+
+def _row(row: dict[str, Any]) -> str:
+    if "tile_rows" in row:
+        return (
+            f"{row['level']}: {row['width']} x {row['height']} px, "
+            f"{row['tile_rows']} x {row['tile_cols']} = {row['tiles']} tiles"
+        )
+    return f"{row['path']} ({row['role']}, {row['bytes']:,} bytes)"
+
+
+def _text(value: object) -> str:
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)

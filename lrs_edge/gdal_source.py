@@ -1,0 +1,186 @@
+"""Raw pixels and header of one file that GDAL opens. See `source.py` for the contract."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from lrs_edge.errors import ImageError
+from lrs_edge.gdal_env import DRIVERS, environment
+from lrs_edge.georeference import Georeference
+from lrs_edge.source import Box, Header, Pixels
+
+#: Codecs that decode from the first line on: going back means starting again.
+_SEQUENTIAL = {"PNG", "JPEG", "GIF", "BIGGIF", "WEBP", "JPEGXL", "AVIF", "HEIF"}
+
+
+class GdalSource:
+    """A file opened with GDAL, its overviews opened as they are asked for."""
+
+    def __init__(self, path: Path, max_bands: int) -> None:
+        """Opens the file and reads its header.
+
+        Args:
+            path: A plain local file, checked by `gdal_env.local_file` and `vrt.check_recipe`.
+            max_bands: More bands than this are refused before they are looked at.
+
+        Raises:
+            ImageError: GDAL does not know the format, or cannot read its header.
+        """
+        self.path = path
+        self.bytes_read = 0
+        self._stack = ExitStack()
+        self._overviews: dict[int, DatasetReader | None] = {}
+        try:
+            with environment(path, "opened"):
+                self._dataset = self._open()
+                self.header = _header(path, self._dataset, max_bands)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, **options: int) -> DatasetReader:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            # A Path, not a string: rasterio would parse '#', '?' and schemes in a string.
+            dataset = DatasetReader(self.path, driver=DRIVERS, sharing=False, **options)
+        self._stack.callback(dataset.close)
+        return dataset
+
+    def size(self, overview: int | None) -> tuple[int, int] | None:
+        """See `Source.size`."""
+        dataset = self._at(overview)
+        return None if dataset is None else (dataset.height, dataset.width)
+
+    def _at(self, overview: int | None) -> DatasetReader | None:
+        if overview is None:
+            return self._dataset
+        if overview not in self._overviews:
+            factor = self.header.overviews[overview]
+            with environment(self.path, "opened"):
+                dataset = self._open(overview_level=overview)
+                # JPEG offers its EXIF thumbnail, whose shape can differ, as an overview.
+                fits = (
+                    abs(dataset.height * factor - self.header.height) <= 2 * factor
+                    and abs(dataset.width * factor - self.header.width) <= 2 * factor
+                    and dataset.count == len(self.header.dtypes)
+                )
+            self._overviews[overview] = dataset if fits else None
+        return self._overviews[overview]
+
+    def read(
+        self,
+        bands: Sequence[int],
+        box: Box,
+        *,
+        overview: int | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> Pixels:
+        """See `Source.read`."""
+        dataset = self._at(overview)
+        if dataset is None:
+            raise ImageError(f"{self.path} has no usable overview {overview}; read the image")
+        row0, row1, col0, col1 = box
+        window = Window(col0, row0, col1 - col0, row1 - row0)
+        size = shape or (row1 - row0, col1 - col0)
+        raw: NDArray[Any] = np.empty((len(bands), *size), dtype=self.header.dtype(bands))
+        mask: NDArray[np.bool_] | None = None
+        with environment(self.path, "decoded"):
+            dataset.read(list(bands), out=raw, window=window)
+            self.bytes_read += raw.nbytes
+            if self.header.has_mask:
+                coverage = dataset.read_masks(bands[0], window=window, out_shape=size)
+                self.bytes_read += coverage.nbytes
+                mask = coverage >= 128
+        return raw, mask
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        with environment(self.path, "closed"):
+            self._stack.close()
+
+
+def _header(path: Path, dataset: DatasetReader, max_bands: int) -> Header:
+    count = dataset.count
+    if not 1 <= count <= max_bands:
+        raise ImageError(
+            f"{path} has {count} bands, not 1 to {max_bands}; "
+            + ("give one of its subdatasets as a file" if count == 0 else "extract some bands")
+        )
+    colours = tuple(colour.name for colour in dataset.colorinterp)
+    flags = dataset.mask_flag_enums[0]
+    block = dataset.block_shapes[0]
+    tiled = block[1] < dataset.width
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    compressed = structure.get("COMPRESSION", "NONE").upper() != "NONE"
+    overviews = dataset.overviews(1)
+    georeference, notes = _georeference(dataset)
+    return Header(
+        driver=dataset.driver,
+        height=dataset.height,
+        width=dataset.width,
+        dtypes=tuple(dataset.dtypes),
+        colours=colours,
+        nodata=tuple(dataset.nodatavals),
+        bits=tuple(_bits(dataset, band) for band in range(1, count + 1)),
+        has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
+        palette=_palette(dataset) if dataset.colorinterp[0] == ColorInterp.palette else None,
+        tiled=tiled,
+        # GDAL shows a TIFF that is one long compressed strip as blocks of one row.
+        sequential=dataset.driver in _SEQUENTIAL or (block[0] == 1 and not tiled and compressed),
+        block_shape=(int(block[0]), int(block[1])),
+        block_bytes=_block_bytes(dataset),
+        overviews=tuple(int(factor) for factor in overviews),
+        georeference=georeference,
+        warnings=notes,
+    )
+
+
+def _block_bytes(dataset: DatasetReader) -> int:
+    rows, cols = dataset.block_shapes[0]
+    interleave = dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "PIXEL").upper()
+    bands = dataset.count if interleave == "PIXEL" else 1
+    digits = "".join(char for char in dataset.dtypes[0] if char.isdigit())
+    return int(rows * cols * bands * int(digits or 8) // 8)
+
+
+def _bits(dataset: DatasetReader, band: int) -> int | None:
+    bits = dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", "")
+    return int(bits) if bits.isdigit() and int(bits) > 0 else None
+
+
+def _palette(dataset: DatasetReader) -> NDArray[np.uint8] | None:
+    try:
+        entries = dataset.colormap(1)
+    except ValueError:
+        return None
+    palette = np.zeros((max(entries) + 1, 4), dtype=np.uint8)
+    for index, colour in entries.items():
+        palette[index] = colour
+    return palette
+
+
+def _georeference(dataset: DatasetReader) -> tuple[Georeference | None, tuple[str, ...]]:
+    affine = tuple(float(value) for value in tuple(dataset.transform)[:6])
+    if dataset.crs and affine != (1, 0, 0, 0, 1, 0) and all(map(math.isfinite, affine)):
+        a, b, c, d, e, f = affine
+        if a * e - b * d != 0:
+            return Georeference(dataset.crs, (a, b, c, d, e, f)), ()
+    kind = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.rpcs else ""
+    if not kind:
+        return None, ()
+    return None, (
+        f"the image is georeferenced by {kind} only, which are ignored: regions have no "
+        "coordinates (gdalwarp makes an image that has them)",
+    )

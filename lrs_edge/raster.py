@@ -1,0 +1,319 @@
+"""A large image in one file, read as windows of any size. The whole image is never in memory.
+
+    with Raster.open("image.tif") as raster:
+        pixels = raster.read((2048, 2048), LevelWindow(row0=0, col0=0, rows=336, cols=336))
+
+`read` gives float32 [rows, cols, 3] in 0..1: the window of the image as if the whole image had
+been resized to a level. `area` averages, starting from the best overview of the file; `reference`
+is bilinear on the full-resolution pixels, as the paper's authors resize. Both read strip by strip
+and only where the window lies. What cannot be seen (nodata, not finite, masked, an 8-bit alpha
+below 128, a deeper alpha of 0) is black; `area` averages the visible pixels only.
+
+Formats that decode from the first line on (PNG, JPEG, a TIFF of one compressed strip) are decoded
+once and kept when they fit `RasterLimits.in_memory_bytes`; larger ones decode again for each
+window, and say so in `warnings`. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.bands import BandChoice, choose_bands
+from lrs_edge.errors import ImageError
+from lrs_edge.gdal_env import environment, local_file
+from lrs_edge.georeference import Ring
+from lrs_edge.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
+from lrs_edge.source import Header, Source
+from lrs_edge.stretch import Tone, check_range, percentile_ranges
+from lrs_edge.window import Resampling, WindowReader
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from lrs_edge.pyramid import LevelWindow
+
+__all__ = ["Raster", "RasterInfo", "RasterLimits"]
+
+#: An 8-bit image without larger values in its sample is called dark.
+_DARK_VALUE = 24
+_DARK = "the image uses few of its 256 values and is shown nearly black; give a value range"
+#: Pixels up to which an image without overviews is sampled only to find out whether it is dark.
+_SMALL = 16_000_000
+
+
+@dataclass(frozen=True)
+class RasterInfo:
+    """What is known about an open image.
+
+    Attributes:
+        path: Absolute path.
+        driver: GDAL's name of the format, or `Pillow:` and Pillow's.
+        width: Columns in pixels.
+        height: Rows in pixels.
+        band_count: Bands in the file.
+        dtype: Data type of the bands shown.
+        bands: Bands shown as red, green, blue, or one shown as grey; 1-based.
+        crs: `EPSG:n` or WKT; None where the image is not georeferenced.
+        gsd: Metres on the ground per pixel at the image's centre, or None.
+        nodata: Nodata value of the first band shown, or None.
+        has_alpha: Whether an alpha band or a mask hides pixels.
+        tiled: Whether the file is stored in tiles.
+        block_shape: Rows and columns of a stored block.
+        overviews: Decimation factors of the file's overviews, ascending.
+        stretch: Black and white of each band shown, in the file's units; None for 8-bit images
+            shown as they are.
+        warnings: What a reader of the answer should know, one line each.
+    """
+
+    path: str
+    driver: str
+    width: int
+    height: int
+    band_count: int
+    dtype: str
+    bands: tuple[int, ...]
+    crs: str | None
+    gsd: float | None
+    nodata: float | None
+    has_alpha: bool
+    tiled: bool
+    block_shape: tuple[int, int]
+    overviews: tuple[int, ...]
+    stretch: tuple[tuple[float, float], ...] | None
+    warnings: tuple[str, ...]
+
+
+class Raster:
+    """An open image; a context manager. Safe to share between threads (reads queue).
+
+    Attributes:
+        info: What is known about it.
+        bytes_read: Bytes of raw pixels taken out of the file so far.
+        windows_read: Calls of `read` so far.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        bands: Sequence[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        limits: RasterLimits = DEFAULT_LIMITS,
+    ) -> Raster:
+        """Opens a plain local file.
+
+        Args:
+            path: The file. URLs and GDAL's virtual paths are refused, and so is a VRT that names
+                anything but local files.
+            bands: One band (grey) or three (red, green, blue), 1-based. By default those that the
+                file calls red, green and blue, else the first three, else the first.
+            value_range: Values shown as black and white, in the file's units. By default 8-bit
+                images are shown as they are, all others between the 2nd and 98th percentile of
+                each band in a sample of the whole image.
+            limits: What is refused.
+
+        Raises:
+            ImageError: The file is missing, no image, damaged, unsupported or beyond a limit; or
+                `bands` or `value_range` do not fit it.
+        """
+        file = local_file(path)
+        wanted = None if value_range is None else check_range(value_range)
+        source = open_source(file, limits)
+        try:
+            return cls(file, source, bands, wanted, limits)
+        except BaseException:
+            source.close()
+            raise
+
+    def __init__(
+        self,
+        path: Path,
+        source: Source,
+        bands: Sequence[int] | None,
+        value_range: tuple[float, float] | None,
+        limits: RasterLimits,
+    ) -> None:
+        """Use `Raster.open`."""
+        header = source.header
+        choice = choose_bands(header.colours, bands)
+        # Each band is read once, however many channels show it.
+        reader = WindowReader(source, list(dict.fromkeys(choice.shown)), choice.alpha)
+        dtype = check_dtype(path, header, reader.bands)
+        notes = [note for note in (choice.warning, *header.warnings) if note]
+        self._source, cost = settle(path, source, reader.read_bands, limits)
+        self._reader = WindowReader(self._source, reader.bands, choice.alpha)
+        self._tone, stretched, note = _tone(self._reader, header, choice, value_range)
+        notes += cost + note
+        self._path, self._header = path, header
+        self._lock = threading.Lock()
+        self._closed = False
+        self.windows_read = 0
+        planes = [reader.bands.index(band) for band in choice.shown]
+        self._channels = [0, 1, 2] if self._tone.palette is not None else (planes * 3)[:3]
+        place = header.georeference
+        with environment(path, "located"):
+            crs = place.name() if place else None
+            gsd = place.gsd(header.width, header.height) if place else None
+        self.info = RasterInfo(
+            path=str(path),
+            driver=header.driver,
+            width=header.width,
+            height=header.height,
+            band_count=len(header.dtypes),
+            dtype=dtype.name,
+            bands=choice.shown,
+            crs=crs,
+            gsd=gsd,
+            nodata=self._tone.nodata[0],
+            has_alpha=choice.alpha is not None or header.has_mask,
+            tiled=header.tiled,
+            block_shape=header.block_shape,
+            overviews=header.overviews,
+            stretch=self._tone.ranges if stretched else None,
+            warnings=tuple(notes),
+        )
+
+    @property
+    def width(self) -> int:
+        """Columns of the image in pixels."""
+        return self._header.width
+
+    @property
+    def height(self) -> int:
+        """Rows of the image in pixels."""
+        return self._header.height
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the answer should know, one line each."""
+        return self.info.warnings
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of raw pixels taken out of the file so far, masks included."""
+        return self._source.bytes_read
+
+    def read(
+        self,
+        level_hw: tuple[int, int],
+        window: LevelWindow,
+        resampling: Resampling = "area",
+    ) -> NDArray[np.float32]:
+        """The window of the image as if the whole image were resized to a level.
+
+        Args:
+            level_hw: Height and width of the resized image in pixels; may exceed the image's.
+            window: The part wanted, in pixels of the resized image.
+            resampling: `area`: mean of the visible pixels that an output covers, from the
+                coarsest overview that is fine enough; bilinear where the level is larger than
+                the image. `reference`: bilinear between full-resolution pixels, not antialiased.
+
+        Returns:
+            float32 [rows, cols, 3], red, green, blue in 0..1. Black where nothing can be seen.
+
+        Raises:
+            ImageError: The window is not inside the level, the raster is closed, or the file's
+                blocks cannot be decoded.
+        """
+        _check_window(level_hw, window, resampling)
+        with self._lock:
+            if self._closed:
+                raise ImageError(f"{self._path} was closed; open it again to read from it")
+            self.windows_read += 1
+            if not window.rows or not window.cols:
+                return np.zeros((window.rows, window.cols, 3), dtype=np.float32)
+            values = self._reader.resample(self._tone, level_hw, window, resampling)
+        return np.ascontiguousarray(np.moveaxis(values[self._channels], 0, -1))
+
+    def polygon(self, bounds: tuple[float, float, float, float]) -> tuple[Ring, Ring] | None:
+        """Closed rings around a pixel window: ((x, y), ...) in the CRS and (lon, lat) in WGS 84.
+
+        Args:
+            bounds: x0, y0, x1, y1 in pixels of the image, from its outer top left corner.
+
+        Returns:
+            The two rings, counter-clockwise in WGS 84, edges cut into pieces so that they stay on
+            their curves; None where the image is not georeferenced or the transform fails.
+        """
+        place = self._header.georeference
+        if place is None:
+            return None
+        with environment(self._path, "located"):
+            return place.polygon(bounds)
+
+    def close(self) -> None:
+        """Closes the file; more than once does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._source.close()
+
+    def __enter__(self) -> Raster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _tone(
+    reader: WindowReader,
+    header: Header,
+    choice: BandChoice,
+    value_range: tuple[float, float] | None,
+) -> tuple[Tone, bool, list[str]]:
+    """How raw values become intensities, whether they are stretched, and warnings."""
+    bands = reader.bands
+    nodata = tuple(header.nodata[band - 1] for band in bands)
+    if choice.palette and header.palette is not None:
+        return Tone(((0.0, 1.0),), nodata, (header.palette / 255).astype(np.float32)), False, []
+    if value_range is not None:
+        return Tone((value_range,) * len(bands), nodata), True, []
+    if header.dtype(bands) == np.uint8:
+        whites = [float(2 ** min(header.bits[band - 1] or 8, 8) - 1) for band in bands]
+        notes = [_DARK] if _is_dark(reader, header) else []
+        return Tone(tuple((0.0, white) for white in whites), nodata), False, notes
+    raw, visible = reader.sample()
+    ranges, empty = percentile_ranges(raw, visible, nodata)
+    notes = ["a sample of the image has no valid pixel; give a value range"] if empty else []
+    return Tone(ranges, nodata), True, notes
+
+
+def _is_dark(reader: WindowReader, header: Header) -> bool:
+    """Whether an 8-bit image uses so few values (a class map) that it is shown as black."""
+    if header.height * header.width > _SMALL and not header.overviews:
+        return False
+    raw, _ = reader.sample()
+    return bool(raw.max() <= _DARK_VALUE) and not any(header.bits)
+
+
+def _check_window(level_hw: tuple[int, int], window: LevelWindow, resampling: str) -> None:
+    height, width = level_hw
+    inside = (
+        window.row0 >= 0
+        and window.col0 >= 0
+        and window.rows >= 0
+        and window.cols >= 0
+        and window.row0 + window.rows <= height
+        and window.col0 + window.cols <= width
+    )
+    if height < 1 or width < 1 or not inside:
+        raise ImageError(
+            f"{window} is not inside a level of {width}x{height} pixels; "
+            "ask for windows that the pyramid lists"
+        )
+    if resampling not in ("area", "reference"):
+        raise ImageError(f"resampling {resampling!r} is unknown; use 'area' or 'reference'")

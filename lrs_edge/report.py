@@ -1,0 +1,285 @@
+"""Answers as JSON, GeoJSON and text. Knows `answer.py`, neither engines nor terminals.
+
+The structs below are the output's schema: `docs/answer.schema.json` is generated from them. Fields
+may be added under the same `SCHEMA_VERSION`; one that goes away or changes its meaning needs a new
+one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lrs_edge.answer import (
+    Answer,
+    FinishReason,
+    LevelReport,
+    Region,
+    Ring,
+    SearchEnd,
+    Timings,
+    TokenCounts,
+)
+from lrs_edge.errors import UsageError
+
+SCHEMA_NAME: Final = "lrs-edge/answer"
+SCHEMA_VERSION: Final = 1
+
+#: Regions listed by `evidence`.
+BEST_REGIONS = 5
+
+#: Digits after the point: about a millimetre in degrees, a millionth of the attention in scores.
+_DEGREE_DIGITS = 8
+_SCORE_DIGITS = 6
+
+Window = Annotated[
+    tuple[float, float, float, float],
+    Meta(description="x0, y0, x1, y1 in pixels of the image, from its top left corner"),
+]
+Polygon = Annotated[Ring, Meta(description="closed ring of [x, y] positions")]
+
+
+class ImageFacts(msgspec.Struct, frozen=True):
+    """The image that was asked about."""
+
+    path: Annotated[str, Meta(description="as the user named it")]
+    width: Annotated[int, Meta(description="columns in pixels", ge=1)]
+    height: Annotated[int, Meta(description="rows in pixels", ge=1)]
+    crs: Annotated[
+        str | None, Meta(description="EPSG:n, or WKT where there is no code; null without")
+    ] = None
+    gsd: Annotated[float | None, Meta(description="metres per pixel at the image's centre")] = None
+
+
+class RegionRecord(msgspec.Struct, frozen=True):
+    """One tile that the model looked at."""
+
+    level: Annotated[int, Meta(description="search level, 0 is the coarsest", ge=0)]
+    row: Annotated[int, Meta(description="tile row in its level", ge=0)]
+    col: Annotated[int, Meta(description="tile column in its level", ge=0)]
+    window: Window
+    peak: Annotated[Window, Meta(description="window of the tile's highest-scored token")]
+    score: Annotated[
+        float, Meta(description="share of the level's attention that fell on the tile", ge=0, le=1)
+    ]
+    kept: Annotated[
+        bool, Meta(description="a token of the tile was among the level's best, see docs/answer.md")
+    ]
+    tokens_kept: Annotated[int, Meta(description="how many tokens were", ge=0)]
+    polygon: Annotated[Polygon | None, Meta(description="the window in the image's CRS")]
+    polygon_wgs84: Annotated[
+        Polygon | None, Meta(description="the window as [longitude, latitude], counter-clockwise")
+    ]
+
+
+class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer of `lrs-edge ask --format json`."""
+
+    schema: Literal["lrs-edge/answer"]
+    schema_version: Literal[1]
+    question: str
+    answer: Annotated[str, Meta(description="partial where finish_reason is timeout")]
+    finish_reason: Annotated[FinishReason, Meta(description="why the answer ended")]
+    search_end: Annotated[SearchEnd, Meta(description="why the search ended")]
+    image: ImageFacts
+    model: Annotated[str, Meta(description="name of the bundle")]
+    policy: Literal["full", "reference"]
+    regions: Annotated[list[RegionRecord], Meta(description="finest level first, best score first")]
+    levels: Annotated[list[LevelReport], Meta(description="searched levels, coarse to fine")]
+    tokens: TokenCounts
+    timings: Timings
+    peak_memory_bytes: Annotated[
+        int, Meta(description="peak resident memory of the process so far", ge=0)
+    ]
+    warnings: Annotated[list[str], Meta(description="one sentence each")]
+
+
+def record(answer: Answer, image: ImageFacts) -> AnswerRecord:
+    """The answer as it is written to JSON."""
+    return AnswerRecord(
+        schema=SCHEMA_NAME,
+        schema_version=SCHEMA_VERSION,
+        question=answer.question,
+        answer=answer.text,
+        finish_reason=answer.finish_reason,
+        search_end=answer.search_end,
+        image=image,
+        model=answer.model,
+        policy="reference" if answer.policy == "reference" else "full",
+        regions=[_region(region) for region in answer.regions],
+        levels=list(answer.levels),
+        tokens=answer.tokens,
+        timings=_rounded_timings(answer.timings),
+        peak_memory_bytes=answer.peak_memory,
+        warnings=list(answer.warnings),
+    )
+
+
+def _region(region: Region) -> RegionRecord:
+    return RegionRecord(
+        level=region.level,
+        row=region.row,
+        col=region.col,
+        window=region.bounds,
+        peak=region.peak,
+        score=round(region.score, _SCORE_DIGITS),
+        kept=region.kept,
+        tokens_kept=region.tokens_kept,
+        polygon=_rounded(region.polygon),
+        polygon_wgs84=_rounded(region.polygon_wgs84),
+    )
+
+
+def _rounded_timings(timings: Timings) -> Timings:
+    return Timings(**{stage: round(value, 4) for stage, value in asdict(timings).items()})
+
+
+def _rounded(ring: Ring | None) -> Ring | None:
+    if ring is None:
+        return None
+    return tuple((round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in ring)
+
+
+def to_json(answer: Answer, image: ImageFacts) -> str:
+    """One JSON object on one line, as `docs/answer.schema.json` describes it."""
+    return msgspec.json.encode(record(answer, image)).decode() + "\n"
+
+
+def json_schema() -> str:
+    """JSON Schema (draft 2020-12) of `to_json`'s output."""
+    schema: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"{SCHEMA_NAME}/{SCHEMA_VERSION}",
+        "title": "Answer of lrs-edge",
+        **msgspec.json.schema(AnswerRecord),
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def to_geojson(answer: Answer, image: ImageFacts) -> str:
+    """A GeoJSON FeatureCollection (RFC 7946): the regions in WGS 84, the rest as foreign members.
+
+    Raises:
+        UsageError: The image has no georeference that leads to WGS 84.
+    """
+    features = [_feature(region) for region in answer.regions if region.polygon_wgs84 is not None]
+    if answer.regions and not features:
+        raise UsageError(no_georeference(image.path))
+    members = msgspec.to_builtins(record(answer, image))
+    del members["regions"]
+    collection = {"type": "FeatureCollection", "features": features, **members}
+    return msgspec.json.encode(collection).decode() + "\n"
+
+
+def no_georeference(path: str) -> str:
+    """What to tell a user who asks for GeoJSON of an image without a place."""
+    return f"{path} is not georeferenced, so there is no GeoJSON of it; use --format json"
+
+
+def _feature(region: Region) -> dict[str, Any]:
+    properties = msgspec.to_builtins(_region(region))
+    del properties["polygon"], properties["polygon_wgs84"]
+    return {
+        "type": "Feature",
+        "id": f"{region.level}/{region.row}/{region.col}",
+        "geometry": geometry(region.polygon_wgs84 or ()),
+        "properties": properties,
+    }
+
+
+def geometry(ring: Ring) -> dict[str, Any]:
+    """GeoJSON geometry of a closed ring of (longitude, latitude), exterior counter-clockwise.
+
+    A ring across the antimeridian becomes two polygons, as RFC 7946 section 3.1.9 asks.
+    """
+    longitudes = [x for x, _ in ring]
+    if max(longitudes) - min(longitudes) <= 180:
+        return {"type": "Polygon", "coordinates": [_counter_clockwise(ring)]}
+    unrolled = tuple((x + 360 if x < 0 else x, y) for x, y in ring)
+    west = _clip(unrolled, keep_below=True)
+    east = tuple((x - 360, y) for x, y in _clip(unrolled, keep_below=False))
+    halves = [[_counter_clockwise(half)] for half in (west, east) if half]
+    return {"type": "MultiPolygon", "coordinates": halves}
+
+
+def _clip(ring: Ring, *, keep_below: bool) -> Ring:
+    """The part of a closed ring on one side of longitude 180 (Sutherland and Hodgman)."""
+    points: list[tuple[float, float]] = []
+    for (ax, ay), (bx, by) in pairwise(ring):
+        a_inside, b_inside = ((x <= 180) if keep_below else (x >= 180) for x in (ax, bx))
+        if a_inside:
+            points.append((ax, ay))
+        if a_inside != b_inside:
+            points.append((180.0, ay + (by - ay) * (180 - ax) / (bx - ax)))
+    return (*points, points[0]) if points else ()
+
+
+def _counter_clockwise(ring: Ring) -> list[tuple[float, float]]:
+    twice_area = sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairwise(ring))
+    ordered = ring if twice_area >= 0 else ring[::-1]
+    return [(round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in ordered]
+
+
+def evidence(answer: Answer) -> str:
+    """A few lines for a reader: where the model looked, what it cost, what to know."""
+    width, height = answer.image_size
+    tiles = len(answer.regions)
+    lines = [
+        f"Looked at {_count(tiles, 'tile')} on {_count(len(answer.levels), 'level')} of "
+        f"{width} x {height} pixels ({answer.policy} search, model {answer.model}). Best:"
+    ]
+    lines += [_region_line(region) for region in best_regions(answer)]
+    lines += [_token_line(answer.tokens), _time_line(answer)]
+    lines += [f"Warning: {warning}" for warning in answer.warnings]
+    return "\n".join(lines) + "\n"
+
+
+def best_regions(answer: Answer, count: int = BEST_REGIONS) -> list[Region]:
+    """The first regions that were kept: finest level first, best score first."""
+    return [region for region in answer.regions if region.kept][:count]
+
+
+def _region_line(region: Region) -> str:
+    x0, y0, x1, y1 = (round(value) for value in region.bounds)
+    line = (
+        f"  level {region.level}  x {x0:>6}..{x1:<6} y {y0:>6}..{y1:<6} "
+        f"score {region.score:.3f}  {_count(region.tokens_kept, 'token')} kept"
+    )
+    if region.polygon_wgs84 is not None:
+        line += "  at {1:.6f}, {0:.6f} (lat, lon)".format(*_centre(region.polygon_wgs84))
+    return line
+
+
+def _centre(ring: Ring) -> tuple[float, float]:
+    """Mean of a ring's points, the antimeridian heeded."""
+    start = ring[0][0]
+    turns = [(x - start + 180) % 360 - 180 for x, _ in ring[:-1]]
+    longitude = start + sum(turns) / len(turns)
+    latitude = sum(y for _, y in ring[:-1]) / len(turns)
+    return ((longitude + 180) % 360 - 180, latitude)
+
+
+def _token_line(tokens: TokenCounts) -> str:
+    evicted = f", {tokens.evicted} evicted" if tokens.evicted else ""
+    return (
+        f"Tokens: {tokens.seen} in all tiles, {tokens.encoded} encoded, {tokens.scored} scored, "
+        f"{tokens.sent} sent with {tokens.text} of text{evicted}, {tokens.generated} generated"
+    )
+
+
+def _time_line(answer: Answer) -> str:
+    times = answer.timings
+    return (
+        f"Time: {times.total:.2f} s (read {times.read:.2f}, encode {times.encode:.2f}, "
+        f"score {times.score:.2f}, prefill {times.prefill:.2f}, decode {times.decode:.2f}); "
+        f"peak memory {answer.peak_memory / 1e6:.0f} MB"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,110 @@
+"""`lrs-edge doctor`: what it finds on machines that lack something."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrs_edge import doctor
+from lrs_edge.cli import run
+from lrs_edge.doctor import Check
+
+STATUSES = {"ok", "warn", "missing"}
+
+
+def found(checks: list[Check], name: str) -> Check:
+    return next(check for check in checks if check.name == name)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that these versions of onnxruntime's distributions are installed."""
+
+    def pretend(**versions: str) -> None:
+        wanted = {name.replace("_", "-"): version for name, version in versions.items()}
+        real = doctor._version
+        monkeypatch.setattr(
+            doctor,
+            "_version",
+            lambda name: wanted.get(name) if name in doctor.ONNXRUNTIMES else real(name),
+        )
+
+    return pretend
+
+
+def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
+    checks = doctor.run_checks()
+    assert {check.status for check in checks} <= STATUSES
+    assert [check for check in checks if check.status != "ok" and not check.advice] == []
+    assert found(checks, "CPUExecutionProvider").status == "ok"
+    assert found(checks, "rasterio").detail.count(".") >= 2
+
+
+def test_two_onnxruntimes_are_a_conflict(installed: Callable[..., None]) -> None:
+    installed(onnxruntime="1.32.0", onnxruntime_gpu="1.32.0")
+    check = found(doctor.run_checks(), "onnxruntime")
+    assert check.status == "warn"
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in check.advice
+
+
+def test_without_onnxruntime_ask_cannot_work(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    checks = doctor.run_checks()
+    assert found(checks, "onnxruntime").status == "missing"
+    assert doctor.exit_code(checks) == 5
+
+
+def test_a_listed_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            doctor, "_try_provider", lambda name: "" if name[:3] == "CPU" else "no driver"
+        )
+        checks = doctor.run_checks()
+    assert found(checks, "CUDAExecutionProvider").status == "warn"
+    assert found(checks, "CUDAExecutionProvider").exit_code == 0
+    assert found(checks, "CPUExecutionProvider").status == "ok"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for nvidia-smi")
+def test_a_gpu_that_nothing_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 580.65, 9.0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    checks = doctor.run_checks()
+    assert "H100" in found(checks, "GPU").detail
+    if "CUDAExecutionProvider" not in sys.modules["onnxruntime"].get_available_providers():
+        assert "lrs-edge[gpu]" in found(checks, "CUDAExecutionProvider").advice
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert found(doctor.run_checks(), "GPU").status == "warn"
+
+
+def test_little_memory_is_worth_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_memory_bytes", lambda: (4 << 30, 512 << 20))
+    assert found(doctor.run_checks(), "memory").status == "warn"
+
+
+def test_json_and_text_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = [Check("python", "ok", "3.11"), Check("model", "missing", "gone", "get it", 4)]
+    monkeypatch.setattr("lrs_edge.commands.doctor.run_checks", lambda: checks)
+    assert run(["doctor"]) == 4
+    text = capsys.readouterr().out
+    assert "missing  model" in text
+    assert "-> get it" in text
+    assert run(["doctor", "--format", "json"]) == 4
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["ready"] is False
+    assert facts["checks"][1]["advice"] == "get it"

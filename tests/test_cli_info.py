@@ -1,0 +1,136 @@
+"""`lrs-edge info` and `lrs-edge models`, on files made here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from lrs_edge.cli import run
+from lrs_edge.manifest import (
+    SCHEMA_VERSION,
+    DecoderSpec,
+    FileEntry,
+    Limits,
+    Manifest,
+    PromptSpec,
+    SearchSpec,
+    Source,
+    VisionSpec,
+)
+from tests.rasters import UTM, noise, write
+
+FILES = ("vision.onnx", "rfm.onnx", "llm.onnx", "embeddings.safetensors", "tokenizer.json")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose files are noise: whole as far as hashes go."""
+    root = tmp_path / "bundle"
+    root.mkdir()
+    files = {}
+    for name in FILES:
+        data = name.encode() * 10
+        (root / name).write_bytes(data)
+        files[name] = FileEntry("graph", len(data), hashlib.sha256(data).hexdigest())
+    decoder = DecoderSpec("rfm.onnx", 2, 4, 2, 16, 64)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="noise",
+        family="llava_qwen",
+        licence="Apache-2.0",
+        source=Source("none", "0" * 64),
+        created="2026-11-23",
+        tools={"torch": "2.13.0"},
+        files=files,
+        vision=VisionSpec("vision.onnx", 336, 24, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        rfm=decoder,
+        llm=msgspec.structs.replace(decoder, graph="llm.onnx", vocabulary=100),
+        prompt=PromptSpec("", "{question}", 0, (1,)),
+        search=SearchSpec(1008),
+        limits=Limits(2048, 4096),
+        parity={"vision_max_error": 1e-6},
+    )
+    (root / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    return root
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A georeferenced GeoTIFF of 600 x 500 pixels whose nodata value JSON cannot say."""
+    pixels = noise(3, 500, 600, dtype="float32")
+    return write(tmp_path / "image.tif", pixels, nodata=np.nan, **UTM)
+
+
+Read = Callable[[], str]
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Read:
+    """What was printed since the last call."""
+    return lambda: capsys.readouterr().out
+
+
+def test_image_facts_and_the_levels_of_a_model(image: Path, bundle: Path, printed: Read) -> None:
+    assert run(["info", str(image), "-m", str(bundle), "--format", "json"]) == 0
+    facts = json.loads(printed())
+    assert (facts["width"], facts["height"], facts["crs"]) == (600, 500, "EPSG:32632")
+    assert facts["gsd"] == pytest.approx(0.5, rel=0.01)
+    assert facts["nodata"] is None
+    assert facts["model"] == "noise"
+    assert facts["levels"][0]["tiles"] == 4
+    assert run(["info", str(image), "-m", str(bundle)]) == 0
+    text = printed()
+    assert "EPSG:32632" in text
+    assert "2 x 2 = 4 tiles" in text
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json"])
+def test_bundle_facts(bundle: Path, name: str, printed: Read) -> None:
+    assert run(["info", str(bundle / name), "--format", "json"]) == 0
+    facts = json.loads(printed())
+    assert facts["name"] == "noise"
+    assert facts["tokens_per_tile"] == 144
+    assert len(facts["files"]) == len(FILES)
+    assert run(["info", str(bundle / name)]) == 0
+    assert "vision_max_error 1e-06" in printed()
+
+
+def test_a_model_that_is_named_must_be_there(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["info", str(image), "-m", str(tmp_path / "none")]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_verify_names_the_files_that_differ(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "verify", str(bundle)]) == 0
+    assert capsys.readouterr().out.count("ok ") == len(FILES)
+    (bundle / "llm.onnx").write_bytes(b"x" * 80)
+    (bundle / "rfm.onnx").unlink()
+    assert run(["models", "verify", str(bundle)]) == 4
+    captured = capsys.readouterr()
+    assert captured.out.count("BAD") == 2
+    assert "rfm.onnx" in captured.err
+    assert "llm.onnx" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "models verify"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 99}', b"\xff" * 9])
+def test_a_manifest_that_cannot_be_read(
+    bundle: Path, command: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    assert run([*command.split(), str(bundle)]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "bug" not in captured.err
