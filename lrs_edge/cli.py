@@ -18,7 +18,7 @@ import click
 
 from lrs_edge import __version__
 from lrs_edge.commands.common import DEBUG_KEY, one_line
-from lrs_edge.errors import LrsEdgeError, OutOfMemoryError
+from lrs_edge.errors import BackendError, LrsEdgeError, OutOfMemoryError
 
 #: Exit codes beside those of `errors.py`: a bug, Ctrl-C, and nobody reads what is written.
 EXIT_FAILURE = 1
@@ -29,12 +29,11 @@ PROGRAM = "lrs-edge"
 
 
 class LazyCommand(NamedTuple):
-    """Where a subcommand lives, what it is for, and the extra that it needs."""
+    """Where a subcommand lives and what it is for."""
 
     module: str
     attribute: str
     help: str
-    extra: str | None = None
 
 
 COMMANDS = {
@@ -44,9 +43,7 @@ COMMANDS = {
         "lrs_edge.commands.doctor", "doctor", "Check what this machine can run, and say what to do."
     ),
     "models": LazyCommand("lrs_edge.commands.models", "models", "List and verify model bundles."),
-    "export": LazyCommand(
-        "lrs_edge.commands.export", "export", "Turn a checkpoint into a bundle.", extra="export"
-    ),
+    "export": LazyCommand("lrs_edge.commands.export", "export", "Turn a checkpoint into a bundle."),
 }
 
 
@@ -58,23 +55,11 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command itself, imported now.
-
-        Raises:
-            LrsEdgeError: It needs packages that are not installed.
-        """
+        """The command itself, imported now."""
         lazy = COMMANDS.get(cmd_name)
         if lazy is None:
             return None
-        try:
-            command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
-        except ModuleNotFoundError as error:
-            if lazy.extra is None or error.name is None or error.name.startswith("lrs_edge"):
-                raise
-            raise LrsEdgeError(
-                f"`{PROGRAM} {cmd_name}` needs the package {error.name}, which is not installed; "
-                f"run: pip install 'lrs-edge[{lazy.extra}]'"
-            ) from error
+        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -168,6 +153,16 @@ def _describe(error: BaseException) -> tuple[str, int]:
         case MemoryError():
             advice = "use a smaller --max-tiles or --max-vision-tokens"
             described = f"out of memory; {advice}", OutOfMemoryError.exit_code
+        case ModuleNotFoundError(name=str() as package) if not package.startswith("lrs_edge"):
+            extras, code = (
+                ("cpu", BackendError.exit_code)
+                if package == "onnxruntime"
+                else ("cpu,export", EXIT_FAILURE)
+            )
+            advice = f"run: pip install 'lrs-edge[{extras}]'"
+            described = f"the package {package} is needed and not installed; {advice}", code
+        case OSError(filename=file, strerror=str() as reason):
+            described = f"{file or 'standard output'}: {reason}", EXIT_FAILURE
         case Exception():
             what = f"{type(error).__name__}: {error}"
             described = f"this is a bug in lrs-edge: {what} (--debug shows where)", EXIT_FAILURE

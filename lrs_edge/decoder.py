@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,15 +20,20 @@ class Decoder:
         graph: The graph; its inputs are checked against `spec`.
         spec: Shape of the stack.
         scoring: True for the RFM, whose last layer has keys only.
-        masked: Loads the flavour with an attention bias when first needed; None where there is
-            none.
+        load_masked: Loads the flavour with an attention bias, called when that is first needed
+            (only the reference policy does); None where there is none.
 
     Raises:
         BundleError: The graph's inputs or outputs are not those of its role.
     """
 
     def __init__(
-        self, graph: Graph, spec: DecoderSpec, *, scoring: bool, masked: Graph | None = None
+        self,
+        graph: Graph,
+        spec: DecoderSpec,
+        *,
+        scoring: bool,
+        load_masked: Callable[[], Graph] | None = None,
     ) -> None:
         names = [f"{part}_{i}" for i in range(spec.layers) for part in ("key", "value")]
         if scoring:
@@ -34,12 +41,11 @@ class Decoder:
         self.spec = spec
         self._names = names
         self._graph = graph
-        self._masked = masked
-        for candidate, extra in ((graph, ()), (masked, ("attention_bias",))):
-            if candidate is not None:
-                self._check(candidate, extra)
+        self._load_masked = load_masked
+        self._masked: Graph | None = None
+        self._check(graph)
 
-    def _check(self, graph: Graph, extra: tuple[str, ...]) -> None:
+    def _check(self, graph: Graph, *extra: str) -> None:
         wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
         wanted |= {f"past_{name}" for name in self._names}
         if set(graph.inputs) != wanted:
@@ -71,10 +77,17 @@ class Decoder:
         """An empty cache on the graph's device."""
         return KVCache(self._graph.new_buffers(self._names))
 
-    @property
-    def has_masked(self) -> bool:
-        """True where a flavour with an attention bias is there."""
-        return self._masked is not None
+    def _masked_graph(self) -> Graph:
+        if self._load_masked is None:
+            raise BundleError(
+                "this bundle has no masked RFM graph, which the reference policy needs; "
+                "export the bundle again, or use --policy full"
+            )
+        if self._masked is None:
+            graph = self._load_masked()
+            self._check(graph, "attention_bias")
+            self._masked = graph
+        return self._masked
 
     def forward(
         self,
@@ -107,12 +120,7 @@ class Decoder:
         }
         graph = self._graph
         if attention_bias is not None:
-            if self._masked is None:
-                raise BundleError(
-                    "this bundle has no masked RFM graph, which the reference policy needs; "
-                    "export the bundle again, or use --policy full"
-                )
-            graph = self._masked
+            graph = self._masked_graph()
             feeds["attention_bias"] = attention_bias[None, None]
         (logits,) = graph.run(feeds, ["logits"], cache.buffers)
         cache.append(tokens)

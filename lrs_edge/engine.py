@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -160,12 +161,12 @@ def load_models(bundle: Bundle, options: BackendOptions) -> Models:
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
     vision_graph = _graph(bundle, manifest.vision.graph, options)
     vision = VisionEncoder(vision_graph, manifest.vision, hidden)
-    masked_name = manifest.rfm.masked_graph
+    masked = manifest.rfm.masked_graph
     rfm = Decoder(
         _graph(bundle, manifest.rfm.graph, options),
         manifest.rfm,
         scoring=True,
-        masked=None if masked_name is None else _graph(bundle, masked_name, options),
+        load_masked=None if masked is None else partial(_graph, bundle, masked, options),
     )
     llm_decoder = Decoder(_graph(bundle, manifest.llm.graph, options), manifest.llm, scoring=False)
     focus = RegionFocus(rfm)

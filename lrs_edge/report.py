@@ -228,12 +228,13 @@ def _counter_clockwise(ring: Ring) -> list[tuple[float, float]]:
 def evidence(answer: Answer) -> str:
     """A few lines for a reader: where the model looked, what it cost, what to know."""
     width, height = answer.image_size
-    tiles = len(answer.regions)
+    best = best_regions(answer)
     lines = [
-        f"Looked at {_count(tiles, 'tile')} on {_count(len(answer.levels), 'level')} of "
-        f"{width} x {height} pixels ({answer.policy} search, model {answer.model}). Best:"
+        f"Looked at {_count(len(answer.regions), 'tile')} on {_count(len(answer.levels), 'level')} "
+        f"of {width} x {height} pixels ({answer.policy} search, model {answer.model})."
+        + (" Best:" if best else "")
     ]
-    lines += [_region_line(region) for region in best_regions(answer)]
+    lines += [_region_line(region) for region in best]
     lines += [_token_line(answer.tokens), _time_line(answer)]
     lines += [f"Warning: {warning}" for warning in answer.warnings]
     return "\n".join(lines) + "\n"

@@ -85,6 +85,8 @@ class Tone:
         """Writes (band - low) / (high - low), cut to 0..1."""
         if band.dtype == np.uint8 and low == 0:
             np.divide(band, np.float32(high), out=out)
+            if high < 255:
+                np.minimum(out, 1, out=out)
         else:
             # Wide types keep float64 until the offset is gone: 1e9 + 1 is not a float32.
             narrow = band.dtype.itemsize <= 2 or band.dtype == np.float32
@@ -93,8 +95,6 @@ class Tone:
                 values -= low
                 values /= high - low
             out[...] = np.clip(values, 0, 1)
-            return
-        np.clip(out, 0, 1, out=out)
 
 
 def valid_values(

@@ -303,6 +303,8 @@ def test_debug_shows_the_traceback(
         ["ask", "image.tif", "q", "--bands", "1,2"],
         ["ask", "image.tif", "q", "--bands", "a,b,c"],
         ["ask", "image.tif", "q", "--range", "1"],
+        ["ask", "image.tif", "q", "--range", "5,1"],
+        ["ask", "image.tif", "q", "--range", "nan,1"],
         ["ask", "image.tif", "q", "--unknown"],
         ["unknown"],
         ["--unknown"],
@@ -351,17 +353,15 @@ def test_listed_help_is_the_commands_own() -> None:
         assert lazy.help
 
 
-def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("package", "code"), [("onnxruntime", 5), ("torch", 1), ("numpy", 1)])
+def test_a_missing_package_is_no_bug(
+    engine: FakeEngine, image: str, package: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "lrs_edge.commands.export", None)
-
-    def broken(_name: str) -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    monkeypatch.setattr("lrs_edge.cli.importlib.import_module", broken)
-    assert run(["export", "--help"]) == 1
-    assert "pip install 'lrs-edge[export]'" in refusal(capsys)
+    engine.error, engine.pieces = ModuleNotFoundError("gone", name=package), []
+    assert run(["ask", image, "q"]) == code
+    line = refusal(capsys)
+    assert f"the package {package} is needed" in line
+    assert "pip install 'lrs-edge[cpu" in line
 
 
 def test_nobody_reads_the_output() -> None:

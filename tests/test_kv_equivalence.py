@@ -1,7 +1,7 @@
 """The property the KV cache rests on, on real engines.
 
-Attention over a compacted cache equals attention over the full cache with the dropped tokens masked:
-the LLM against transformers with such a mask, the RFM against its own masked flavour.
+Attention over a compacted cache equals attention over the full cache with the dropped tokens
+masked: the LLM against transformers with such a mask, the RFM against its own masked flavour.
 """
 
 from __future__ import annotations
@@ -25,6 +25,19 @@ from tests.golden_data import checkpoint
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+CONFIG_FIELDS = (
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+    "vocab_size",
+)
 
 quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -56,7 +69,7 @@ def rfm(bundle: Bundle) -> Decoder:
         OnnxGraph.load(bundle.file(name), BackendOptions("cpu"))
         for name in (spec.graph, spec.masked_graph)
     ]
-    return Decoder(graphs[0], spec, scoring=True, masked=graphs[1])
+    return Decoder(graphs[0], spec, scoring=True, load_masked=lambda: graphs[1])
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +81,7 @@ def reference(variant: str) -> Any:
     assert folder is not None
     config = json.loads((folder / "config.json").read_text())
     kind = {"llama": "Llama", "qwen": "Qwen2"}[variant]
-    known = {
-        key: config[key]
-        for key in (
-            "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size "
-            "num_key_value_heads rms_norm_eps rope_theta max_position_embeddings hidden_act"
-        ).split()
-    }
+    known = {key: config[key] for key in CONFIG_FIELDS}
     settled = getattr(transformers, f"{kind}Config")(
         **known, tie_word_embeddings=False, attn_implementation="eager"
     )

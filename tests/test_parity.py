@@ -92,7 +92,7 @@ def check_levels(run: GoldenRun, found: dict[str, np.ndarray]) -> None:
 def test_the_compact_second_pass_of_full_is_the_properly_masked_one(
     engine: lrs_edge.Engine, tmp_path: Path
 ) -> None:
-    """Where `full` looks at the tiles that the reference looked at, its scores are the masked ones."""
+    """Where `full` and the reference look at the same tiles, they give the same scores."""
     for run in runs_of(engine):
         if run.info["n_selected_tiles"] != run.info["next_total_tiles"]:
             continue

@@ -22,7 +22,7 @@ from lrs_edge.options import AskOptions
 
 if TYPE_CHECKING:
     from lrs_edge.answer import Answer
-    from lrs_edge.scene import Scene
+    from lrs_edge.report import ImageFacts
 
 #: Most bytes of a question that are read from standard input.
 MAX_STDIN_BYTES = 1 << 20
@@ -48,6 +48,11 @@ class Request:
     trace: Path | None
     output: Path | None
     quiet: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer's text goes to standard output as it comes."""
+        return self.output_format == "text" and self.output is None
 
 
 @click.command()
@@ -194,6 +199,8 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
     """
     options = AskOptions(**{field.name: values.pop(field.name) for field in fields(AskOptions)})
     request = Request(**values)
+    if request.value_range is not None and not request.value_range[0] < request.value_range[1]:
+        raise UsageError("--range takes two numbers, the lower one first, such as 0,3000")
     check_output(request.output, request.image)
     check_output(request.trace, request.image)
     answer = _answer(request, _question(request.question), options)
@@ -218,8 +225,10 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
     """Run the engine, and write the answer as it comes."""
     import lrs_edge
     from lrs_edge import report
+    from lrs_edge.commands.progress import ProgressDisplay
 
     with (
+        ProgressDisplay(enabled=not request.quiet and sys.stderr.isatty()) as display,
         lrs_edge.load(
             request.bundle,
             provider=request.provider,
@@ -232,29 +241,26 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
         facts = report.ImageFacts(str(request.image), info.width, info.height, info.crs, info.gsd)
         if request.output_format == "geojson" and info.crs is None:
             raise UsageError(report.no_georeference(facts.path))
-        answer = _stream(request, scene, question, options)
-    if request.output_format == "json":
-        write_result(report.to_json(answer, facts), request.output)
-    elif request.output_format == "geojson":
-        write_result(report.to_geojson(answer, facts), request.output)
-    elif request.output is not None:
-        write_result(printable(answer.text) + "\n", request.output)
-    if request.output_format == "text" and not request.quiet:
-        click.echo(printable(report.evidence(answer)), err=True, nl=False)
-    return answer
-
-
-def _stream(request: Request, scene: Scene, question: str, options: AskOptions) -> Answer:
-    """Ask; in text format without `--output`, print every piece of the answer as it comes."""
-    from lrs_edge.commands.progress import ProgressDisplay
-
-    to_terminal = request.output_format == "text" and request.output is None
-    with ProgressDisplay(enabled=not request.quiet and sys.stderr.isatty()) as display:
         stream = scene.stream(question, options, on_progress=display.update, trace=request.trace)
         for piece in stream:
-            if to_terminal:
+            if request.streams:
                 display.stop()
                 write_result(printable(piece), None)
-    if to_terminal:
-        write_result("\n", None)
+    _finish(request, stream.answer, facts)
     return stream.answer
+
+
+def _finish(request: Request, answer: Answer, facts: ImageFacts) -> None:
+    """Write what is written when the whole answer is there."""
+    from lrs_edge import report
+
+    if request.streams:
+        write_result("\n", None)
+    elif request.output_format == "text":
+        write_result(printable(answer.text) + "\n", request.output)
+    elif request.output_format == "json":
+        write_result(report.to_json(answer, facts), request.output)
+    else:
+        write_result(report.to_geojson(answer, facts), request.output)
+    if request.output_format == "text" and not request.quiet:
+        click.echo(printable(report.evidence(answer)), err=True, nl=False)

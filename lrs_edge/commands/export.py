@@ -107,5 +107,4 @@ def _report(result: ExportResult) -> str:
 
 
 def _row(row: ParityRow) -> str:
-    verdict = "ok" if row.passed else "FAILED"
-    return f"  {row.stage:<7} {row.measure:<17} {row.value:<10.3g} {row.sign} {row.limit:<8g} {verdict}"
+    return f"  {row.stage:<7} {row.measure:<17} {row.shown:<10} (limit: {row.sign} {row.limit:g})"

@@ -19,6 +19,10 @@ _WORDS = {
 }
 
 
+#: Stages of the search; the others come after it.
+_SEARCH = ("read", "encode", "score")
+
+
 class ProgressDisplay:
     """A transient line with the level, the tiles read and the tiles encoded.
 
@@ -28,7 +32,9 @@ class ProgressDisplay:
 
     def __init__(self, *, enabled: bool) -> None:
         self._bar: Bar | None = _bar() if enabled else None
-        self._task = self._bar.add_task("opening", total=None, tiles="") if self._bar else None
+        self._task = (
+            self._bar.add_task("opening the model", total=None, tiles="") if self._bar else None
+        )
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:
@@ -47,7 +53,8 @@ class ProgressDisplay:
         """Show a step."""
         if self._bar is None or self._task is None:
             return
-        level = "" if progress.level is None else f"level {progress.level + 1}/{progress.levels}: "
+        searching = progress.level is not None and progress.stage in _SEARCH
+        level = f"level {progress.level} of 0-{progress.levels - 1}: " if searching else ""
         self._bar.update(
             self._task,
             description=level + _WORDS[progress.stage],

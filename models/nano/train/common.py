@@ -1,0 +1,151 @@
+"""Constants and paths that all training steps of the nano model share; knows no model code."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TILE = 384
+"""Side of one tile in pixels."""
+STRIDE = 32
+GRID = TILE // STRIDE
+"""Tokens along one side of a tile."""
+TOKENS = GRID * GRID
+BASE_SIDE = 1152
+"""Long side of the base level in pixels."""
+FEATURES = 1280
+IMAGE_MEAN = 127.0 / 255.0
+IMAGE_STD = 128.0 / 255.0
+SEPARATOR = ":"
+PROMPT_PREFIX = "<|im_start|>user\n"
+PROMPT_SUFFIX = "\n{question}<|im_end|>\n<|im_start|>assistant\n"
+END = "<|im_end|>"
+KEEP = 0.25
+"""Share of the local tokens that the runtime keeps."""
+
+SCENES: dict[str, str] = {
+    "Airport": "airport",
+    "BareLand": "bare land",
+    "BaseballField": "baseball field",
+    "Beach": "beach",
+    "Bridge": "bridge",
+    "Center": "center",
+    "Church": "church",
+    "Commercial": "commercial area",
+    "DenseResidential": "dense residential area",
+    "Desert": "desert",
+    "Farmland": "farmland",
+    "Forest": "forest",
+    "Industrial": "industrial area",
+    "Meadow": "meadow",
+    "MediumResidential": "medium residential area",
+    "Mountain": "mountain",
+    "Park": "park",
+    "Parking": "parking lot",
+    "Playground": "playground",
+    "Pond": "pond",
+    "Port": "port",
+    "RailwayStation": "railway station",
+    "Resort": "resort",
+    "River": "river",
+    "School": "school",
+    "SparseResidential": "sparse residential area",
+    "Square": "square",
+    "Stadium": "stadium",
+    "StorageTanks": "storage tanks",
+    "Viaduct": "viaduct",
+}
+
+SCENE_QUESTION = "What kind of place is this?"
+"""The wording that the held-out scene figure is measured with."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the data lies and where this training keeps its work."""
+
+    data: Path = field(
+        default_factory=lambda: Path(os.environ.get("NANO_DATA", "/work/shared/data"))
+    )
+    work: Path = field(default_factory=lambda: Path(os.environ.get("NANO_WORK", "/work/nano")))
+
+    @property
+    def features(self) -> Path:
+        """Cached vision features."""
+        return self.work / "features"
+
+    @property
+    def base(self) -> Path:
+        """The cut language model and tokenizer that training starts from."""
+        return self.work / "base"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model in its released layout."""
+        return self.work / "checkpoint"
+
+
+def labels(paths: Paths, name: str) -> list[dict[str, Any]]:
+    """All lines of one data folder's labels.jsonl."""
+    with open(paths.data / name / "labels.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def is_dev(file: str) -> bool:
+    """Whether a training scene belongs to the development set (every 18th by number: about 500)."""
+    return int(file.rsplit("_", 1)[1].split(".", maxsplit=1)[0]) % 18 == 7
+
+
+@dataclass(frozen=True)
+class Level:
+    """One pyramid level: tiles, pixel size before padding, and token grid after unpadding."""
+
+    tile_rows: int
+    tile_columns: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+
+def base_level(width: int, height: int) -> Level:
+    """The base level of an image of this size, as the reference algorithm lays it out."""
+    ratio = min(BASE_SIDE / max(width, height), 1.0)
+    h, w = round(height * ratio), round(width * ratio)
+    rows, columns = -(-h // TILE), -(-w // TILE)
+    scale = min(TILE * rows / h, TILE * columns / w)
+    h, w = round(h * scale), round(w * scale)
+    rows, columns = -(-h // TILE), -(-w // TILE)
+    token_rows, token_columns = rows * GRID, columns * GRID
+    if width / height > token_columns / token_rows:
+        token_rows = int(height * (token_columns / width))
+    else:
+        token_columns = int(width * (token_rows / height))
+    return Level(rows, columns, h, w, max(token_rows, 1), max(token_columns, 1))
+
+
+def global_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels of the global view, before padding to one tile."""
+    ratio = min(TILE / height, TILE / width)
+    return min(round(width * ratio), TILE), min(round(height * ratio), TILE)
+
+
+def compress(features: np.ndarray) -> np.ndarray:
+    """ReLU6 features as uint8 on a square-root scale (error at most 0.024, less near zero)."""
+    return np.rint(np.sqrt(np.clip(features, 0, 6) / 6.0) * 255.0).astype(np.uint8)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Replace a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    if isinstance(data, str):
+        part.write_text(data, encoding="utf-8")
+    else:
+        part.write_bytes(data)
+    os.replace(part, path)

@@ -1,0 +1,264 @@
+"""From pictures and questions to padded batches of token sequences.
+
+One sequence holds one picture and several questions: the shared prefix (text before, global view,
+separator, kept local tokens with newlines) and then one block for each question with its answer.
+The mask lets a block see the prefix and itself; positions continue from the prefix, so each block
+looks exactly as it would alone.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from common import END, GRID, KEEP, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
+from questions import Question
+from tokenizers import Tokenizer
+from torch import Tensor
+
+TEXT, NEWLINE = -1, -2
+"""Marks in `Sequence.source` of places that are not vision tokens."""
+WEIGHTS = {"caption": 0.3, "listing": 0.4}
+
+
+@dataclass
+class View:
+    """The vision features of one picture: global view, then local tokens in row-major order."""
+
+    features: np.ndarray
+    """uint8 [rows, 1280]; see common.compress."""
+    local: np.ndarray
+    """Rows of the local tokens in `features`, [token rows, token columns]."""
+    boxes: list[list[float]] = field(default_factory=list)
+    """Regions, in shares of width and height."""
+
+    whole: tuple[float, float] = (GRID, GRID)
+    """Rows and columns of the global view that the picture fills; the rest is padding."""
+
+    def evidence(self, regions: tuple[int, ...]) -> np.ndarray:
+        """Which local tokens show one of the regions."""
+        return covered([self.boxes[i] for i in regions], self.local.shape, self.local.shape)
+
+    def global_evidence(self, regions: tuple[int, ...]) -> np.ndarray:
+        """Which tokens of the global view show one of the regions."""
+        return covered([self.boxes[i] for i in regions], self.whole, (GRID, GRID))
+
+
+def covered(
+    boxes: list[list[float]], size: tuple[float, ...], shape: tuple[int, ...]
+) -> np.ndarray:
+    """The tokens of a grid that touch a box; for large boxes, those with their centre in it.
+
+    size is how many rows and columns the picture fills, shape what the grid has.
+    """
+    found = np.zeros(shape, bool)
+    for x0, y0, x1, y1 in boxes:
+        left, right, top, bottom = x0 * size[1], x1 * size[1], y0 * size[0], y1 * size[0]
+        if right - left > 3 and bottom - top > 3:
+            found[round(top) : round(bottom), round(left) : round(right)] = True
+        else:
+            found[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+    return found
+
+
+@dataclass
+class Sequence:
+    """One sequence, not yet padded; all arrays have one entry per place."""
+
+    features: np.ndarray
+    ids: np.ndarray
+    source: np.ndarray
+    block: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    queries: list[tuple[int, np.ndarray, np.ndarray]]
+    """Last prompt place of questions with known evidence; its local and its global places."""
+    local: tuple[int, int]
+    """First local place, and the one after the last."""
+    full: bool
+
+
+@dataclass
+class Batch:
+    """Padded sequences as tensors."""
+
+    features: Tensor
+    vision_places: Tensor
+    vision_rows: Tensor
+    newline_places: Tensor
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    label_places: Tensor
+    labels: Tensor
+    weights: Tensor
+    query_batch: Tensor
+    query_places: Tensor
+    query_seen: Tensor
+    """[2, queries, T]: which places are local tokens, which are the global view."""
+    query_evidence: Tensor
+    """The same shape: which of those show the evidence."""
+
+
+class Writer:
+    """Builds sequences with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.before = tokenizer.encode(PROMPT_PREFIX).ids
+        self.separator = tokenizer.encode(SEPARATOR).ids
+        self.end = tokenizer.encode(END).ids
+        if len(self.separator) != 1 or len(self.end) != 1:
+            raise ValueError("separator and end must be single tokens")
+
+    def after(self, question: str) -> list[int]:
+        """Tokens of the text after the image."""
+        return self.tokenizer.encode(PROMPT_SUFFIX.format(question=question)).ids
+
+    def write(
+        self, view: View, kept: np.ndarray | None, questions: list[Question], repeat: int = 1
+    ) -> Sequence:
+        """One sequence; kept marks the local tokens to keep, None leaves out rows and newlines too.
+
+        repeat writes every newline so many times, as empty rows of a finer level would.
+        """
+        ids, source = list(self.before), [TEXT] * len(self.before)
+        ids += [0] * TOKENS + self.separator
+        source += [*range(TOKENS), TEXT]
+        first = len(ids)
+        token_place = np.full(view.local.shape, -1)
+        if kept is not None:
+            for row in range(view.local.shape[0]):
+                for column in np.flatnonzero(kept[row]):
+                    token_place[row, column] = len(source)
+                    source.append(int(view.local[row, column]))
+                source += [NEWLINE] * repeat
+        ids += [0] * (len(source) - len(ids))
+        prefix = len(ids)
+        block, position = [0] * prefix, list(range(prefix))
+        label, weight = [-100] * prefix, [0.0] * prefix
+        queries = []
+        for number, question in enumerate(questions, 1):
+            prompt = self.after(question.text)
+            answer = self.tokenizer.encode(question.answer).ids + self.end
+            both = prompt + answer[:-1]
+            start = len(ids)
+            ids += both
+            source += [TEXT] * len(both)
+            block += [number] * len(both)
+            position += range(prefix, prefix + len(both))
+            label += [-100] * (len(prompt) - 1) + answer
+            each = WEIGHTS.get(question.kind, 1.0)
+            weight += [0.0] * (len(prompt) - 1) + [each] * len(answer)
+            if question.evidence:
+                places = token_place[view.evidence(question.evidence)]
+                whole = np.flatnonzero(view.global_evidence(question.evidence))
+                whole = whole + len(self.before)
+                queries.append((start + len(prompt) - 1, places[places >= 0], whole))
+        arrays = [np.array(x) for x in (ids, source, block, position, label)]
+        vision = arrays[1] >= 0
+        used, arrays[1][vision] = np.unique(arrays[1][vision], return_inverse=True)
+        full = kept is not None and bool(kept.all())
+        return Sequence(
+            view.features[used],
+            *arrays,
+            np.array(weight, np.float32),
+            queries,
+            (first, prefix),
+            full,
+        )
+
+
+def smooth_field(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
+    """A random field with patches of a few tokens."""
+    rows, columns = shape
+    step = int(draw.integers(2, 7))
+    coarse = draw.normal(size=(-(-rows // step), -(-columns // step)))
+    return np.repeat(np.repeat(coarse, step, 0), step, 1)[:rows, :columns]
+
+
+def top(scores: np.ndarray, share: float = KEEP) -> np.ndarray:
+    """A mask of the best share of tokens."""
+    count = max(int(share * scores.size), 1)
+    mask = np.zeros(scores.size, bool)
+    mask[np.argpartition(-scores.ravel(), count - 1)[:count]] = True
+    return mask.reshape(scores.shape)
+
+
+def choose_kept(
+    view: View, questions: list[Question], draw: random.Random, full: bool
+) -> np.ndarray | None:
+    """Local tokens that one training sequence keeps."""
+    shape = view.local.shape
+    if full:
+        return np.ones(shape, bool)
+    if draw.random() < 0.06:
+        return None
+    noise = np.random.default_rng(draw.getrandbits(32))
+    scores = noise.normal(size=shape)
+    if draw.random() < 0.75:
+        scores = smooth_field(shape, noise) + 0.5 * scores
+    asked = [q.evidence for q in questions if q.evidence]
+    if asked and draw.random() < 0.75:
+        scores = scores + 3.0 * view.evidence(draw.choice(asked))
+    return top(scores, KEEP if draw.random() < 0.8 else draw.uniform(0.1, 0.4))
+
+
+def single_tile(features: np.ndarray) -> View:
+    """The view of an image no larger than a tile: the local level shows the same tile."""
+    return View(features, np.arange(TOKENS).reshape(GRID, GRID))
+
+
+def collate(sequences: list[Sequence]) -> Batch:
+    """Pad to the longest sequence."""
+    longest = max(len(s.ids) for s in sequences)
+    size = (len(sequences), longest)
+    ids, positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    block = np.full(size, -1)
+    places, rows, newlines, label_places = [], [], [], []
+    labels_, weights = [], []
+    queries: list[tuple[int, int, Sequence, list[np.ndarray]]] = []
+    offset = 0
+    for b, s in enumerate(sequences):
+        n = len(s.ids)
+        ids[b, :n], positions[b, :n], block[b, :n] = s.ids, s.position, s.block
+        vision = np.flatnonzero(s.source >= 0)
+        places.append(b * longest + vision)
+        rows.append(offset + s.source[vision])
+        newlines.append(b * longest + np.flatnonzero(s.source == NEWLINE))
+        marked = np.flatnonzero(s.label >= 0)
+        label_places.append(b * longest + marked)
+        labels_.append(s.label[marked])
+        weights.append(s.weight[marked])
+        queries += [(b, t, s, [near, whole]) for t, near, whole in s.queries]
+        offset += len(s.features)
+    block_t = torch.from_numpy(block)
+    order = torch.arange(longest)
+    earlier = order[None, :, None] >= order[None, None, :]
+    same = block_t[:, :, None] == block_t[:, None, :]
+    allowed = earlier & (same | (block_t == 0)[:, None, :]) | torch.eye(longest, dtype=torch.bool)
+    mask = torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill_(~allowed, float("-inf"))
+    seen = torch.zeros(2, len(queries), longest, dtype=torch.bool)
+    evidence = torch.zeros_like(seen)
+    for i, (_, _, s, shown) in enumerate(queries):
+        first, last = s.local
+        seen[0, i, first:last] = True
+        seen[1, i, first - 1 - TOKENS : first - 1] = True
+        for part in (0, 1):
+            evidence[part, i, torch.from_numpy(shown[part])] = True
+
+    def joined(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts))
+
+    return Batch(
+        torch.from_numpy(np.concatenate([s.features for s in sequences])),
+        joined(places), joined(rows), joined(newlines),
+        torch.from_numpy(ids), torch.from_numpy(positions), mask[:, None],
+        joined(label_places), joined(labels_), joined(weights),
+        torch.tensor([q[0] for q in queries], dtype=torch.long),
+        torch.tensor([q[1] for q in queries], dtype=torch.long),
+        seen, evidence,
+    )  # fmt: skip

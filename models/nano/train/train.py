@@ -1,0 +1,219 @@
+"""Train projector and language model on the cached features; resumable, bounded in time.
+
+The learning rate follows the share of the training time that is spent, so the run ends when it
+should on any machine. State goes to `<work>/state.pt` every few minutes, a released checkpoint to
+`<work>/checkpoint`, the log to `<work>/train.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from checkpoint import save_checkpoint, start_model
+from common import Paths
+from model import Nano, rope
+from sequences import Batch, Writer, collate
+from store import Store
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from warmup import decode, warmed_model
+
+MIX = {"scene": 0.48, "small": 0.28, "large": 0.10, "photo": 0.14}
+"""Share of the steps of each kind."""
+WARM_STEPS = 400
+RFM_LAYERS = 2
+AUXILIARY = 0.4
+"""Weight of the localisation loss."""
+
+
+def embed(model: Nano, batch: Batch) -> Tensor:
+    """Input embeddings: words, projected vision tokens, newlines."""
+    words = model.llm.embed_tokens(batch.ids)
+    vision = model.projector(decode(batch.features)).to(words.dtype)
+    flat = words.reshape(-1, words.shape[-1])
+    flat = flat.index_put((batch.vision_places,), vision[batch.vision_rows])
+    if len(batch.newline_places):
+        newline = model.image_newline.expand(len(batch.newline_places), -1)
+        flat = flat.index_put((batch.newline_places,), newline)
+    return flat.view_as(words)
+
+
+def localisation_loss(model: Nano, batch: Batch, state: Tensor, layer: int) -> Tensor:
+    """Minus log of the head-mean attention mass on evidence, among local and among global tokens.
+
+    Only the local tokens are scored at run time. The global view teaches the same queries and keys
+    for less, because every sequence has it.
+    """
+    b = batch.query_batch
+    part = model.llm.layers[layer]
+    normed = part.input_layernorm(state)
+    cos, sin = rope(batch.positions, model.llm.config)
+    q, k = part.self_attn.queries_keys(normed, cos, sin)
+    logits = torch.einsum("nhd,nhtd->nht", q[b, :, batch.query_places].float(), k[b].float())
+    logits = logits / model.llm.config.head_dim**0.5
+    found = []
+    for seen, shown in zip(batch.query_seen, batch.query_evidence, strict=True):
+        useful = (shown.sum(-1) > 0) & (shown.sum(-1) < 0.9 * seen.sum(-1))
+        if useful.any():
+            masked = logits[useful].masked_fill(~seen[useful][:, None], float("-inf"))
+            mass = (masked.softmax(-1).mean(1) * shown[useful]).sum(-1)
+            found.append(-(mass + 1e-4).log().mean())
+    return torch.stack(found) if found else logits.new_zeros(0)
+
+
+def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Answer loss, and localisation loss where evidence is known."""
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model.llm.states(embed(model, batch), batch.positions, batch.mask)
+        hidden = model.llm.norm(states[-1])
+        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.label_places]
+        logits = model.llm.logits(hidden).float()
+        place = None
+        if len(batch.query_batch):
+            place = localisation_loss(model, batch, states[RFM_LAYERS], RFM_LAYERS)
+    each = functional.cross_entropy(logits, batch.labels, reduction="none")
+    return (each * batch.weights).sum() / batch.weights.sum(), place
+
+
+def parameter_groups(model: Nano, rate: float) -> list[dict[str, Any]]:
+    """AdamW groups: the projector learns faster, vectors and embeddings do not decay."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        factor = 1.5 if name.startswith(("projector", "image_newline")) else 1.0
+        if "embed_tokens" in name:
+            factor = 0.3
+        decay = 0.0 if parameter.dim() < 2 or "embed_tokens" in name else 0.05
+        groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": p, "lr": rate * f, "base": rate * f, "weight_decay": d}
+        for (f, d), p in groups.items()
+    ]
+
+
+class Trainer:
+    """One training run and its state on disk."""
+
+    def __init__(self, paths: Paths, seconds: float, rate: float) -> None:
+        self.paths, self.seconds = paths, seconds
+        self.store = Store(paths)
+        tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
+        self.writer = Writer(tokenizer)
+        self.model = start_model(paths)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, rate), betas=(0.9, 0.98), eps=1e-8
+        )
+        self.step, self.spent = 0, 0.0
+        self.state = paths.work / "state.pt"
+        if self.state.exists():
+            saved = torch.load(self.state, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.spent = saved["step"], saved["spent"]
+            print(f"resumed at step {self.step}, {self.spent:.0f} s spent", flush=True)
+        else:
+            warmed_model(paths, self.model, self.store, tokenizer, WARM_STEPS)
+            self.save()
+
+    def save(self) -> None:
+        """Training state and released checkpoint, each replaced in one step."""
+        part = self.state.with_suffix(".part")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "spent": self.spent,
+            },
+            part,
+        )
+        os.replace(part, self.state)
+        notes = {"step": self.step, "seconds": round(self.spent)}
+        save_checkpoint(self.model, self.paths, RFM_LAYERS, notes)
+
+    def draw(self, step: int) -> tuple[str, Batch]:
+        """The batch of one step; depends on the step only."""
+        draw = random.Random(f"nano/{step}")
+        kind = draw.choices(list(MIX), list(MIX.values()))[0]
+        return kind, collate(self.store.draw_batch(kind, self.writer, draw))
+
+    def run(self, save_every: float = 240.0, most_steps: int | None = None) -> None:
+        """Train until the time is spent."""
+        self.model.train()
+        saved_at, mean = self.spent, {}
+        with (
+            ThreadPoolExecutor(1) as pool,
+            open(self.paths.work / "train.jsonl", "a", encoding="utf-8") as log,
+        ):
+            ahead = pool.submit(self.draw, self.step)
+            first = self.step
+            while self.spent < self.seconds and (
+                most_steps is None or self.step < first + most_steps
+            ):
+                begun = time.time()
+                kind, batch = ahead.result()
+                ahead = pool.submit(self.draw, self.step + 1)
+                share = self.spent / self.seconds
+                slope = min(1.0, (self.step + 1) / 100) * (
+                    0.02 + 0.49 * (1 + math.cos(math.pi * share))
+                )
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["base"] * slope
+                answer, place = losses(self.model, batch)
+                loss = answer if place is None else answer + AUXILIARY * place.sum()
+                self.optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.optimizer.step()
+                self.step += 1
+                took = time.time() - begun
+                self.spent += took
+                self.note(mean, kind, answer.item(), [] if place is None else place.tolist(), took)
+                if self.step % 25 == 0:
+                    line = {
+                        "step": self.step,
+                        "spent": round(self.spent),
+                        "norm": round(norm.item(), 2),
+                    }
+                    line |= {k: round(v, 3) for k, v in sorted(mean.items())}
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                if self.spent - saved_at > save_every:
+                    self.save()
+                    saved_at = self.spent
+        self.save()
+
+    @staticmethod
+    def note(
+        mean: dict[str, float], kind: str, answer: float, place: list[float], took: float
+    ) -> None:
+        """Moving averages for the log."""
+        seen = {f"{kind}": answer, f"{kind}_seconds": took}
+        seen |= {f"{kind}_place_{i}": value for i, value in enumerate(place)}
+        for key, value in seen.items():
+            mean[key] = value if key not in mean else 0.95 * mean[key] + 0.05 * value
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=50.0, help="training time")
+    parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="stop after so many steps (for trying out)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    Trainer(Paths(), options.minutes * 60, options.rate).run(most_steps=options.steps)
+
+
+if __name__ == "__main__":
+    main()
