@@ -14,7 +14,7 @@ class BandChoice:
 
     Attributes:
         shown: Bands shown as red, green, blue; or one band shown as grey.
-        alpha: Band that holds the opacity, or None.
+        alpha: Band that hides pixels, or None; never one that is shown.
         palette: Whether the one band indexes the file's colour table.
         warning: What had to be guessed, or None.
     """
@@ -46,7 +46,8 @@ def choose_bands(colours: Sequence[str], requested: Sequence[int] | None) -> Ban
                 f"bands {list(asked)!r} cannot be shown: give one or three of the image's bands "
                 f"{listed}{', ...' if count > 16 else ''}"
             )
-        return BandChoice(asked, alpha, asked == (1,) and colours[0] == "palette")
+        hiding = None if alpha in asked else alpha
+        return BandChoice(asked, hiding, asked == (1,) and colours[0] == "palette")
     if all(name in colours for name in ("red", "green", "blue")):
         shown = tuple(colours.index(name) + 1 for name in ("red", "green", "blue"))
         return BandChoice(shown, alpha, False)
@@ -55,6 +56,9 @@ def choose_bands(colours: Sequence[str], requested: Sequence[int] | None) -> Ban
         # A file that is nothing but opacity is shown as grey, not hidden by itself.
         return BandChoice((data[0],), alpha if alpha != data[0] else None, colours[0] == "palette")
     shown = tuple(data[:3]) if len(data) >= 3 else (data[0],)
+    if len(data) == 3:
+        # JPEG 2000 and plain TIFFs often do not name the colours of three bands; they are RGB.
+        return BandChoice(shown, alpha, False)
     meaning = "red, green, blue" if len(shown) == 3 else "grey"
     return BandChoice(
         shown,

@@ -123,7 +123,8 @@ class Raster:
 
         Raises:
             ImageError: The file is missing, no image, damaged, unsupported or beyond a limit; or
-                `bands` or `value_range` do not fit it.
+                `bands` or `value_range` do not fit it. Damage inside a large file may come up
+                only when `read` reaches it.
         """
         file = local_file(path)
         wanted = None if value_range is None else check_range(value_range)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Resampling = Literal["area", "reference"]
 
-#: Values (pixels times planes) that a strip holds at once: 2 MiB as float32. With longer strips
-#: BLAS starts threads for each sum, which costs more than it gains (3 times, on two busy cores).
+#: Values (pixels times planes) that a strip holds at once: 2 MiB as float32. Longer strips are no
+#: faster, since these stay in the processor's cache.
 STRIP_VALUES = 512 << 10
 #: A row of blocks under one strip stays below this, so that GDAL's cache (64 MiB) keeps it.
 BLOCK_ROW_BYTES = 24 << 20
@@ -40,7 +40,7 @@ class WindowReader:
 
     Attributes:
         bands: Bands read, 1-based, each once.
-        alpha: Band that hides pixels, or None.
+        alpha: Band that hides pixels, or None; not one of `bands`.
     """
 
     def __init__(self, source: Source, bands: Sequence[int], alpha: int | None) -> None:
@@ -50,9 +50,8 @@ class WindowReader:
 
     @property
     def read_bands(self) -> tuple[int, ...]:
-        """The bands and, behind them, the alpha band where it is not one of them."""
-        hidden = self.alpha is None or self.alpha in self.bands
-        return self.bands if hidden else (*self.bands, int(self.alpha or 0))
+        """The bands and, behind them, the alpha band."""
+        return self.bands if self.alpha is None else (*self.bands, self.alpha)
 
     def pixels(
         self, box: Box, overview: int | None = None, shape: tuple[int, int] | None = None
@@ -61,13 +60,10 @@ class WindowReader:
         raw, visible = self._source.read(self.read_bands, box, overview=overview, shape=shape)
         if self.alpha is None:
             return raw, visible
-        opacity = raw[self.read_bands.index(self.alpha)]
         # Deeper alphas are not scaled alike by all writers (255 or 65535): any opacity counts.
-        opaque = opacity >= 128 if self._eight_bit_alpha() else opacity > 0
-        return raw[: len(self.bands)], opaque if visible is None else visible & opaque
-
-    def _eight_bit_alpha(self) -> bool:
-        return self._source.header.dtypes[(self.alpha or 1) - 1] == "uint8"
+        eight_bit = self._source.header.dtypes[self.alpha - 1] == "uint8"
+        opaque = raw[-1] >= 128 if eight_bit else raw[-1] > 0
+        return raw[:-1], opaque if visible is None else visible & opaque
 
     def sample(self) -> Pixels:
         """Pixels from all over the image, about `SAMPLE_SIDE` along its long side."""
