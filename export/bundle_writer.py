@@ -21,7 +21,6 @@ from lrs_edge.errors import ExportError
 from lrs_edge.export import decoder_graph, parity, vision_graph
 from lrs_edge.export.checkpoint import Checkpoint, file_sha256, find_checkpoint, source_hash
 from lrs_edge.export.families import read_model
-from lrs_edge.export.llava import find_tower
 from lrs_edge.export.model_card import model_card
 from lrs_edge.export.onnx_writer import Precision, WeightFile
 from lrs_edge.export.recipes import Recipe, find_recipe
@@ -130,13 +129,16 @@ def export_bundle(
     tower = options.vision_tower or (recipe.vision_tower if recipe else None)
     progress(f"reading {found.path}")
     model = read_model(found, tower)
+    if recipe and recipe.family != model.family:
+        raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
     try:
         with _replacing(target) as folder:
             writer = _BundleWriter(folder, model, options, progress)
             writer.write_parts()
             report = writer.compare() if options.parity else None
-            source = _source(found, model, tower, progress)
-            manifest = writer.finish(source, _licence(options, recipe), report)
+            progress("hashing the checkpoint")
+            source = Source(_source_name(found), source_hash(model.folders))
+            manifest = writer.finish(source, _licence(options, recipe), report, found.card())
     except OSError as error:
         raise ExportError(f"{target} cannot be written ({error})") from error
     return ExportResult(target, manifest, report)
@@ -194,17 +196,20 @@ class _BundleWriter:
         report.raise_if_failed()
         return report
 
-    def finish(self, source: Source, licence: str, report: parity.ParityReport | None) -> Manifest:
-        """Model card and manifest."""
+    def finish(
+        self, source: Source, licence: str, report: parity.ParityReport | None, about: str
+    ) -> Manifest:
+        """Model card (with what the checkpoint says about itself) and manifest."""
+        files = {path.name: _entry(path) for path in sorted(self._folder.iterdir())}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            name=self._options.name or Path(source.name.rstrip("/")).name,
+            name=self._options.name or source.name.rsplit("/", 1)[-1],
             family=self._model.family,
             licence=licence,
             source=source,
             created=_now(),
             tools={name: _version(name) for name in _TOOLS},
-            files=self._files(),
+            files=files,
             vision=self._vision_spec(),
             rfm=_decoder_spec(
                 self._model.rfm, RFM, self._options.precisions.rfm, masked_graph=RFM_MASKED
@@ -223,21 +228,15 @@ class _BundleWriter:
             repetition_penalty=self._model.repetition_penalty,
             parity=report.values() if report else {},
         )
-        (self._folder / CARD).write_text(model_card(manifest, report), encoding="utf-8")
-        manifest = msgspec.structs.replace(manifest, files=self._files())
+        card = self._folder / CARD
+        card.write_text(model_card(manifest, report, about), encoding="utf-8")
+        manifest = msgspec.structs.replace(manifest, files=files | {CARD: _entry(card)})
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (self._folder / MANIFEST).write_bytes(encoded + b"\n")
         return manifest
 
     def _weights(self, graph: str, precision: Precision) -> WeightFile:
         return WeightFile(self._folder / f"{graph}.data", precision)
-
-    def _files(self) -> dict[str, FileEntry]:
-        entries = {}
-        for path in sorted(self._folder.iterdir()):
-            role = _ROLES.get(path.name.removesuffix(".data"), "other")
-            entries[path.name] = FileEntry(role, path.stat().st_size, file_sha256(path))
-        return entries
 
     def _vision_spec(self) -> VisionSpec:
         stage = self._model.vision
@@ -250,6 +249,11 @@ class _BundleWriter:
             std=stage.std,
             precision=self._options.precisions.vision,
         )
+
+
+def _entry(path: Path) -> FileEntry:
+    role = _ROLES[path.name.removesuffix(".data")]
+    return FileEntry(role, path.stat().st_size, file_sha256(path))
 
 
 def _decoder_spec(
@@ -274,14 +278,9 @@ def _decoder_spec(
     )
 
 
-def _source(
-    checkpoint: Checkpoint, model: Model, tower: str | None, progress: Callable[[str], None]
-) -> Source:
-    progress("hashing the checkpoint")
-    folders = [checkpoint.path]
-    if model.family.startswith("llava"):
-        folders.append(find_tower(checkpoint, tower))
-    return Source(checkpoint.name, source_hash(folders))
+def _source_name(checkpoint: Checkpoint) -> str:
+    """Hub name, or a local folder's own name: paths of this machine are nobody else's business."""
+    return checkpoint.name if checkpoint.from_hub else checkpoint.path.resolve().name
 
 
 def _licence(options: ExportOptions, recipe: Recipe | None) -> str:
@@ -319,12 +318,21 @@ def _replacing(target: Path) -> Iterator[Path]:
         folder = work / "bundle"
         folder.mkdir()
         yield folder
-        if target.exists():
-            # A directory cannot be replaced in one step; the old one is moved away, then removed.
-            target.rename(work / "old")
-        folder.rename(target)
+        _swap(folder, target, work / "old")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(folder: Path, target: Path, old: Path) -> None:
+    """Put a directory in another's place; that cannot be one step, but it can be undone."""
+    if target.exists():
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
 
 
 def _now() -> str:

@@ -32,6 +32,9 @@ SIDE_FILES = (
 #: A JSON file longer than this is refused unread (the largest is a tokenizer of some 10 MB).
 MAX_JSON_BYTES = 64 << 20
 
+#: Longest MODEL_CARD.md that is taken over.
+MAX_CARD_BYTES = 1 << 18
+
 
 class Settings:
     """One JSON object, whose values are checked as they are read.
@@ -140,6 +143,13 @@ class Checkpoint:
         """All weights. Raises ExportError."""
         return Scoped(open_tensors(self.path), "")
 
+    def card(self) -> str:
+        """The checkpoint's own MODEL_CARD.md; empty where there is none, or an absurd one."""
+        path = self.path / "MODEL_CARD.md"
+        if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
+            return ""
+        return path.read_bytes().decode("utf-8", errors="replace").strip()
+
     def side_file(self, name: str) -> Settings:
         """One of the optional JSON files; empty where it is missing. Raises ExportError."""
         return Settings.load_optional(self.path / name)
@@ -183,6 +193,11 @@ def download(name: str) -> Path:
         raise ExportError(
             f"{name} is no local folder, and cannot be downloaded from the hub ({reason})"
         ) from error
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ExportError(
+            f"{name} holds no safetensors files on the hub, and pickled weights are never fetched; "
+            "put its files into a folder yourself and name that"
+        )
     return Path(folder)
 
 

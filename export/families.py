@@ -74,6 +74,8 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
         raise config.wrong("hidden_act", "must be silu")
     if config.values.get("rope_scaling") is not None:
         raise config.wrong("rope_scaling", "must be null: scaled RoPE is not supported")
+    if config.flag("use_sliding_window"):
+        raise config.wrong("use_sliding_window", "must be false: attention windows do not fit here")
     return DecoderConfig(
         layers=config.integer("num_hidden_layers", 1, MAX_LAYERS),
         hidden=hidden,

@@ -74,7 +74,9 @@ def read_llava(
     config, generation = checkpoint.config, checkpoint.side_file("generation_config.json")
     if config.text("mm_projector_type") != _PROJECTOR:
         raise config.wrong("mm_projector_type", f"must be {_PROJECTOR}")
-    weights = checkpoint.tensors()
+    if config.text("mm_spatial_pool_mode", "bilinear") != "bilinear":
+        raise config.wrong("mm_spatial_pool_mode", "must be bilinear")
+    weights, tower = checkpoint.tensors(), find_tower(checkpoint, vision_tower)
     decoder = decoder_config(config, qkv_bias=qkv_bias)
     inner = Scoped(weights, "model.")
     vocabulary = tokenizer.length
@@ -83,7 +85,7 @@ def read_llava(
     inner.require({"image_newline": (decoder.hidden,)}, "newline vector")
     return Model(
         family=family,
-        vision=_vision(checkpoint, weights, vision_tower, decoder.hidden),
+        vision=_vision(config, weights, tower, decoder.hidden),
         rfm=region_focus(config, decoder, weights),
         llm=DecoderStage(decoder, inner),
         embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
@@ -105,14 +107,11 @@ def read_llava(
             max_positions=config.integer("max_position_embeddings", 1, MAX_TOKENS),
         ),
         repetition_penalty=repetition_penalty(generation),
+        folders=(checkpoint.path, tower),
     )
 
 
-def _vision(
-    checkpoint: Checkpoint, weights: Scoped, vision_tower: str | None, hidden: int
-) -> VisionStage:
-    config = checkpoint.config
-    folder = find_tower(checkpoint, vision_tower)
+def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> VisionStage:
     # As in the authors' loader, the checkpoint's own copy counts only if it was trained.
     if config.flag("unfreeze_mm_vision_tower"):
         tensors = Scoped(weights, _OWN_TOWER)

@@ -10,12 +10,13 @@ from lrs_edge.manifest import DecoderSpec, Manifest
 _MIB = 1 << 20
 
 
-def model_card(manifest: Manifest, report: ParityReport | None) -> str:
+def model_card(manifest: Manifest, report: ParityReport | None, about: str) -> str:
     """Text of the card.
 
     Args:
         manifest: Of the bundle.
         report: Of the parity check; None when it was skipped.
+        about: The checkpoint's own card, taken over word for word; may be empty.
     """
     sections = [
         f"# {manifest.name}",
@@ -38,6 +39,8 @@ def model_card(manifest: Manifest, report: ParityReport | None) -> str:
         f'    lrs-edge ask image.tif "How many ships are there?" -m path/to/{manifest.name}',
         "Check the files with `lrs-edge models verify`. Nothing in a bundle is executable.",
     ]
+    if about:
+        sections += ["## The checkpoint's own card", about]
     return "\n\n".join(sections) + "\n"
 
 
@@ -73,10 +76,7 @@ def _decoder(spec: DecoderSpec) -> str:
 def _parity(report: ParityReport | None) -> str:
     if report is None:
         return "The check was skipped (`--no-parity`)."
-    rows = [
-        (row.stage, row.measure, f"{row.value:.3g}", f"{row.sign} {row.limit:g}")
-        for row in report.rows
-    ]
+    rows = [(row.stage, row.measure, row.shown, f"{row.sign} {row.limit:g}") for row in report.rows]
     return f"On {report.images}.\n\n" + _table(("stage", "measure", "value", "limit"), rows)
 
 

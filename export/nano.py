@@ -67,6 +67,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         base_side=config.integer("base_side", 1, MAX_TILE),
         limits=Limits(max_length=longest, max_positions=longest),
         repetition_penalty=repetition_penalty(generation),
+        folders=(checkpoint.path,),
     )
 
 

@@ -45,7 +45,7 @@ class WeightFile:
         self.path = path
         self.precision = precision
         self._stream = path.open("wb")
-        self._written: dict[str, TensorProto] = {}
+        self._written: dict[str, tuple[TensorProto, ...]] = {}
 
     def __enter__(self) -> WeightFile:
         return self
@@ -58,18 +58,38 @@ class WeightFile:
     ) -> None:
         self._stream.close()
 
-    def get(self, name: str) -> TensorProto | None:
-        """A tensor that has been written already."""
-        return self._written.get(name)
+    def weight(self, name: str, load: Callable[[], Array]) -> TensorProto:
+        """A float32 tensor, loaded and written if no graph has asked for it yet."""
+        if name not in self._written:
+            self._written[name] = (self._add(name, load()),)
+        return self._written[name][0]
 
-    def add(self, name: str, array: NDArray[Any]) -> TensorProto:
+    def matrix(self, name: str, load: Callable[[], Array], axis: int) -> tuple[TensorProto, ...]:
+        """A weight at this file's precision, loaded and written if no graph has asked for it yet.
+
+        Args:
+            name: Of the weight.
+            load: Gives it in the layout that the operator wants.
+            axis: Output channels in that layout.
+
+        Returns:
+            The weight itself, or what DequantizeLinear makes it from: integers and scales.
+        """
+        if name not in self._written:
+            value = load()
+            if self.precision == "fp32" or value.size < _MIN_QUANTIZED:
+                self._written[name] = (self._add(name, value),)
+            else:
+                integers, scale = quantize(value, axis)
+                stored = self._add(f"{name}.int8", integers), self._add(f"{name}.scale", scale)
+                self._written[name] = stored
+        return self._written[name]
+
+    def _add(self, name: str, array: NDArray[Any]) -> TensorProto:
         """Write a tensor; small ones become part of the graph file instead."""
         if array.nbytes < _INLINE_BYTES:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
-        else:
-            tensor = self._write(name, array)
-        self._written[name] = tensor
-        return tensor
+            return numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return self._write(name, array)
 
     def _write(self, name: str, array: NDArray[Any]) -> TensorProto:
         gap = -self._stream.tell() % _ALIGNMENT
@@ -172,43 +192,17 @@ class GraphWriter:
         return name
 
     def weight(self, name: str, load: Callable[[], Array]) -> str:
-        """A float32 weight, loaded only if no graph has written it yet."""
-        tensor = self._weights.get(name)
-        if tensor is None:
-            tensor = self._weights.add(name, load())
-        self._initializers[name] = tensor
+        """A float32 weight; see `WeightFile.weight`."""
+        self._initializers[name] = self._weights.weight(name, load)
         return name
 
     def matrix(self, name: str, load: Callable[[], Array], axis: int) -> str:
-        """A weight that may be quantized.
-
-        Args:
-            name: Of the weight.
-            load: Gives it in the layout that the operator wants.
-            axis: Output channels in that layout.
-
-        Returns:
-            A float32 value of the weight's shape.
-        """
-        scale_name, stored = f"{name}.scale", f"{name}.int8"
-        if self._weights.get(name) is None and self._weights.get(stored) is None:
-            value = load()
-            if self._weights.precision == "fp32" or value.size < _MIN_QUANTIZED:
-                self._weights.add(name, value)
-            else:
-                integers, scale = quantize(value, axis)
-                self._weights.add(stored, integers)
-                self._weights.add(scale_name, scale)
-        plain = self._weights.get(name)
-        if plain is not None:
-            self._initializers[name] = plain
+        """A weight at the file's precision, as a float32 value; see `WeightFile.matrix`."""
+        tensors = self._weights.matrix(name, load, axis)
+        self._initializers |= {tensor.name: tensor for tensor in tensors}
+        if len(tensors) == 1:
             return name
-        for key in (stored, scale_name):
-            tensor = self._weights.get(key)
-            if tensor is None:
-                raise AssertionError(f"{key} was not written")
-            self._initializers[key] = tensor
-        return self.node("DequantizeLinear", stored, scale_name, axis=axis)
+        return self.node("DequantizeLinear", *(tensor.name for tensor in tensors), axis=axis)
 
     def linear(
         self,

@@ -73,6 +73,11 @@ class ParityRow:
     limit: float
 
     @property
+    def shown(self) -> str:
+        """The value as text; of a cosine or a share, the digits that tell it from 1."""
+        return f"{self.value:.6g}" if self.sign == ">=" else f"{self.value:.3g}"
+
+    @property
     def passed(self) -> bool:
         """False above the limit, and for a value that is no number."""
         return self.value <= self.limit if self.sign == "<=" else self.value >= self.limit
@@ -130,11 +135,12 @@ def compare(
     vision, rfm, llm = (LIMITS[precision] for precision in precisions)
     tokens = [reference.vision_tokens(model.vision, torch.from_numpy(s.tiles)) for s in samples]
     rows = _compare_vision(graphs.vision, samples, tokens, vision)
-    sequences = [_Sequence(model, part.numpy()) for part in tokens]
+    table = model.embed_tokens()
+    sequences = [_Sequence(model, table, part.numpy()) for part in tokens]
     scores, more = _compare_rfm(model, graphs.rfm, sequences, rfm)
     rows += more
     prompts = [s.pruned(score) for s, score in zip(sequences, scores, strict=True)]
-    rows += _compare_llm(model, graphs.llm, prompts, llm)
+    rows += _compare_llm(model, graphs.llm, table, prompts, llm)
     return ParityReport(described, tuple(rows))
 
 
@@ -143,11 +149,11 @@ class _Sequence:
 
     Args:
         model: The checkpoint.
+        table: Its embeddings, float32 [V, D].
         tokens: float32 [1 + side * side, T, D], the global view's first, then the tiles' row-major.
     """
 
-    def __init__(self, model: Model, tokens: Array) -> None:
-        table = model.embed_tokens()
+    def __init__(self, model: Model, table: Array, tokens: Array) -> None:
         before, after = _prompt_ids(model)
         separator = [model.prompt.separator_id]
         self._head = np.concatenate([table[before], tokens[0], table[separator]])
@@ -222,9 +228,9 @@ def _compare_rfm(
 
 
 def _compare_llm(
-    model: Model, path: Path, prompts: Sequence[Array], limits: Limits
+    model: Model, path: Path, table: Array, prompts: Sequence[Array], limits: Limits
 ) -> list[ParityRow]:
-    table, head = model.embed_tokens(), model.lm_head()
+    head = model.lm_head()
     found, wanted, agreed = [], [], []
     for prompt in prompts:
         capacity = len(prompt) + STEPS

@@ -44,6 +44,9 @@ def all_recipes() -> list[Recipe]:
             found.append(msgspec.toml.decode(entry.read_bytes(), type=Recipe))
         except msgspec.DecodeError as error:
             raise ExportError(f"models/{entry.name} is not a recipe ({error})") from error
+        except ImportError:
+            # Python 3.10 reads no TOML by itself; folders and hub names still work.
+            return []
     return found
 
 

@@ -6,6 +6,8 @@ memory can be checked. Everything is float32 on the CPU; batch norms are not fol
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
@@ -30,32 +32,51 @@ def vision_tokens(stage: VisionStage, pixels: Tensor) -> Tensor:
         return _linear(stage.projector, "2", F.gelu(_linear(stage.projector, "0", features)))
 
 
-def rfm_logits(stage: DecoderStage, embeds: Tensor) -> Tensor:
-    """Scaled query-key products [H, T] of the last token at the scoring layer; embeds [T, D]."""
+def rfm_logits(stage: DecoderStage, embeds: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Scaled query-key products [H, T] of the last token at the scoring layer.
+
+    Args:
+        stage: The RFM.
+        embeds: [T, D].
+        positions: [T] for RoPE; None for 0 .. T-1.
+    """
     with torch.inference_mode():
         config, layer = stage.config, stage.config.layers
-        cos, sin = _rope(config, len(embeds))
-        x = decoder_states(stage, embeds)
+        cos, sin = _rope(config, len(embeds), positions)
+        x = decoder_states(stage, embeds, positions)
         x = _rms_norm(x, _read(stage.tensors, f"layers.{layer}.input_layernorm.weight"), config.eps)
         query = _rotate(_heads(stage, layer, "q", x[-1:]), cos[-1:], sin[-1:])
         key = _rotate(_heads(stage, layer, "k", x), cos, sin)
         key = key.repeat_interleave(config.heads // config.kv_heads, 0)
-        products: Tensor = (query @ key.transpose(1, 2))[:, 0]
-        return products / config.head_dim**0.5
+        return (query @ key.transpose(1, 2))[:, 0] / math.sqrt(config.head_dim)
 
 
-def llm_logits(stage: DecoderStage, lm_head: Array, embeds: Tensor, last: int) -> Tensor:
-    """Logits [last, V] after each of the last positions; embeds [T, D], lm_head [V, D]."""
+def llm_logits(
+    stage: DecoderStage,
+    lm_head: Array,
+    embeds: Tensor,
+    last: int,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Logits [last, V] after each of the last places.
+
+    Args:
+        stage: The language model.
+        lm_head: float32 [V, D].
+        embeds: [T, D].
+        last: Number of places.
+        positions: [T] for RoPE; None for 0 .. T-1.
+    """
     with torch.inference_mode():
-        x = decoder_states(stage, embeds)[-last:]
+        x = decoder_states(stage, embeds, positions)[-last:]
         x = _rms_norm(x, _read(stage.tensors, "norm.weight"), stage.config.eps)
         return F.linear(x, torch.from_numpy(lm_head))
 
 
-def decoder_states(stage: DecoderStage, x: Tensor) -> Tensor:
-    """Output [T, D] of the last full layer, at positions 0 .. T-1 under a causal mask."""
+def decoder_states(stage: DecoderStage, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Output [T, D] of the last full layer for x [T, D], under a causal mask."""
     config = stage.config
-    cos, sin = _rope(config, len(x))
+    cos, sin = _rope(config, len(x), positions)
     for layer in range(config.layers):
         name = f"layers.{layer}"
         norm = _read(stage.tensors, f"{name}.input_layernorm.weight")
@@ -84,10 +105,12 @@ def _heads(stage: DecoderStage, layer: int, part: str, x: Tensor) -> Tensor:
     return projected.view(len(x), -1, stage.config.head_dim).transpose(0, 1)
 
 
-def _rope(config: DecoderConfig, length: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, head_dim] of positions 0 .. T-1."""
+def _rope(config: DecoderConfig, length: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [T, head_dim] of the positions, 0 .. T-1 for None."""
+    places = torch.arange(length) if positions is None else positions
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), config.theta**-exponents)
+    # The reciprocal of the power, as transformers computes it: at large positions bits matter.
+    angles = torch.outer(places.to(torch.float32), 1.0 / config.theta**exponents)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 

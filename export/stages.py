@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from lrs_edge.errors import ExportError
 from lrs_edge.export.tensors import Array, Scoped
@@ -273,6 +274,7 @@ class Model:
         base_side: Long side of the base level in pixels.
         limits: Lengths in tokens.
         repetition_penalty: Applies to greedy decoding too.
+        folders: Where everything was read from.
     """
 
     family: str
@@ -288,6 +290,7 @@ class Model:
     base_side: int
     limits: Limits
     repetition_penalty: float
+    folders: tuple[Path, ...]
 
     def check(self) -> None:
         """Check every tensor of every stage before anything is written.

@@ -83,14 +83,13 @@ def from_byte_level(folder: Path) -> TokenizerFile:
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{folder / 'merges.txt'} cannot be read ({error})") from error
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    settings = Settings.load_optional(folder / "tokenizer_config.json")
     try:
         pairs = [(left, right) for left, right in merges]
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-        tokenizer.add_tokens(_added_tokens(settings.values.get("added_tokens_decoder", {})))
     # tokenizers raises bare Exception; the rest are wrong types in the JSON files.
     except Exception as error:
         raise ExportError(f"{folder}: vocab.json and merges.txt do not fit ({error})") from error
+    _add_tokens(tokenizer, folder)
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(_QWEN2_WORDS), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -99,12 +98,26 @@ def from_byte_level(folder: Path) -> TokenizerFile:
     return TokenizerFile(tokenizer.to_str(), tokenizer)
 
 
-def _added_tokens(entries: dict[str, dict[str, Any]]) -> list[AddedToken]:
-    ordered = sorted(entries.items(), key=lambda item: int(item[0]))
-    return [
-        AddedToken(token["content"], special=bool(token.get("special")), normalized=False)
-        for _, token in ordered
-    ]
+def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """Add what tokenizer_config.json lists beyond the vocabulary.
+
+    Raises:
+        ExportError: An entry is malformed, or would not get the id that the file gives it.
+    """
+    settings = Settings.load_optional(folder / "tokenizer_config.json")
+    try:
+        listed = settings.values.get("added_tokens_decoder") or {}
+        entries = sorted((int(place), entry) for place, entry in listed.items())
+        added = [
+            AddedToken(entry["content"], special=bool(entry.get("special")), normalized=False)
+            for _, entry in entries
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise settings.wrong("added_tokens_decoder", "must list tokens by id") from error
+    tokenizer.add_tokens(added)
+    for (place, _), token in zip(entries, added, strict=True):
+        if tokenizer.token_to_id(token.content) != place:
+            raise ExportError(f"{settings.path}: token {token.content!r} cannot have id {place}")
 
 
 def from_sentencepiece(path: Path) -> TokenizerFile:
@@ -145,6 +158,7 @@ def from_sentencepiece(path: Path) -> TokenizerFile:
         )
     )
     tokenizer.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in control])
+    _add_tokens(tokenizer, path.parent)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
     )

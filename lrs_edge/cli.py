@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, NoReturn
 
 import click
 
@@ -28,22 +28,13 @@ EXIT_BROKEN_PIPE = 141
 PROGRAM = "lrs-edge"
 
 
-class LazyCommand(NamedTuple):
-    """Where a subcommand lives and what it is for."""
-
-    module: str
-    attribute: str
-    help: str
-
-
+#: Every command and what it is for; command `x` is `x` in `lrs_edge.commands.x`.
 COMMANDS = {
-    "ask": LazyCommand("lrs_edge.commands.ask", "ask", "Ask a question about an image."),
-    "info": LazyCommand("lrs_edge.commands.info", "info", "Show facts about an image or a bundle."),
-    "doctor": LazyCommand(
-        "lrs_edge.commands.doctor", "doctor", "Check what this machine can run, and say what to do."
-    ),
-    "models": LazyCommand("lrs_edge.commands.models", "models", "List and verify model bundles."),
-    "export": LazyCommand("lrs_edge.commands.export", "export", "Turn a checkpoint into a bundle."),
+    "ask": "Ask a question about an image.",
+    "info": "Show facts about an image or a bundle.",
+    "doctor": "Check what this machine can run, and say what to do.",
+    "models": "List and verify model bundles.",
+    "export": "Turn a checkpoint into a bundle.",
 }
 
 
@@ -56,16 +47,16 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command itself, imported now."""
-        lazy = COMMANDS.get(cmd_name)
-        if lazy is None:
+        if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
+        module = importlib.import_module(f"lrs_edge.commands.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands with the help kept in `COMMANDS`."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -115,7 +106,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         with cli.make_context(PROGRAM, argv, obj=meta) as context:
             cli.invoke(context)
-        sys.stdout.flush()
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except BaseException as error:

@@ -86,12 +86,9 @@ def _version(distribution: str) -> str | None:
 def _package(name: str) -> Check:
     installed = _version(name)
     if installed is None:
-        return _absent(name)
+        code = BackendError.exit_code
+        return Check(name, "missing", "not installed", f"pip install {name}", code)
     return Check(name, "ok", installed)
-
-
-def _absent(name: str) -> Check:
-    return Check(name, "missing", "not installed", f"pip install {name}", BackendError.exit_code)
 
 
 def _rasterio() -> Check:
@@ -243,7 +240,11 @@ def _default_model() -> Check:
     except (BundleError, ImportError) as error:
         code = BundleError.exit_code
         return Check(
-            "default model", "missing", str(error), "install lrs-edge again, or use -m BUNDLE", code
+            "default model",
+            "missing",
+            str(error).partition(";")[0],
+            "install lrs-edge again, or use -m BUNDLE",
+            code,
         )
     size = sum(entry.size for entry in bundle.manifest.files.values())
     detail = f"{bundle.manifest.name}, {size / 1e6:.0f} MB, every hash verified ({bundle.path})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -159,7 +159,7 @@ def load_models(bundle: Bundle, options: BackendOptions) -> Models:
     hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
     embeddings = Embeddings(bundle.file(manifest.embeddings), hidden, vocabulary)
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
-    vision_graph = _graph(bundle, manifest.vision.graph, options)
+    vision_graph = _graph(bundle, manifest.vision.graph, replace(options, unpack_weights=True))
     vision = VisionEncoder(vision_graph, manifest.vision, hidden)
     masked = manifest.rfm.masked_graph
     rfm = Decoder(

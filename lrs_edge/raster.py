@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.bands import BandChoice, choose_bands
 from lrs_edge.errors import ImageError
-from lrs_edge.gdal_env import environment, local_file
-from lrs_edge.georeference import Ring
-from lrs_edge.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
-from lrs_edge.source import Header, Source
-from lrs_edge.stretch import Tone, check_range, percentile_ranges
-from lrs_edge.window import Resampling, WindowReader
+from lrs_edge.io.bands import BandChoice, choose_bands
+from lrs_edge.io.gdal_env import environment, local_file
+from lrs_edge.io.georeference import Ring
+from lrs_edge.io.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
+from lrs_edge.io.source import Header, Source
+from lrs_edge.io.stretch import Tone, check_range, percentile_ranges
+from lrs_edge.io.window import Resampling, WindowReader
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -91,7 +92,7 @@ def test_tiles_cover_every_level_exactly_once(
 def test_full_levels_zoom_and_reach_the_original_resolution(height: int, width: int) -> None:
     levels = build_pyramid(height, width, tile=336, base_side=1008).levels
     longest = [max(level.height, level.width) for level in levels]
-    assert all(b >= MIN_ZOOM * a for a, b in zip(longest, longest[1:], strict=False))
+    assert all(b >= MIN_ZOOM * a for a, b in pairwise(longest))
     assert longest[-1] * MIN_ZOOM > max(height, width) or len(levels) == 1
     assert len(levels) <= 8
 

@@ -18,9 +18,9 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from lrs_edge.errors import ImageError
+from lrs_edge.io.source import open_with_pillow
 from lrs_edge.pyramid import LevelWindow
 from lrs_edge.raster import Raster, RasterInfo, RasterLimits
-from lrs_edge.source import open_with_pillow
 from tests.rasters import UTM, noise, quiet, vrt, write
 
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -170,7 +170,7 @@ def test_stretch_is_per_band_and_the_same_for_all_windows(tmp_path: Path) -> Non
 def test_large_files_are_sampled_in_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lrs_edge.window._PATCHED_PIXELS", 100_000)
+    monkeypatch.setattr("lrs_edge.io.window._PATCHED_PIXELS", 100_000)
     data = noise(3, 1500, 2000, dtype="uint16")
     options = {"tiled": True, "blockxsize": 64, "blockysize": 64}
     with Raster.open(write(tmp_path / "a.tif", data, **options)) as raster:
@@ -456,7 +456,7 @@ def test_sequential_files_are_decoded_once_or_warned_about(
         kept = read_all(raster)
         assert raster.bytes_read == opened
         assert raster.warnings == ()
-    monkeypatch.setattr("lrs_edge.opening._BIG", 1000)
+    monkeypatch.setattr("lrs_edge.io.opening._BIG", 1000)
     with Raster.open(path, limits=RasterLimits(in_memory_bytes=1000)) as raster:
         assert "only decodes from the start" in raster.warnings[0]
         np.testing.assert_array_equal(read_all(raster), kept)

@@ -32,10 +32,13 @@ class BackendOptions:
     Attributes:
         provider: `auto` takes CUDA where it loads, else the CPU; `cpu` and `cuda` insist.
         threads: Threads of one operation; None lets the engine choose.
+        unpack_weights: Dequantize weights once when the graph is loaded. Worth the memory for
+            convolutions, which ONNX Runtime would dequantize again on every run.
     """
 
     provider: str = "auto"
     threads: int | None = None
+    unpack_weights: bool = False
 
 
 class KVBuffers(Protocol):

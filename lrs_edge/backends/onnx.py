@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,11 @@ class OnnxGraph:
         """
         provider = resolve_provider(options.provider)
         try:
-            session = _session(str(path), provider, options.threads)
+            session = _session(str(path), provider, options)
         except Exception as error:
             # `auto` means "whatever works": a listed CUDA provider may still lack its libraries.
             if provider == "cuda" and options.provider == "auto":
-                return cls.load(path, BackendOptions("cpu", options.threads))
+                return cls.load(path, replace(options, provider="cpu"))
             raise _translated(error, f"{path.name} cannot be loaded") from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             if options.provider == "cuda":
@@ -183,7 +184,7 @@ class OnnxKVBuffers:
         spare = None
         try:
             if self._mover is None:
-                self._mover = _session(gather_model(self._dtype), self._provider, None)
+                self._mover = _session(gather_model(self._dtype), self._provider, BackendOptions())
             for name in self._names:
                 old = self._values[name]
                 # One spare buffer moves from layer to layer, so compaction never needs a second
@@ -214,11 +215,13 @@ class OnnxKVBuffers:
             raise _translated(error, f"a KV buffer of shape {shape} cannot be had") from error
 
 
-def _session(model: str | bytes, provider: str, threads: int | None) -> ort.InferenceSession:
+def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if chosen.threads is not None:
+        options.intra_op_num_threads = chosen.threads
+    if chosen.unpack_weights:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers = ["CPUExecutionProvider"]
     if provider == "cuda":
         providers.insert(0, "CUDAExecutionProvider")

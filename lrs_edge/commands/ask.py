@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -212,7 +212,8 @@ def _question(argument: str) -> str:
     """The question as typed, or as piped in."""
     if argument != "-":
         return argument
-    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    # A program started without standard input has none at all.
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise UsageError(f"the question on standard input is longer than {MAX_STDIN_BYTES} bytes")
     try:
@@ -228,7 +229,7 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
     from lrs_edge.commands.progress import ProgressDisplay
 
     with (
-        ProgressDisplay(enabled=not request.quiet and sys.stderr.isatty()) as display,
+        ProgressDisplay(enabled=not request.quiet and _is_terminal(sys.stderr)) as display,
         lrs_edge.load(
             request.bundle,
             provider=request.provider,
@@ -248,6 +249,10 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
                 write_result(printable(piece), None)
     _finish(request, stream.answer, facts)
     return stream.answer
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def _finish(request: Request, answer: Answer, facts: ImageFacts) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +106,7 @@ def write_result(text: str, output: Path | None) -> None:
         LrsEdgeError: The file cannot be written; what was there before is left as it was.
     """
     if output is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        click.echo(text, nl=False)
         return
     try:
         # A device or a named pipe is written to; replacing it by a file would be a nasty surprise.

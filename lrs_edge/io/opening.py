@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 
 from lrs_edge.errors import ImageError
-from lrs_edge.gdal_source import GdalSource
-from lrs_edge.source import Header, MemorySource, Source, open_with_pillow
-from lrs_edge.vrt import check_recipe
+from lrs_edge.io.gdal_source import GdalSource
+from lrs_edge.io.source import (
+    Header,
+    MemorySource,
+    Source,
+    decode_jpeg,
+    is_plain_jpeg,
+    open_with_pillow,
+)
+from lrs_edge.io.vrt import check_recipe
 
 #: From here on (pixels) a file without overviews or tiles is worth a warning.
 _BIG = 50_000_000
@@ -125,6 +132,8 @@ def settle(
     if isinstance(source, MemorySource):
         return source, []
     if header.sequential and header.nbytes(bands) <= limits.in_memory_bytes:
+        if is_plain_jpeg(header):
+            return decode_jpeg(path, source), []
         pixels = source.read(bands, header.full)
         return MemorySource(header, bands, pixels, source.bytes_read, source), []
     if not header.sequential:

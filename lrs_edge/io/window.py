@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.resample import Taps, area_taps, combine, reference_taps
-from lrs_edge.source import Box, Pixels, Source
-from lrs_edge.stretch import Tone
+from lrs_edge.io.resample import Taps, area_taps, combine, reference_taps
+from lrs_edge.io.source import Box, Pixels, Source
+from lrs_edge.io.stretch import Tone
 
 if TYPE_CHECKING:
     from lrs_edge.pyramid import LevelWindow

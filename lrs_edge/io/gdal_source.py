@@ -17,9 +17,9 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from lrs_edge.errors import ImageError
-from lrs_edge.gdal_env import DRIVERS, environment
-from lrs_edge.georeference import Georeference
-from lrs_edge.source import Box, Header, Pixels
+from lrs_edge.io.gdal_env import DRIVERS, environment
+from lrs_edge.io.georeference import Georeference
+from lrs_edge.io.source import Box, Header, Pixels
 
 #: Codecs that decode from the first line on: going back means starting again.
 _SEQUENTIAL = {"PNG", "JPEG", "GIF", "BIGGIF", "WEBP", "JPEGXL", "AVIF", "HEIF"}

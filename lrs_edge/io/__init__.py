@@ -1,0 +1,1 @@
+"""Reading image files: the parts behind `lrs_edge.raster`."""

@@ -1,0 +1,118 @@
+"""Draw what a question led to: the image, every tile that was looked at, and the answer.
+
+lrs-edge ask IMAGE QUESTION --format json > answer.json
+python scripts/draw_search.py answer.json docs/search.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from lrs_edge.pyramid import LevelWindow
+from lrs_edge.raster import Raster
+
+#: Pixels of the picture's panels and text.
+PANEL = 380
+MARGIN = 16
+TEXT = 17
+BACKGROUND = (255, 255, 255)
+INK = (30, 30, 30)
+KEPT = (255, 196, 0)
+SEEN = (255, 255, 255)
+
+#: Colours of a palette picture: photographs of this size stay well below 400 kB.
+COLOURS = 128
+
+
+def main(source: str, target: str) -> None:
+    """Draw one answer."""
+    answer = json.loads(Path(source).read_text(encoding="utf-8"))
+    picture = draw(answer)
+    picture.quantize(COLOURS).save(target, optimize=True)
+    print(f"{target}: {picture.width}x{picture.height}, {Path(target).stat().st_size:,} bytes")
+
+
+def draw(answer: dict[str, Any]) -> Image.Image:
+    """One panel per level from coarse to fine, question above, answer below."""
+    panels = [panel(answer, level["level"]) for level in answer["levels"]]
+    width = MARGIN + sum(part.width + MARGIN for part in panels)
+    question = wrapped(f"Q: {answer['question']}", width)
+    reply = wrapped(f"A: {answer['answer']}", width)
+    heights = [len(lines) * TEXT * 3 // 2 for lines in (question, reply)]
+    tallest = max(part.height for part in panels)
+    picture = Image.new("RGB", (width, sum(heights) + tallest + TEXT * 2 + MARGIN * 4), BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    top = write(pen, question, MARGIN)
+    left = MARGIN
+    for level, part in zip(answer["levels"], panels, strict=True):
+        picture.paste(part, (left, top))
+        pen.text((left, top + part.height + 6), caption(answer, level), INK, font())
+        left += part.width + MARGIN
+    write(pen, reply, top + tallest + TEXT * 2)
+    return picture
+
+
+def panel(answer: dict[str, Any], level: int) -> Image.Image:
+    """The image with the tiles of one level: looked at in white, kept in yellow, others dark."""
+    shown = overview(answer["image"])
+    scale = shown.width / answer["image"]["width"]
+    regions = [region for region in answer["regions"] if region["level"] == level]
+    light = Image.new("L", shown.size, 90)
+    for region in regions:
+        ImageDraw.Draw(light).rectangle(box(region["window"], scale, shown), fill=255)
+    shown = Image.composite(shown, Image.new("RGB", shown.size), light)
+    pen = ImageDraw.Draw(shown)
+    for region in sorted(regions, key=lambda region: (region["kept"], region["score"])):
+        colour, line = (KEPT, 3) if region["kept"] else (SEEN, 1)
+        pen.rectangle(box(region["window"], scale, shown), outline=colour, width=line)
+    return shown
+
+
+def overview(image: dict[str, Any]) -> Image.Image:
+    """The whole image, small."""
+    scale = PANEL / max(image["width"], image["height"])
+    width, height = round(image["width"] * scale), round(image["height"] * scale)
+    with Raster.open(image["path"]) as raster:
+        pixels = raster.read((height, width), LevelWindow(0, 0, height, width))
+    return Image.fromarray((pixels * 255).round().astype("uint8"))
+
+
+def box(window: list[float], scale: float, shown: Image.Image) -> tuple[int, int, int, int]:
+    """A pixel window of the image in a panel, its last row and column included."""
+    x0, y0, x1, y1 = (round(value * scale) for value in window)
+    return x0, y0, min(x1, shown.width) - 1, min(y1, shown.height) - 1
+
+
+def caption(answer: dict[str, Any], level: dict[str, Any]) -> str:
+    """Size of a level and tiles looked at."""
+    tiles = sum(region["level"] == level["level"] for region in answer["regions"])
+    total = level["tile_rows"] * level["tile_cols"]
+    return f"level {level['level']}: {level['width']} px wide, {tiles} of {total} tiles"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines that fit a width in pixels, about."""
+    return textwrap.wrap(text, max(width * 2 // TEXT - 4, 20))
+
+
+def write(pen: ImageDraw.ImageDraw, lines: list[str], top: int) -> int:
+    """Write lines; returns the place below them."""
+    for line in lines:
+        pen.text((MARGIN, top), line, INK, font())
+        top += TEXT * 3 // 2
+    return top + MARGIN // 2
+
+
+def font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font."""
+    return ImageFont.load_default(TEXT)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
