@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from rasterio.enums import ColorInterp
 
 from lrs_edge.io import window as window_module
@@ -210,15 +209,3 @@ def test_every_tile_of_a_pyramid_can_be_read(tmp_path: Path, size: tuple[int, in
                 tile = raster.read((level.height, level.width), window)
                 assert tile.shape == (window.rows, window.cols, 3)
                 assert tile.dtype == np.float32
-
-
-def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path) -> None:
-    random = np.random.default_rng(3)
-    pixels = random.integers(0, 255, size=(40, 56, 3), dtype=np.uint8)
-    path = tmp_path / "colour.jpg"
-    Image.fromarray(pixels).save(path, quality=80, subsampling="4:2:0")
-    wanted = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
-    with Raster.open(path) as raster:
-        assert raster.info.driver == "JPEG"
-        found = raster.read((40, 56), LevelWindow(0, 0, 40, 56), "reference")
-    assert np.abs(found - wanted).max() < 1e-6
