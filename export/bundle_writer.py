@@ -225,7 +225,8 @@ class _BundleWriter:
             limits=self._model.limits,
             embeddings=EMBEDDINGS,
             tokenizer=TOKENIZER,
-            repetition_penalty=self._model.repetition_penalty,
+            repetition_penalty=self._model.repetition.penalty,
+            penalised_ids=self._model.repetition.penalised_ids,
             parity=report.values() if report else {},
         )
         card = self._folder / CARD

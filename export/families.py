@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lrs_edge.errors import ExportError
 from lrs_edge.export.checkpoint import Checkpoint, Settings
-from lrs_edge.export.stages import DecoderConfig, DecoderStage, Model
+from lrs_edge.export.stages import DecoderConfig, DecoderStage, Model, Repetition
 from lrs_edge.export.tensors import Scoped
 
 #: Bounds that no model of this kind exceeds; what lies outside is a damaged or hostile config.
@@ -107,18 +107,25 @@ def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> Decod
 
 
 def stop_ids(config: Settings, generation: Settings, vocabulary: int) -> tuple[int, ...]:
-    """Tokens that end an answer, from both files, without repetition.
+    """Tokens that end an answer: of generation_config.json, else of config.json, each once.
 
     Raises:
         ExportError: There are none, or they are no tokens.
     """
-    found = (*generation.integers("eos_token_id"), *config.integers("eos_token_id"))
+    found = generation.integers("eos_token_id") or config.integers("eos_token_id")
     unique = tuple(dict.fromkeys(found))
     if not unique or not all(0 <= token < vocabulary for token in unique):
         raise config.wrong("eos_token_id", f"must name tokens of 0..{vocabulary - 1}")
     return unique
 
 
-def repetition_penalty(generation: Settings) -> float:
-    """Of generation_config.json; 1 where it names none. Raises ExportError."""
-    return generation.number("repetition_penalty", 0.01, 100.0, default=1.0)
+def repetition(config: Settings, generation: Settings, vocabulary: int) -> Repetition:
+    """Of generation_config.json; no penalty where it names none. Raises ExportError.
+
+    Prompts given as embeddings make transformers 4.37 start its list of ids with BOS, which is then
+    penalised from the first token on.
+    """
+    penalty = generation.number("repetition_penalty", 0.01, 100.0, default=1.0)
+    source = generation if generation.integers("bos_token_id") else config
+    starts = [token for token in source.integers("bos_token_id")[:1] if 0 <= token < vocabulary]
+    return Repetition(penalty, tuple(starts) if penalty != 1.0 else ())

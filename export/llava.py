@@ -15,7 +15,7 @@ from lrs_edge.export.families import (
     MAX_WIDTH,
     decoder_config,
     region_focus,
-    repetition_penalty,
+    repetition,
     stop_ids,
 )
 from lrs_edge.export.stages import ClipTower, DecoderStage, Model, VisionStage, first_rows
@@ -106,7 +106,7 @@ def read_llava(
             max_length=config.integer("tokenizer_model_max_length", 1, MAX_TOKENS),
             max_positions=config.integer("max_position_embeddings", 1, MAX_TOKENS),
         ),
-        repetition_penalty=repetition_penalty(generation),
+        repetition=repetition(config, generation, vocabulary),
         folders=(checkpoint.path, tower),
     )
 

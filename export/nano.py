@@ -13,7 +13,7 @@ from lrs_edge.export.families import (
     MAX_TOKENS,
     decoder_config,
     region_focus,
-    repetition_penalty,
+    repetition,
     stop_ids,
 )
 from lrs_edge.export.stages import (
@@ -66,7 +66,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         ),
         base_side=config.integer("base_side", 1, MAX_TILE),
         limits=Limits(max_length=longest, max_positions=longest),
-        repetition_penalty=repetition_penalty(generation),
+        repetition=repetition(config, generation, vocabulary),
         folders=(checkpoint.path,),
     )
 

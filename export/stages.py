@@ -257,6 +257,14 @@ class VisionStage:
 
 
 @dataclass(frozen=True)
+class Repetition:
+    """Repetition penalty, and the tokens that count as generated from the start."""
+
+    penalty: float
+    penalised_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint in canonical form.
 
@@ -273,7 +281,7 @@ class Model:
         prompt: Template and special tokens.
         base_side: Long side of the base level in pixels.
         limits: Lengths in tokens.
-        repetition_penalty: Applies to greedy decoding too.
+        repetition: Applies to greedy decoding too.
         folders: Where everything was read from.
     """
 
@@ -289,7 +297,7 @@ class Model:
     prompt: PromptSpec
     base_side: int
     limits: Limits
-    repetition_penalty: float
+    repetition: Repetition
     folders: tuple[Path, ...]
 
     def check(self) -> None:

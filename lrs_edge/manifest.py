@@ -156,6 +156,8 @@ class Manifest(msgspec.Struct, frozen=True):
     embeddings: str = "embeddings.safetensors"
     tokenizer: str = "tokenizer.json"
     repetition_penalty: float = 1.0
+    #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
+    penalised_ids: tuple[int, ...] = ()
     parity: dict[str, float | int | str | bool] = {}
 
 

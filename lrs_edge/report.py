@@ -197,8 +197,8 @@ def geometry(ring: Ring) -> dict[str, Any]:
 
     A ring across the antimeridian becomes two polygons, as RFC 7946 section 3.1.9 asks.
     """
-    longitudes = [x for x, _ in ring]
-    if max(longitudes) - min(longitudes) <= 180:
+    # Long edges come in many pieces: only the antimeridian makes one step of half a turn.
+    if all(abs(bx - ax) <= 180 for (ax, _), (bx, _) in pairwise(ring)):
         return {"type": "Polygon", "coordinates": [_counter_clockwise(ring)]}
     unrolled = tuple((x + 360 if x < 0 else x, y) for x, y in ring)
     west = _clip(unrolled, keep_below=True)

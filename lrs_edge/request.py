@@ -170,6 +170,7 @@ class Request:
             options.top_p,
             options.seed,
             self._models.manifest.repetition_penalty,
+            self._models.manifest.penalised_ids,
         )
         seen: list[NDArray[np.float32]] = []
         self._tell("decode")

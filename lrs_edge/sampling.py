@@ -15,14 +15,21 @@ class Sampler:
         seed: Of the random generator.
         repetition_penalty: As in transformers: logits of tokens generated before are divided by it
             where positive and multiplied where negative; it applies to greedy decoding too.
+        penalised_ids: Tokens that count as generated from the start.
     """
 
     def __init__(
-        self, temperature: float, top_p: float, seed: int, repetition_penalty: float = 1.0
+        self,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        repetition_penalty: float = 1.0,
+        penalised_ids: tuple[int, ...] = (),
     ) -> None:
         self._temperature = temperature
         self._top_p = top_p
         self._penalty = repetition_penalty
+        self._penalised_ids = penalised_ids
         self._random = np.random.default_rng(seed)
 
     def choose(self, logits: NDArray[np.float32], generated: list[int]) -> int:
@@ -32,8 +39,8 @@ class Sampler:
             logits: float32 [V].
             generated: Ids generated so far.
         """
-        if self._penalty != 1.0 and generated:
-            logits = self._penalised(logits, generated)
+        if self._penalty != 1.0:
+            logits = self._penalised(logits, [*self._penalised_ids, *generated])
         if self._temperature == 0:
             return int(np.argmax(logits))
         scaled = logits.astype(np.float64) / self._temperature
@@ -46,7 +53,7 @@ class Sampler:
         return int(self._random.choice(nucleus, p=share))
 
     def _penalised(self, logits: NDArray[np.float32], generated: list[int]) -> NDArray[np.float32]:
-        seen = np.unique(generated)
+        seen = np.unique(np.array(generated, np.int64))
         changed = logits.copy()
         values = changed[seen]
         changed[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from lrs_edge import report
 from lrs_edge.bundle import default_bundle_path
 from lrs_edge.cli import PROGRAM
 from lrs_edge.errors import BundleError
+from scripts import draw_search
+from tests.test_report import make_answer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +63,16 @@ def test_readme_commands_run(command: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout or "-o" in arguments
+
+
+def test_the_picture_of_a_search_can_be_drawn(tmp_path: Path) -> None:
+    image = report.ImageFacts(str(ROOT / "examples" / "florida.tif"), 400, 400)
+    answer = tmp_path / "answer.json"
+    answer.write_text(report.to_json(make_answer(), image))
+    draw_search.main(str(answer), str(tmp_path / "search.png"))
+    with Image.open(tmp_path / "search.png") as picture:
+        assert picture.width > draw_search.PANEL
+        assert picture.height > draw_search.PANEL
 
 
 def test_links_to_files_lead_somewhere() -> None:

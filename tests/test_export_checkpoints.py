@@ -22,7 +22,7 @@ from safetensors.torch import save_file as save_torch
 
 from lrs_edge.export.checkpoint import find_checkpoint
 from lrs_edge.export.families import read_model
-from lrs_edge.export.stages import Model
+from lrs_edge.export.stages import Model, Repetition
 from lrs_edge.export.tensors import open_tensors
 
 
@@ -115,7 +115,6 @@ def test_quantized_weights(folder: Path) -> None:
         ({"mm_vision_select_feature": "cls_patch"}, ("mm_vision_select_feature",)),
         ({"slice_block_size": 336}, ("slice_block_size", "16")),
         ({"tokenizer_model_max_length": None}, ("tokenizer_model_max_length", "absent")),
-        ({"eos_token_id": 5000}, ("eos_token_id",)),
         ({"mm_vision_tower": "nowhere"}, ("nowhere", "--vision-tower")),
         ({"mm_vision_tower": "owner/nowhere"}, ("owner/nowhere", "--vision-tower")),
     ],
@@ -123,6 +122,21 @@ def test_quantized_weights(folder: Path) -> None:
 def test_config_fields(folder: Path, change: dict[str, Any], words: tuple[str, ...]) -> None:
     edit_json(folder / "config.json", **change)
     refused(folder, *words)
+
+
+def test_generation_config_decides_what_ends_an_answer(folder: Path) -> None:
+    edit_json(folder / "config.json", eos_token_id=257)
+    assert read(folder).prompt.stop_ids == (258, 256)
+    (folder / "generation_config.json").unlink()
+    assert read(folder).prompt.stop_ids == (257,)
+    edit_json(folder / "config.json", eos_token_id=5000)
+    refused(folder, "eos_token_id")
+
+
+def test_a_repetition_penalty_counts_the_beginning_of_sequence(folder: Path) -> None:
+    assert read(folder).repetition == Repetition(1.0, ())
+    edit_json(folder / "generation_config.json", repetition_penalty=1.05, bos_token_id=256)
+    assert read(folder).repetition == Repetition(1.05, (256,))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": NaN', "[" * 100_000])

@@ -105,6 +105,14 @@ def test_a_ring_across_the_antimeridian_is_cut() -> None:
     assert (min(east), max(east)) == (-180.0, -179.0)
 
 
+def test_a_ring_around_the_world_is_not_cut() -> None:
+    north = [(180.0 - 45 * step, 90.0) for step in range(9)]
+    ring = ((-180.0, -90.0), *((-180.0 + 45 * step, -90.0) for step in range(1, 9)), *north)
+    shape = report.geometry((*ring, ring[0]))
+    assert shape["type"] == "Polygon"
+    assert signed_area(shape["coordinates"][0]) == 360 * 180
+
+
 @given(
     west=st.floats(-180, 180),
     width=st.floats(0.001, 170),

@@ -55,3 +55,8 @@ def test_the_repetition_penalty_applies_to_greedy_decoding_as_in_transformers() 
     assert sampler.choose(logits, [0, 0]) == 1
     negative = np.array([-1.0, -1.5], np.float32)
     assert sampler.choose(negative, [0]) == 1
+
+
+def test_some_tokens_count_as_generated_from_the_start() -> None:
+    sampler = Sampler(0, 1.0, 0, repetition_penalty=2.0, penalised_ids=(0,))
+    assert sampler.choose(np.array([4.0, 3.0], np.float32), []) == 1

@@ -54,7 +54,7 @@ class ProgressDisplay:
         if self._bar is None or self._task is None:
             return
         searching = progress.level is not None and progress.stage in _SEARCH
-        level = f"level {progress.level} of 0-{progress.levels - 1}: " if searching else ""
+        level = f"level {progress.level}/{progress.levels - 1}: " if searching else ""
         self._bar.update(
             self._task,
             description=level + _WORDS[progress.stage],
