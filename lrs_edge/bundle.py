@@ -74,7 +74,12 @@ def default_bundle_path() -> Path:
     Raises:
         BundleError: This installation has none.
     """
-    path = Path(str(resources.files("lrs_edge.models").joinpath("nano", "bundle")))
+    try:
+        models = Path(str(resources.files("lrs_edge.models")))
+    except ModuleNotFoundError:
+        # A checkout that is not installed: models/ lies beside the package.
+        models = Path(__file__).resolve().parent.parent / "models"
+    path = models / "nano" / "bundle"
     if not (path / MANIFEST_NAME).is_file():
         raise BundleError(
             f"the embedded default model is missing ({path}); install lrs-edge again, or name a "

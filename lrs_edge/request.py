@@ -254,7 +254,7 @@ class Request:
         self._on_progress(
             Progress(
                 stage=stage,
-                level=self._progress_level,
+                level=self._progress_level if stage in ("read", "encode", "score") else None,
                 levels=len(self._pyramid.levels),
                 tiles_read=self._tiles.read if read is None else read,
                 tiles_encoded=self._tiles.encoded if encoded is None else encoded,

@@ -7,8 +7,6 @@ the golden `scale_infos`.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.errors import UsageError
+from lrs_edge.files import replacing
 from lrs_edge.prompt import IMAGE_TOKEN, PromptTokens
 from lrs_edge.pyramid import Pyramid
 from lrs_edge.search_result import LevelPass, SearchResult
@@ -108,13 +107,7 @@ class Trace:
         """
         target = Path(path)
         try:
-            handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
-        except OSError as error:
-            raise UsageError(f"the trace {target} cannot be written ({error.strerror})") from error
-        try:
-            with os.fdopen(handle, "wb") as stream:
+            with replacing(target) as stream:
                 np.savez_compressed(stream, allow_pickle=False, **self.arrays)
-            os.replace(temporary, target)
         except OSError as error:
-            Path(temporary).unlink(missing_ok=True)
             raise UsageError(f"the trace {target} cannot be written ({error.strerror})") from error

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lrs_edge.backends.base import BackendOptions
+from lrs_edge.backends.onnx import OnnxGraph
 from lrs_edge.bundle import Embeddings, open_bundle, verify_bundle
 from lrs_edge.errors import BundleError
 from lrs_edge.manifest import (
@@ -189,3 +191,10 @@ def test_damaged_embeddings_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * 64)
     with pytest.raises(BundleError, match="cannot be read"):
         Embeddings(path, hidden=4, vocabulary=5)
+
+
+def test_a_graph_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "llm.onnx"
+    path.write_bytes(b"not a graph" * 10)
+    with pytest.raises(BundleError, match=r"llm\.onnx is no ONNX graph"):
+        OnnxGraph.load(path, BackendOptions("cpu"))

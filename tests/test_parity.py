@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import lrs_edge
 from tests.golden_data import ROOT, GoldenRun, checkpoint, load_run, run_names
@@ -113,3 +114,36 @@ def test_the_compact_second_pass_of_full_is_the_properly_masked_one(
 
 def test_checkpoints_are_there() -> None:
     assert checkpoint("llama") is not None
+
+
+EDGE_CASES = json.loads((ROOT / "edge_cases.json").read_text())
+
+
+@pytest.mark.parametrize("size", [size for size, case in EDGE_CASES.items() if case["ok"]])
+def test_odd_shapes_are_laid_out_as_in_the_reference(
+    golden_bundles: dict[str, Path], tmp_path: Path, size: str
+) -> None:
+    """Counts that do not depend on the image's content, for sizes at the edges of the algorithm."""
+    case = EDGE_CASES[size]
+    width, height = map(int, size.split("x"))
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    with lrs_edge.load(golden_bundles["llama"], provider="cpu") as engine:
+        engine.open(tmp_path / "image.png").ask(
+            "What?",
+            policy="reference",
+            resampling="reference",
+            max_tokens=1,
+            trace=tmp_path / "trace.npz",
+        )
+    with np.load(tmp_path / "trace.npz") as found:
+        layout = case["layout1"]
+        rows, cols = found["seq1_local_hw_incl_newline"].tolist()
+        assert (rows, cols) == (layout["local_rows"], layout["local_cols_incl_newline"])
+        assert len(found["rfm1_attn"]) == layout["local"]
+        assert len(found["topk1_raw_indices"]) == case["k1"]
+        assert int(found["next_lvl_index_used"]) == case["lvl"]
+        blocks = found["scale_infos_block_num_hw"][case["lvl"]]
+        assert int(np.prod(blocks)) == case["tiles"][1]
+        if len(found["next_selected_positions"]) == case["tiles"][0]:
+            assert len(found["topk2_raw_indices"]) == case["k2"]

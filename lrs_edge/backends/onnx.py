@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.backends.gather_model import gather_model
-from lrs_edge.errors import BackendError, OutOfMemoryError
+from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -23,6 +23,8 @@ _DTYPES = {
     "tensor(bool)": "bool",
     "tensor(uint8)": "uint8",
 }
+#: onnxruntime's errors for files that are no graphs (their module is private).
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel")
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
 
 
@@ -56,7 +58,8 @@ class OnnxGraph:
         """Load a graph.
 
         Raises:
-            BackendError: The file is no graph that this engine can run, or the provider fails.
+            BundleError: The file is no graph.
+            BackendError: The engine cannot run the graph, or the provider fails.
             OutOfMemoryError: It does not fit into memory.
         """
         provider = resolve_provider(options.provider)
@@ -66,6 +69,11 @@ class OnnxGraph:
             # `auto` means "whatever works": a listed CUDA provider may still lack its libraries.
             if provider == "cuda" and options.provider == "auto":
                 return cls.load(path, replace(options, provider="cpu"))
+            if type(error).__name__ in _DAMAGED:
+                raise BundleError(
+                    f"{path} is no ONNX graph that can be run ({_first_line(error)}); copy or "
+                    "export the bundle again"
+                ) from error
             raise _translated(error, f"{path.name} cannot be loaded") from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             if options.provider == "cuda":
@@ -239,14 +247,18 @@ def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
     }
 
 
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
 def _translated(error: Exception, what: str) -> BackendError:
     """One line for the user out of an engine's error."""
     if isinstance(error, BackendError):
         return error
-    text = " ".join(str(error).split())
+    text = _first_line(error)
     if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
         return OutOfMemoryError(
             f"{what}: out of memory; use a smaller --max-tiles or --max-vision-tokens, "
             f"or another device ({text[:200]})"
         )
-    return BackendError(f"{what}: {text[:400]}")
+    return BackendError(f"{what}: {text}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +9,7 @@ from typing import TypeVar
 import click
 
 from lrs_edge.errors import LrsEdgeError, UsageError
+from lrs_edge.files import replacing
 
 #: Set in the root context's `obj` by `--debug`.
 DEBUG_KEY = "debug"
@@ -113,7 +112,8 @@ def write_result(text: str, output: Path | None) -> None:
         if output.exists() and not output.is_file():
             output.write_text(text, encoding="utf-8")
         else:
-            _replace(output.resolve(), text)
+            with replacing(output.resolve()) as stream:
+                stream.write(text.encode())
     except OSError as error:
         raise LrsEdgeError(f"{output} cannot be written ({error.strerror})") from error
 
@@ -123,17 +123,3 @@ def write_json(facts: object) -> None:
     import msgspec
 
     write_result(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n", None)
-
-
-def _replace(output: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(output)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -19,10 +19,6 @@ _WORDS = {
 }
 
 
-#: Stages of the search; the others come after it.
-_SEARCH = ("read", "encode", "score")
-
-
 class ProgressDisplay:
     """A transient line with the level, the tiles read and the tiles encoded.
 
@@ -53,7 +49,7 @@ class ProgressDisplay:
         """Show a step."""
         if self._bar is None or self._task is None:
             return
-        searching = progress.level is not None and progress.stage in _SEARCH
+        searching = progress.level is not None
         level = f"level {progress.level}/{progress.levels - 1}: " if searching else ""
         self._bar.update(
             self._task,
