@@ -18,8 +18,10 @@ from rasterio.warp import transform as transform_points
 
 Ring = tuple[tuple[float, float], ...]
 
-#: Pieces each edge of a window is cut into, so that it stays on its curve in WGS 84.
+#: Pieces each edge of a window is cut into where it is a curve in WGS 84.
 EDGE_PIECES = 8
+#: An edge is a curve when it leaves its chord by more than this share of the longest edge.
+STRAIGHT = 1e-3
 _EARTH_RADIUS_M = 6371008.8
 
 
@@ -61,11 +63,14 @@ class Georeference:
             for piece in range(1, EDGE_PIECES + 1):
                 share = piece / EDGE_PIECES
                 pixels.append((ax + (bx - ax) * share, ay + (by - ay) * share))
-        native = tuple(self._place(x, y) for x, y in pixels)
-        wgs84 = self._wgs84(native)
+        wgs84 = self._wgs84(tuple(self._place(x, y) for x, y in pixels))
         if wgs84 is None:
             return None
-        native, wgs84 = (*native[:-1], native[0]), (*wgs84[:-1], wgs84[0])
+        # The transform from pixels is affine, so edges in the CRS are straight.
+        native = tuple(self._place(x, y) for x, y in corners[:-1])
+        native, wgs84 = (*native, native[0]), (*wgs84[:-1], wgs84[0])
+        if _is_straight(wgs84):
+            wgs84 = wgs84[::EDGE_PIECES]
         return (native, wgs84) if _area(wgs84) >= 0 else (native[::-1], wgs84[::-1])
 
     def gsd(self, width: int, height: int) -> float | None:
@@ -107,3 +112,20 @@ class Georeference:
 def _area(ring: Ring) -> float:
     """Twice the signed area of a closed ring; positive when counter-clockwise."""
     return sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairwise(ring))
+
+
+def _is_straight(ring: Ring) -> bool:
+    """Whether the points between the corners hardly leave the lines from corner to corner."""
+    corners = ring[::EDGE_PIECES]
+    size = max(math.dist(a, b) for a, b in pairwise(corners))
+    for edge, (start, stop) in enumerate(pairwise(corners)):
+        for piece in range(1, EDGE_PIECES):
+            share = piece / EDGE_PIECES
+            x, y = ring[edge * EDGE_PIECES + piece]
+            on_line = (
+                start[0] + (stop[0] - start[0]) * share,
+                start[1] + (stop[1] - start[1]) * share,
+            )
+            if math.dist((x, y), on_line) > STRAIGHT * size:
+                return False
+    return True
