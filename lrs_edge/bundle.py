@@ -104,6 +104,11 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
         problem = _problem(root, name, entry, hashed=verify or entry.size <= SMALL_FILE)
         if problem:
             raise BundleError(f"{root / name}: {problem}; copy or export the bundle again")
+    for name in _unlisted(root, manifest):
+        raise BundleError(
+            f"{root / name} is not listed in the manifest; a graph could read it unverified: "
+            "remove it, or export the bundle again"
+        )
     bundle = Bundle(root, manifest)
     for name in _named_files(manifest):
         bundle.file(name)
@@ -118,10 +123,12 @@ def verify_bundle(path: str | Path) -> list[FileCheck]:
     """
     root = Path(path)
     manifest = read_manifest(root)
-    return [
+    listed = [
         FileCheck(name, entry.role, entry.size, _problem(root, name, entry, hashed=True))
         for name, entry in manifest.files.items()
     ]
+    problem = "the file is not listed in the manifest"
+    return listed + [FileCheck(name, "", 0, problem) for name in _unlisted(root, manifest)]
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -183,6 +190,8 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
         and manifest.search.base_side >= vision.tile
         and all(deviation > 0 for deviation in vision.std)
         and manifest.repetition_penalty > 0
+        and all(0 <= token < manifest.llm.vocabulary for token in manifest.penalised_ids)
+        and manifest.limits.max_length > vision.grid**2
         and "{question}" in manifest.prompt.suffix
     )
     if not sound:
@@ -198,6 +207,13 @@ def _named_files(manifest: Manifest) -> list[str]:
     if manifest.rfm.masked_graph is not None:
         names.append(manifest.rfm.masked_graph)
     return names
+
+
+def _unlisted(root: Path, manifest: Manifest) -> list[str]:
+    """Files in the bundle that nobody vouches for; a graph's external data could be among them."""
+    known = {root / MANIFEST_NAME, *(root / name for name in manifest.files)}
+    found = (path for path in root.rglob("*") if not path.is_dir() and path not in known)
+    return sorted(str(path.relative_to(root)) for path in found)
 
 
 def _is_inside(name: str) -> bool:

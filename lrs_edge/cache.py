@@ -123,6 +123,17 @@ class KVCache:
             raise ValueError(f"cannot truncate {len(self)} cached tokens to {length}")
         self._tokens = self._tokens[:length]
 
+    def release(self, length: int) -> None:
+        """Return to the first `length` tokens and give back the memory of the rest.
+
+        Raises:
+            ValueError: The cache holds fewer tokens.
+        """
+        self.truncate(length)
+        capacity = max(-(-length // GROWTH), 1) * GROWTH
+        if capacity < self.buffers.capacity:
+            self.buffers.gather(np.arange(length, dtype=np.int64), capacity)
+
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Keep only the tokens at these places, each with its own position; compact the buffers.
 

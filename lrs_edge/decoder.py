@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.backends.base import Graph
 from lrs_edge.cache import KVCache, Tokens
-from lrs_edge.errors import BundleError
+from lrs_edge.errors import BackendError, BundleError
 from lrs_edge.manifest import DecoderSpec
 
 
@@ -39,37 +39,37 @@ class Decoder:
         if scoring:
             names.append(f"key_{spec.layers}")
         self.spec = spec
+        self._scoring = scoring
         self._names = names
         self._graph = graph
         self._load_masked = load_masked
         self._masked: Graph | None = None
-        self._check(graph)
+        self._check(graph, spec.graph)
 
-    def _check(self, graph: Graph, *extra: str) -> None:
+    def _check(self, graph: Graph, name: str, *extra: str) -> None:
         wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
-        wanted |= {f"past_{name}" for name in self._names}
+        wanted |= {f"past_{part}" for part in self._names}
         if set(graph.inputs) != wanted:
             odd = sorted(set(graph.inputs) ^ wanted)
             raise BundleError(
-                f"{self.spec.graph} does not have the inputs of its role ({', '.join(odd[:4])} "
+                f"{name} does not have the inputs of its role ({', '.join(odd[:4])} "
                 "missing or unknown); export the bundle again"
             )
-        outputs = {"logits"} | {f"present_{name}" for name in self._names}
+        outputs = {"logits"} | {f"present_{part}" for part in self._names}
         if not outputs <= set(graph.outputs):
             raise BundleError(
-                f"{self.spec.graph} lacks the outputs {sorted(outputs - set(graph.outputs))[:4]}; "
+                f"{name} lacks the outputs {sorted(outputs - set(graph.outputs))[:4]}; "
                 "export the bundle again"
             )
         embeds = graph.inputs["inputs_embeds"]
         if embeds.dtype != "float32" or len(embeds.shape) != 3:
             raise BundleError(
-                f"{self.spec.graph}: inputs_embeds must be float32 [1, L, D]; "
-                "export the bundle again"
+                f"{name}: inputs_embeds must be float32 [1, L, D]; export the bundle again"
             )
         past = graph.inputs[f"past_{self._names[0]}"].shape
         if past != (1, self.spec.kv_heads, None, self.spec.head_dim):
             raise BundleError(
-                f"{self.spec.graph}: past_{self._names[0]} has shape {past}, the manifest says "
+                f"{name}: past_{self._names[0]} has shape {past}, the manifest says "
                 f"{self.spec.kv_heads} heads of {self.spec.head_dim}; export the bundle again"
             )
 
@@ -85,7 +85,7 @@ class Decoder:
             )
         if self._masked is None:
             graph = self._load_masked()
-            self._check(graph, "attention_bias")
+            self._check(graph, str(self.spec.masked_graph), "attention_bias")
             self._masked = graph
         return self._masked
 
@@ -109,8 +109,9 @@ class Decoder:
             The graph's `logits`: [1, V] of the LLM, [H, cached + L] of the RFM.
 
         Raises:
-            BackendError: The engine fails.
-            BundleError: A bias is given and the bundle has no masked flavour.
+            BackendError: The engine fails, or gives numbers that are not finite.
+            BundleError: The logits have another shape than the manifest says, or a bias is given
+                and the bundle has no masked flavour.
         """
         cache.reserve(len(tokens))
         feeds: dict[str, NDArray[np.generic]] = {
@@ -123,5 +124,17 @@ class Decoder:
             graph = self._masked_graph()
             feeds["attention_bias"] = attention_bias[None, None]
         (logits,) = graph.run(feeds, ["logits"], cache.buffers)
+        total = len(cache) + len(tokens)
+        wanted = (self.spec.heads, total) if self._scoring else (1, self.spec.vocabulary)
+        if logits.shape != wanted:
+            raise BundleError(
+                f"{self.spec.graph} gives logits {logits.shape}, the manifest says {wanted}; "
+                "export the bundle again"
+            )
+        if not np.isfinite(logits).all():
+            raise BackendError(
+                f"{self.spec.graph} gave numbers that are not finite; the weights are damaged, or "
+                "overflow in this precision: export the bundle at a higher one"
+            )
         cache.append(tokens)
         return logits

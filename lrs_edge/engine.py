@@ -5,41 +5,23 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from lrs_edge.backends.base import BackendOptions, Graph
-from lrs_edge.bundle import Bundle, Embeddings, open_bundle
-from lrs_edge.decoder import Decoder
-from lrs_edge.errors import BackendError, UsageError
-from lrs_edge.llm import LanguageModel
+from lrs_edge.backends.base import BackendOptions
+from lrs_edge.bundle import Bundle, open_bundle
+from lrs_edge.errors import UsageError
 from lrs_edge.manifest import Manifest
-from lrs_edge.prompt import Prompt
 from lrs_edge.queueing import RequestQueue
 from lrs_edge.raster import Raster
-from lrs_edge.rfm import RegionFocus
 from lrs_edge.scene import Scene
-from lrs_edge.search import Model
-from lrs_edge.vision import VisionEncoder
+from lrs_edge.stages import Stages, load_stages
 
-#: Tokens of tiles kept per scene, in bytes: 570 tiles of a 7B model, all tiles of most scenes.
+#: Tokens of tiles kept per scene, in bytes: 130 tiles of a 7B model, 800 of the embedded one.
 FEATURE_CACHE_BYTES = 256 << 20
 
-
-@dataclass(frozen=True)
-class Models:
-    """The loaded stages of one bundle."""
-
-    manifest: Manifest
-    prompt: Prompt
-    embeddings: Embeddings
-    vision: VisionEncoder
-    focus: RegionFocus
-    llm: LanguageModel
-    search_model: Model
-    provider: str
+#: Threads of one operation that can be asked for; more would only be waited for.
+MAX_THREADS = 1024
 
 
 class Engine:
@@ -51,7 +33,7 @@ class Engine:
     def __init__(
         self, bundle: Bundle, options: BackendOptions, *, feature_cache_bytes: int
     ) -> None:
-        self._models: Models | None = load_models(bundle, options)
+        self._stages: Stages | None = load_stages(bundle, options)
         self._bundle = bundle
         self._feature_cache_bytes = feature_cache_bytes
         self._queue = RequestQueue()
@@ -82,10 +64,10 @@ class Engine:
         """
         return self._loaded().provider
 
-    def _loaded(self) -> Models:
-        if self._models is None:
+    def _loaded(self) -> Stages:
+        if self._stages is None:
             raise UsageError("the engine is closed; load it again")
-        return self._models
+        return self._stages
 
     def open(
         self,
@@ -104,9 +86,9 @@ class Engine:
         Raises:
             ImageError: The image cannot be read, or is refused.
         """
-        models = self._loaded()
+        stages = self._loaded()
         raster = Raster.open(path, bands=bands, value_range=value_range)
-        scene = Scene(raster, models, self._queue, self._feature_cache_bytes)
+        scene = Scene(raster, stages, self._queue, self._feature_cache_bytes)
         self._scenes.add(scene)
         return scene
 
@@ -114,7 +96,7 @@ class Engine:
         """Close all scenes and free the model; may be called more than once."""
         for scene in list(self._scenes):
             scene.close()
-        self._models = None
+        self._stages = None
 
 
 def load(
@@ -141,67 +123,8 @@ def load(
     """
     if provider not in ("auto", "cpu", "cuda"):
         raise UsageError(f"provider {provider!r} is unknown; use 'auto', 'cpu' or 'cuda'")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}; it must be at least 1")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise UsageError(f"threads is {threads!r}; it must be a whole number of 1..{MAX_THREADS}")
     opened = open_bundle(None if bundle is None else Path(bundle), verify=verify)
     options = BackendOptions(provider, threads)
     return Engine(opened, options, feature_cache_bytes=feature_cache_bytes)
-
-
-def load_models(bundle: Bundle, options: BackendOptions) -> Models:
-    """Load all stages of a bundle.
-
-    Raises:
-        BundleError: A graph, the tokenizer or the embeddings do not fit the manifest.
-        BackendError: An engine cannot be loaded.
-    """
-    manifest = bundle.manifest
-    hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
-    embeddings = Embeddings(bundle.file(manifest.embeddings), hidden, vocabulary)
-    prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
-    vision_graph = _graph(bundle, manifest.vision.graph, replace(options, unpack_weights=True))
-    vision = VisionEncoder(vision_graph, manifest.vision, hidden)
-    masked = manifest.rfm.masked_graph
-    rfm = Decoder(
-        _graph(bundle, manifest.rfm.graph, options),
-        manifest.rfm,
-        scoring=True,
-        load_masked=None if masked is None else partial(_graph, bundle, masked, options),
-    )
-    llm_decoder = Decoder(_graph(bundle, manifest.llm.graph, options), manifest.llm, scoring=False)
-    focus = RegionFocus(rfm)
-    return Models(
-        manifest=manifest,
-        prompt=prompt,
-        embeddings=embeddings,
-        vision=vision,
-        focus=focus,
-        llm=LanguageModel(
-            llm_decoder,
-            prompt,
-            embeddings,
-            stop_ids=manifest.prompt.stop_ids,
-            stop_texts=manifest.prompt.stop_texts,
-        ),
-        search_model=Model(
-            focus=focus,
-            newline=embeddings.newline,
-            per_tile=vision.per_tile,
-            tile=manifest.vision.tile,
-            base_side=manifest.search.base_side,
-            keep_ratio=manifest.search.keep_ratio,
-            max_length=manifest.limits.max_length,
-            max_positions=manifest.limits.max_positions,
-        ),
-        provider=vision_graph.provider,
-    )
-
-
-def _graph(bundle: Bundle, name: str, options: BackendOptions) -> Graph:
-    try:
-        from lrs_edge.backends.onnx import OnnxGraph
-    except ImportError as error:
-        raise BackendError(
-            "onnxruntime is not installed; install lrs-edge[cpu], or lrs-edge[gpu] on an NVIDIA GPU"
-        ) from error
-    return OnnxGraph.load(bundle.file(name), options)

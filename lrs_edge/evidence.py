@@ -106,7 +106,7 @@ def token_counts(
     *,
     global_tokens: int,
     local_per_tile: int,
-    fixed_vision: int,
+    sent: int,
     text: int,
     evicted: int,
     generated: int,
@@ -117,8 +117,8 @@ def token_counts(
         result: The search.
         global_tokens: Tokens of the global view.
         local_per_tile: Local tokens of one tile.
-        fixed_vision: Vision tokens always sent (global view and separator).
-        text: Text tokens of the prompt.
+        sent: Vision tokens in the sequence given to the language model.
+        text: Text tokens in it.
         evicted: Dropped from the KV cache.
         generated: Tokens of the answer.
     """
@@ -128,7 +128,7 @@ def token_counts(
         seen=global_tokens + every * local_per_tile,
         encoded=global_tokens + looked_at * local_per_tile,
         scored=sum(int((~scored.local.hidden).sum()) for scored in result.passes),
-        sent=fixed_vision + len(result.final),
+        sent=sent,
         text=text,
         evicted=evicted,
         generated=generated,

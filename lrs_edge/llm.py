@@ -12,7 +12,6 @@ from lrs_edge.answer import FinishReason
 from lrs_edge.bundle import Embeddings
 from lrs_edge.cache import KVCache, TokenKind, Tokens, make_tokens
 from lrs_edge.decoder import Decoder
-from lrs_edge.errors import BundleError
 from lrs_edge.prompt import Prompt
 from lrs_edge.sampling import Sampler
 
@@ -78,13 +77,7 @@ class LanguageModel:
         return self._forward(cache, embeds, tokens)
 
     def _forward(self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens) -> Logits:
-        logits = self._decoder.forward(cache, embeds, tokens)
-        if logits.shape != (1, self._decoder.spec.vocabulary):
-            raise BundleError(
-                f"{self._decoder.spec.graph} gives logits {logits.shape}, the manifest says "
-                f"(1, {self._decoder.spec.vocabulary}); export the bundle again"
-            )
-        return np.asarray(logits[0])
+        return np.asarray(self._decoder.forward(cache, embeds, tokens)[0])
 
     def generate(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from lrs_edge.errors import UsageError
 
@@ -22,7 +23,8 @@ class AskOptions:
             released code does, quirks included.
         resampling: `area` averages through overviews; `reference` is bilinear without
             antialiasing, as the authors do it.
-        max_tiles: Most tiles encoded for one question, the global view included; None for no limit.
+        max_tiles: Most tiles looked at for one question, the global view and remembered tiles
+            included; None for no limit.
         tiles_per_level: Most tiles that `full` looks at in one level finer than the base.
         max_vision_tokens: Most vision tokens given to the language model; None for no limit.
         kv_budget: Most tokens left in the language model's KV cache after prefill; None for all.
@@ -57,19 +59,29 @@ class AskOptions:
             raise UsageError(
                 f"resampling {self.resampling!r} is unknown; use 'area' or 'reference'"
             )
-        counts = ("max_tiles", "tiles_per_level", "max_vision_tokens", "kv_budget", "max_tokens")
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.timeout is not None and not (math.isfinite(self.timeout) and self.timeout > 0):
+        for name in ("max_tiles", "max_vision_tokens", "kv_budget"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), least=1)
+        for name in ("tiles_per_level", "max_tokens"):
+            _check_count(name, getattr(self, name), least=1)
+        _check_count("seed", self.seed, least=0)
+        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
             raise UsageError(f"timeout is {self.timeout!r}; it must be a number of seconds above 0")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (_is_number(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature is {self.temperature!r}; it must be 0 or more")
-        if not 0 < self.top_p <= 1:
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise UsageError(f"top_p is {self.top_p!r}; it must be above 0 and at most 1")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed!r}; it must be 0 or more")
+
+
+def _check_count(name: str, value: object, *, least: int) -> None:
+    whole = isinstance(value, SupportsIndex) and not isinstance(value, bool)
+    if not whole or operator.index(value) < least:  # type: ignore[arg-type]
+        raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
+def _is_number(value: object) -> bool:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def merged_options(options: AskOptions | None, overrides: Mapping[str, Any]) -> AskOptions:
@@ -78,6 +90,8 @@ def merged_options(options: AskOptions | None, overrides: Mapping[str, Any]) -> 
     Raises:
         UsageError: An option is unknown or cannot be meant.
     """
+    if options is not None and not isinstance(options, AskOptions):
+        raise UsageError(f"options is a {type(options).__name__}; give AskOptions")
     names = [field.name for field in fields(AskOptions)]
     for name in overrides:
         if name not in names:

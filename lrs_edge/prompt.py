@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from lrs_edge.errors import BundleError, QuestionError
 from lrs_edge.manifest import PromptSpec
@@ -49,9 +48,12 @@ class Prompt:
         # tokenizers raises bare Exception for every kind of bad file.
         except Exception as error:
             raise BundleError(f"{path} is no tokenizer ({error}); export it again") from error
+        # A bundle's tokenizer could be set to cut or fill every text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         ids = [spec.separator_id, *spec.stop_ids]
         ids += [spec.bos_id] if spec.bos_id is not None else []
-        largest = max(self._tokenizer.get_vocab_size(with_added_tokens=True) - 1, *ids)
+        largest = max(*self._tokenizer.get_vocab(with_added_tokens=True).values(), *ids)
         if largest >= vocabulary or min(ids) < 0:
             raise BundleError(
                 f"{path} has token {largest}, the embeddings have {vocabulary} rows; "
@@ -82,31 +84,33 @@ class Prompt:
         Raises:
             QuestionError: The question is empty, too long, not text, or holds a control token.
         """
-        text = self._checked(question)
+        text = self._checked(question, "question")
+        if not text.strip():
+            raise QuestionError("the question is empty; ask something about the image")
+        self._checked(end_str, "end_str")
         if end_str or self._spec.question_newline:
             text = f"{text}\n{end_str}"
         return PromptTokens(
             self._before, self._encode(self._spec.suffix.replace("{question}", text))
         )
 
-    def _checked(self, question: str) -> str:
-        if not question.strip():
-            raise QuestionError("the question is empty; ask something about the image")
-        if len(question) > MAX_QUESTION_CHARS:
+    def _checked(self, text: str, what: str) -> str:
+        if not isinstance(text, str):
+            raise QuestionError(f"the {what} is a {type(text).__name__}; give text")
+        if len(text) > MAX_QUESTION_CHARS:
             raise QuestionError(
-                f"the question has {len(question)} characters; at most {MAX_QUESTION_CHARS} are "
-                "allowed"
+                f"the {what} has {len(text)} characters; at most {MAX_QUESTION_CHARS} are allowed"
             )
         try:
-            question.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise QuestionError("the question is not valid Unicode text") from error
+            raise QuestionError(f"the {what} is not valid Unicode text") from error
         for control in self._control:
-            if control in question:
+            if control in text:
                 raise QuestionError(
-                    f"the question contains the model's control token {control!r}; leave it out"
+                    f"the {what} contains the model's control token {control!r}; leave it out"
                 )
-        return question
+        return text
 
     def _encode(self, text: str) -> NDArray[np.int64]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -122,24 +126,31 @@ class Prompt:
 
 
 class TextStream:
-    """Turns generated tokens into text as they come, never splitting a character."""
+    """Turns generated tokens into text as they come, never splitting a character.
+
+    All tokens are decoded at every step: `tokenizers.decoders.DecodeStream` raises on bytes that
+    turn out to be no UTF-8, which byte-fallback vocabularies (LLaMA's) can always produce.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self.text = ""
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
         self._ids.append(token)
-        piece = self._stream.step(self._tokenizer, token) or ""
-        self.text += piece
-        return piece
+        whole = self._decoded()
+        return "" if whole.endswith("\ufffd") else self._advance(whole)
 
     def finish(self) -> str:
         """What is left when no token follows: an unfinished character as U+FFFD."""
-        whole = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
-        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += rest
-        return rest
+        return self._advance(self._decoded())
+
+    def _decoded(self) -> str:
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+
+    def _advance(self, whole: str) -> str:
+        piece = whole[len(self.text) :]
+        self.text += piece
+        return piece

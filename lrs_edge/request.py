@@ -3,32 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.answer import Answer, FinishReason, Progress, Timings
 from lrs_edge.budget import Clock
-from lrs_edge.cache import KVCache, TokenKind
+from lrs_edge.cache import KVCache, TokenKind, Tokens
 from lrs_edge.errors import UsageError
 from lrs_edge.evidence import level_reports, regions, token_counts
 from lrs_edge.memory import peak_memory
-from lrs_edge.options import AskOptions, merged_options
+from lrs_edge.options import AskOptions, Resampling, merged_options
 from lrs_edge.prompt import PromptTokens
 from lrs_edge.pyramid import Pyramid, build_pyramid, reference_fails
+from lrs_edge.raster import Raster
 from lrs_edge.rfm import token_scores
 from lrs_edge.sampling import Sampler
 from lrs_edge.search import Search
 from lrs_edge.search_result import SearchResult
 from lrs_edge.sequence import Sequence, build_prefix, build_suffix, concatenate
-from lrs_edge.tiles import TileSession
+from lrs_edge.stages import Stages
+from lrs_edge.tiles import TileSession, TileSource
 from lrs_edge.trace import Trace
 
-if TYPE_CHECKING:
-    from lrs_edge.scene import Scene
-
 OnProgress = Callable[[Progress], None]
+
+
+class Caches:
+    """KV caches of the RFM and the LLM of one scene, kept between its questions.
+
+    Args:
+        rfm: Cache of the RFM.
+        llm: Cache of the LLM.
+        resampling: How the global view in their prefix was read.
+    """
+
+    def __init__(self, rfm: KVCache, llm: KVCache, resampling: Resampling) -> None:
+        self.rfm = rfm
+        self.llm = llm
+        self.resampling = resampling
+        self._prefix: Tokens | None = None
+
+    def expect(self, prefix: Tokens) -> None:
+        """Name the tokens that are worth keeping after the question."""
+        self._prefix = prefix
+
+    def release(self) -> None:
+        """Give back the memory of all but the prefix, or of all where that was touched."""
+        for cache in (self.rfm, self.llm):
+            whole = self._prefix is not None and cache.has_prefix(self._prefix)
+            cache.release(len(self._prefix) if whole and self._prefix is not None else 0)
 
 
 class Request:
@@ -36,43 +61,45 @@ class Request:
 
     def __init__(
         self,
-        scene: Scene,
+        stages: Stages,
+        raster: Raster,
+        tiles: TileSource,
+        caches: Caches,
         question: str,
         prompt: PromptTokens,
         options: AskOptions,
         on_progress: OnProgress | None,
         trace: Trace | None,
     ) -> None:
-        self._scene = scene
-        self._models = scene.models
+        self._stages = stages
+        self._raster = raster
+        self._caches = caches
         self._question = question
         self._prompt = prompt
         self._options = options
         self._on_progress = on_progress
         self._trace = trace
         self._clock = Clock(options.timeout)
-        self._warnings = list(scene.raster.warnings)
+        self._warnings = [*stages.warnings, *raster.warnings]
         self._pyramid = self._build_pyramid()
         self._progress_level: int | None = None
         self._tiles_total = 1
-        self._tiles: TileSession = scene.tiles.session(
-            options.resampling, self._clock, self._on_tile
-        )
+        self._tiles: TileSession = tiles.session(options.resampling, self._clock, self._on_tile)
         self._ids: list[int] = []
         self._text = ""
         self._evicted = 0
         self._finish: FinishReason = "stop"
-        self._fixed_vision = 0
+        self._sent = self._text_tokens = 0
         self._result: SearchResult | None = None
 
     def _build_pyramid(self) -> Pyramid:
-        manifest, raster = self._models.manifest, self._scene.raster
+        manifest, raster = self._stages.manifest, self._raster
         size = {"tile": manifest.vision.tile, "base_side": manifest.search.base_side}
         if self._options.policy == "reference":
             if self._options.max_tiles is not None:
                 raise UsageError("the reference policy knows no tile budget; leave --max-tiles out")
             pyramid = build_pyramid(raster.height, raster.width, policy="reference", **size)
-            if not reference_fails(pyramid, self._models.vision.per_tile):
+            if not reference_fails(pyramid, self._stages.vision.per_tile):
                 return pyramid
             self._options = merged_options(self._options, {"policy": "full"})
             self._warnings.append(
@@ -83,14 +110,14 @@ class Request:
 
     def pieces(self) -> Iterator[str]:
         """Do the work; yields the answer's text as it comes."""
-        rfm_cache, llm_cache = self._scene.caches()
         prefix = self._prefix()
-        after = self._models.embeddings.lookup(self._prompt.after)
+        self._caches.expect(prefix.tokens)
+        after = self._stages.embeddings.lookup(self._prompt.after)
         search = Search(
-            self._models.search_model,
+            self._stages.search_model,
             self._pyramid,
             self._tiles,
-            rfm_cache,
+            self._caches.rfm,
             prefix,
             after,
             self._options,
@@ -106,23 +133,25 @@ class Request:
             self._trace.add_final(sequence)
         self._tell("prefill")
         with self._clock.stage("prefill"):
-            logits = self._models.llm.prefill(
-                llm_cache, sequence.embeds, sequence.tokens, min(len(prefix), len(sequence) - 1)
+            logits = self._stages.llm.prefill(
+                self._caches.llm,
+                sequence.embeds,
+                sequence.tokens,
+                min(len(prefix), len(sequence) - 1),
             )
-            self._apply_kv_budget(llm_cache, prefix, result)
-        yield from self._decode(llm_cache, logits)
+            self._apply_kv_budget(self._caches.llm, prefix, result)
+        yield from self._decode(self._caches.llm, logits)
 
     def _prefix(self) -> Sequence:
-        models = self._models
+        stages = self._stages
         self._tell("encode")
         global_tokens = self._tiles.global_tokens(self._pyramid.global_view)
-        separator = np.array([models.manifest.prompt.separator_id], np.int64)
+        separator = np.array([stages.manifest.prompt.separator_id], np.int64)
         prefix = build_prefix(
-            models.embeddings.lookup(self._prompt.before),
+            stages.embeddings.lookup(self._prompt.before),
             global_tokens,
-            models.embeddings.lookup(separator),
+            stages.embeddings.lookup(separator),
         )
-        self._fixed_vision = len(prefix) - len(self._prompt.before)
         if self._trace is not None:
             self._trace.add_prompt(self._prompt)
             self._trace.add_pyramid(self._pyramid)
@@ -136,14 +165,19 @@ class Request:
         start, kept = len(prefix), result.final
         local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
         whole = concatenate(prefix, local, build_suffix(after, start + len(kept)))
-        limit = self._models.manifest.limits.max_length
+        limit = self._stages.manifest.limits.max_length
         if len(whole) > limit:
             # Only the reference policy gets here: it cuts the end, the question included.
             self._warnings.append(
                 f"the sequence of {len(whole)} tokens was cut to the model's {limit}; the "
                 "reference policy cuts the end of the question"
             )
-            return Sequence(whole.embeds[:limit], whole.tokens[:limit])
+            whole = Sequence(whole.embeds[:limit], whole.tokens[:limit])
+            sent = max(limit - start, 0)
+            result.final = kept.take(np.arange(min(sent, len(kept))))
+            result.final_scores = result.final_scores[:sent]
+        text = np.isin(whole.tokens["kind"], (TokenKind.SYSTEM, TokenKind.QUESTION)).sum()
+        self._text_tokens, self._sent = int(text), len(whole) - int(text)
         return whole
 
     def _apply_kv_budget(self, cache: KVCache, prefix: Sequence, result: SearchResult) -> None:
@@ -153,8 +187,9 @@ class Request:
         scores = np.zeros(len(cache), np.float32)
         if result.passes:
             views = np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
-            scores[views] = token_scores(result.passes[-1].global_logits)
-            kept = result.final_scores[: max(len(cache) - len(prefix), 0)]
+            inside = views < len(cache)
+            scores[views[inside]] = token_scores(result.passes[-1].global_logits)[inside]
+            kept = result.final_scores
             scores[len(prefix) : len(prefix) + len(kept)] = kept
         self._evicted = cache.evict(scores, budget)
         if len(cache) > budget:
@@ -169,12 +204,12 @@ class Request:
             options.temperature,
             options.top_p,
             options.seed,
-            self._models.manifest.repetition_penalty,
-            self._models.manifest.penalised_ids,
+            self._stages.manifest.repetition_penalty,
+            self._stages.manifest.penalised_ids,
         )
         seen: list[NDArray[np.float32]] = []
         self._tell("decode")
-        steps = self._models.llm.generate(
+        steps = self._stages.llm.generate(
             cache,
             logits,
             sampler,
@@ -200,7 +235,7 @@ class Request:
         """The finished answer."""
         result, clock = self._result, self._clock
         assert result is not None
-        raster, vision = self._scene.raster, self._models.vision
+        raster, vision = self._raster, self._stages.vision
         return Answer(
             text=self._text.strip(),
             question=self._question,
@@ -212,8 +247,8 @@ class Request:
                 result,
                 global_tokens=vision.spec.grid**2,
                 local_per_tile=vision.per_tile**2,
-                fixed_vision=self._fixed_vision,
-                text=len(self._prompt.before) + len(self._prompt.after),
+                sent=self._sent,
+                text=self._text_tokens,
                 evicted=self._evicted,
                 generated=len(self._ids),
             ),
@@ -228,7 +263,7 @@ class Request:
             peak_memory=peak_memory(),
             warnings=tuple(dict.fromkeys(self._warnings)),
             token_ids=tuple(self._ids),
-            model=self._models.manifest.name,
+            model=self._stages.manifest.name,
             policy=self._options.policy,
             image_size=(raster.width, raster.height),
         )

@@ -64,7 +64,8 @@ def dense_bias(
     length = len(hidden)
     bias = np.zeros((length, cached + length), np.float32)
     local = bias[:, cached:]
-    local[np.triu_indices(length, 1)] = masked
+    places = np.arange(length)
+    local[places[:, None] < places] = masked
     local[:, hidden] = masked
     return bias
 

@@ -43,8 +43,10 @@ class Sampler:
             logits = self._penalised(logits, [*self._penalised_ids, *generated])
         if self._temperature == 0:
             return int(np.argmax(logits))
-        scaled = logits.astype(np.float64) / self._temperature
-        weights = np.exp(scaled - scaled.max())
+        # The largest is subtracted first: dividing by a tiny temperature could overflow.
+        below = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore", under="ignore"):
+            weights = np.exp(below / self._temperature)
         weights /= weights.sum()
         order = np.argsort(-weights, kind="stable")
         mass = np.cumsum(weights[order])

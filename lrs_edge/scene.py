@@ -6,22 +6,19 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrs_edge.answer import Answer
-from lrs_edge.cache import KVCache
 from lrs_edge.errors import UsageError
-from lrs_edge.options import AskOptions, merged_options
+from lrs_edge.options import AskOptions, Resampling, merged_options
 from lrs_edge.prompt import PromptTokens
 from lrs_edge.queueing import RequestQueue
 from lrs_edge.raster import Raster
-from lrs_edge.request import OnProgress, Request
+from lrs_edge.request import Caches, OnProgress, Request
+from lrs_edge.stages import Stages
 from lrs_edge.tiles import TileSource
-from lrs_edge.trace import Trace
+from lrs_edge.trace import Trace, check_target
 from lrs_edge.vision import FeatureCache
-
-if TYPE_CHECKING:
-    from lrs_edge.engine import Models
 
 
 class Scene:
@@ -33,16 +30,14 @@ class Scene:
     """
 
     def __init__(
-        self, raster: Raster, models: Models, queue: RequestQueue, feature_cache_bytes: int
+        self, raster: Raster, stages: Stages, queue: RequestQueue, feature_cache_bytes: int
     ) -> None:
         self.raster = raster
-        self._models = models
+        self._stages: Stages | None = stages
         self._queue = queue
         self._features = FeatureCache(feature_cache_bytes)
-        self._tiles = TileSource(raster, models.vision, self._features)
-        self._rfm_cache: KVCache | None = None
-        self._llm_cache: KVCache | None = None
-        self._closed = False
+        self._tiles = TileSource(raster, stages.vision, self._features)
+        self._caches: Caches | None = None
 
     def __enter__(self) -> Scene:
         return self
@@ -59,8 +54,7 @@ class Scene:
         """Close the image and free what was cached; may be called more than once."""
         # An unfinished stream of this very thread cannot be waited for; it ends with an error.
         with nullcontext() if self._queue.is_mine else self._queue.turn():
-            self._closed = True
-            self._rfm_cache = self._llm_cache = None
+            self._stages = self._caches = None
             self._features.clear()
             self.raster.close()
 
@@ -107,9 +101,10 @@ class Scene:
         The scene's engine is busy until the stream is exhausted or closed.
         """
         chosen = merged_options(options, overrides)
-        prompt = self._models.prompt.tokens(question, chosen.end_str)
+        prompt = self._open_stages().prompt.tokens(question, chosen.end_str)
+        target = None if trace is None else check_target(trace)
         return AnswerStream(
-            lambda stream: self._run(stream, question, prompt, chosen, on_progress, trace)
+            lambda stream: self._run(stream, question, prompt, chosen, on_progress, target)
         )
 
     def _run(
@@ -119,39 +114,48 @@ class Scene:
         prompt: PromptTokens,
         options: AskOptions,
         on_progress: OnProgress | None,
-        trace_path: str | Path | None,
+        trace_path: Path | None,
     ) -> Generator[str, None, None]:
         with self._queue.turn():
-            if self._closed:
-                raise UsageError("the scene is closed; open the image again")
+            stages = self._open_stages()
             trace = None if trace_path is None else Trace()
-            request = Request(self, question, prompt, options, on_progress, trace)
-            yield from request.pieces()
+            caches = self._caches_for(stages, options.resampling)
+            request = Request(
+                stages,
+                self.raster,
+                self._tiles,
+                caches,
+                question,
+                prompt,
+                options,
+                on_progress,
+                trace,
+            )
+            try:
+                yield from request.pieces()
+            finally:
+                caches.release()
             stream.answer = request.answer()
             if trace is not None and trace_path is not None:
                 trace.write(trace_path)
 
-    def caches(self) -> tuple[KVCache, KVCache]:
-        """KV caches of the RFM and the LLM, kept between questions for their common prefix."""
-        if self._rfm_cache is None:
-            self._rfm_cache = self._models.focus.new_cache()
-        if self._llm_cache is None:
-            self._llm_cache = self._models.llm.new_cache()
-        return self._rfm_cache, self._llm_cache
+    def _open_stages(self) -> Stages:
+        if self._stages is None:
+            raise UsageError("the scene is closed; open the image again")
+        return self._stages
 
-    @property
-    def models(self) -> Models:
-        """The engine's loaded models."""
-        return self._models
+    def _caches_for(self, stages: Stages, resampling: Resampling) -> Caches:
+        """KV caches kept between questions for their common prefix.
 
-    @property
-    def tiles(self) -> TileSource:
-        """Tokens of the image's tiles."""
-        return self._tiles
+        The prefix shows the global view, so it is another one under another resampling.
+        """
+        if self._caches is None or self._caches.resampling != resampling:
+            self._caches = Caches(stages.focus.new_cache(), stages.llm.new_cache(), resampling)
+        return self._caches
 
 
 class AnswerStream:
-    """The text of an answer, piece by piece; iterate once, then read `answer`."""
+    """The text of an answer, piece by piece; iterate once, in one thread, then read `answer`."""
 
     def __init__(self, start: Callable[[AnswerStream], Generator[str, None, None]]) -> None:
         self._pieces = start(self)

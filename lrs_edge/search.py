@@ -41,7 +41,7 @@ from lrs_edge.tiles import TileSession
 
 
 @dataclass(frozen=True)
-class Model:
+class SearchModel:
     """What the search needs to know of a model.
 
     Attributes:
@@ -65,11 +65,19 @@ class Model:
     max_positions: int
 
     @property
-    def trained_span(self) -> int:
-        """Positions that two levels can take up: the RFM is trained on as many."""
-        side = (2 * self.base_side // self.tile + 1) * self.per_tile
-        return side * (side + 1)
+    def trained_rows(self) -> int:
+        """Token rows that the finer of two levels can have: the RFM is trained on as many."""
+        return (2 * self.base_side // self.tile + 1) * self.per_tile
 
+    @property
+    def trained_span(self) -> int:
+        """Positions that the finer of two levels can take up."""
+        return self.trained_rows * (self.trained_rows + 1)
+
+
+#: A level with more token rows than this many times the trained ones has newlines only where a
+#: tile is shown, so that upright strips of any length stay cheap.
+MAX_ROWS_SHARE = 4
 
 #: Told before a level is searched: its index and the tiles it will look at.
 OnLevel = Callable[[int, int], None]
@@ -93,7 +101,7 @@ class Search:
 
     def __init__(
         self,
-        model: Model,
+        model: SearchModel,
         pyramid: Pyramid,
         tiles: TileSession,
         cache: KVCache,
@@ -134,13 +142,18 @@ class Search:
         with self._clock.stage("prefix"):
             self._model.focus.fill_prefix(self._cache, self._prefix.embeds, self._prefix.tokens)
         result = self._reference() if reference else self._full()
-        # The reference cuts the end of the prompt instead; the engine does that.
-        budget = None if reference else room
+        # Over the model's length the reference cuts the end of the prompt; the request does that.
+        if not reference:
+            self._trim(result, room, "the model's length")
         if self._options.max_vision_tokens is not None:
-            local = max(self._options.max_vision_tokens - self._fixed_vision_tokens(), 0)
-            budget = local if budget is None else min(budget, local)
-        if budget is not None:
-            self._trim(result, budget)
+            fixed = self._fixed_vision_tokens()
+            if fixed > self._options.max_vision_tokens:
+                result.warnings.append(
+                    f"the {fixed} tokens of the global view and its separator are always sent, "
+                    "more than --max-vision-tokens"
+                )
+            local = max(self._options.max_vision_tokens - fixed, 0)
+            self._trim(result, local, "--max-vision-tokens")
         return result
 
     def _fixed_vision_tokens(self) -> int:
@@ -148,20 +161,19 @@ class Search:
         kinds = self._prefix.tokens["kind"]
         return int(np.isin(kinds, (TokenKind.GLOBAL, TokenKind.SEPARATOR)).sum())
 
-    def _trim(self, result: SearchResult, budget: int) -> None:
-        wanted = len(result.final)
-        stays = trim_to_budget(
-            result.final.indices, result.final_scores, result.final.is_newline, budget
-        )
-        if stays.all():
+    def _trim(self, result: SearchResult, budget: int, limit: str) -> None:
+        final, wanted = result.final, len(result.final)
+        if wanted <= budget:
             return
-        result.final = result.final.take(np.flatnonzero(stays))
+        rows = final.indices // result.passes[-1].grid.width
+        stays = trim_to_budget(rows, result.final_scores, final.is_newline, budget)
+        result.final = final.take(np.flatnonzero(stays))
         result.final_scores = result.final_scores[stays]
-        result.end = "max_vision_tokens"
+        if result.end == "finest_level":
+            result.end = "max_vision_tokens"
         result.warnings.append(
-            f"only {budget} of {wanted} kept vision tokens fit "
-            f"({'--max-vision-tokens' if self._options.max_vision_tokens else 'model limit'}); "
-            "the lowest-scored were left out"
+            f"only {budget} of {wanted} kept local tokens fit {limit}; the lowest-scored were left "
+            "out"
         )
 
     # -- policy `full` ---------------------------------------------------------------------------
@@ -172,6 +184,7 @@ class Search:
         tiles = self._base_tiles(result)
         for index, level in enumerate(levels):
             if not tiles:
+                self._end(result, "max_tiles", index)
                 break
             if index > 0 and self._clock.search_expired():
                 self._end(result, "timeout", index)
@@ -187,6 +200,9 @@ class Search:
                 self._end(result, "timeout", index)
                 break
             result.passes.append(scored)
+            if len(scored.tiles) < len(tiles):
+                self._end(result, "timeout", index)
+                break
             if index + 1 < len(levels):
                 tiles = self._next_tiles(scored, levels[index + 1], index + 1, result)
         if result.passes:
@@ -256,8 +272,8 @@ class Search:
         reasons = {
             "max_tiles": "the tile budget (--max-tiles) did not cover every tile that the search "
             "wanted to look at",
-            "timeout": f"the search stopped before level {index} because its share of the time "
-            "limit was used up",
+            "timeout": f"the search stopped at level {index} because its share of the time limit "
+            "was used up",
             "memory": f"the search stopped before level {index} because memory ran out",
         }
         result.warnings.append(reasons[why])
@@ -273,11 +289,18 @@ class Search:
         if len(features) < len(tiles) and (index > 0 or not features):
             return None
         grid = token_grid(level, self._model.per_tile, self._aspect(index, level))
-        length = len(self._prefix) + grid.count + len(self._after)
-        limit = max(self._model.max_positions, self._model.trained_span + len(self._prefix))
-        local = place_local(grid, features, self._model.newline, index, close_gaps=length > limit)
+        local = place_local(
+            grid, features, self._model.newline, index, close_gaps=self._is_beyond_training(grid)
+        )
         shown = tuple(sorted(features))
         return self._score(index, level, grid, shown, self._tiles.from_cache - remembered, local)
+
+    def _is_beyond_training(self, grid: TokenGrid) -> bool:
+        """Whether a level's padded sequence, or its newlines alone, are far too long to compute."""
+        length = len(self._prefix) + grid.count + len(self._after)
+        trained = self._model.trained_span + len(self._prefix)
+        too_long = length > max(self._model.max_positions, trained)
+        return too_long or grid.rows > MAX_ROWS_SHARE * self._model.trained_rows
 
     def _aspect(self, index: int, level: Level) -> tuple[int, int]:
         """Whose aspect ratio cuts the padding off (algorithm.md, "Unpad and newlines")."""
@@ -298,8 +321,11 @@ class Search:
         quirk = self._options.policy == "reference"
         hidden = local.hidden if local.hidden.any() else None
         scores = token_scores(logits, hidden, reference_quirk=quirk)
-        eligible = np.flatnonzero(~local.hidden)
+        # In the reference newlines compete with the tokens of tiles, and may crowd them out.
+        eligible = np.flatnonzero(~local.hidden if quirk else ~local.is_newline)
         count = int(self._model.keep_ratio * len(eligible))
+        if not quirk:
+            count = min(max(count, 1), len(eligible))
         top = eligible[top_indices(scores[eligible], count)]
         kept = kept_indices(top, np.flatnonzero(local.is_newline))
         return LevelPass(
@@ -328,10 +354,13 @@ class Search:
         result.passes.append(base)
         finer = len(levels) - 1
         chosen = reference_tiles(base.local.indices[base.kept], base.grid, levels[finer])
-        if self._clock.search_expired():
-            self._end(result, "timeout", 1)
+        second = None
+        if len(base.tiles) == levels[0].tile_count and not self._clock.search_expired():
+            second = self._reference_pass(1, finer, chosen)
+        if second is not None and len(second.tiles) == len(chosen):
+            result.passes.append(second)
         else:
-            result.passes.append(self._reference_pass(1, finer, chosen))
+            self._end(result, "timeout", 0 if second is None else 1)
         last = result.passes[-1]
         result.final, result.final_scores = last.kept_tokens, last.scores[last.kept]
         return result
@@ -340,7 +369,7 @@ class Search:
         level = self._pyramid.levels[index]
         self._on_level(number, len(tiles))
         remembered = self._tiles.from_cache
-        features = self._tiles.local_tokens(level, tiles)
+        features = self._tiles.local_tokens(level, tiles, self._clock.expired)
         grid = token_grid(level, self._model.per_tile, self._aspect(number, level), min_cols=0)
         compact = place_local(grid, features, self._model.newline, number)
         local = pad_dense(compact, grid) if len(compact) < grid.count else compact

@@ -85,7 +85,8 @@ def tile_scores(
             continue
         rows = _shares(row * cell / level.height, (row + 1) * cell / level.height, finer, 0)
         cols = _shares(col * cell / level.width, (col + 1) * cell / level.width, finer, 1)
-        total += float(score) * rows[:, None] * cols[None, :]
+        under = np.ix_(np.flatnonzero(rows), np.flatnonzero(cols))
+        total[under] += float(score) * rows[under[0]] * cols[under[1]]
     return total
 
 
@@ -114,26 +115,36 @@ def best_tiles(totals: NDArray[np.float64], count: int) -> list[TileIndex]:
 
 
 def trim_to_budget(
-    indices: Indices, scores: Scores, is_newline: NDArray[np.bool_], budget: int
+    rows: Indices, scores: Scores, is_newline: NDArray[np.bool_], budget: int
 ) -> NDArray[np.bool_]:
     """Which of the kept tokens stay when only `budget` of them may.
 
-    The lowest-scored tile tokens go first, then newlines from the bottom up.
+    The best tile tokens stay, each with its row's newline; newlines of other rows fill what is
+    left, from the top.
 
     Args:
-        indices: int64 [n], ascending.
+        rows: int64 [n], token row of each.
         scores: float32 [n].
-        is_newline: bool [n].
+        is_newline: bool [n], at most one per row.
         budget: Tokens that may stay, 0 or more.
 
     Returns:
         bool [n].
     """
-    stays = np.ones(len(indices), bool)
-    surplus = len(indices) - budget
-    if surplus > 0:
-        order = np.lexsort((-indices, scores, is_newline))
-        tiles = order[~is_newline[order]]
-        lines = np.flatnonzero(is_newline)[::-1]
-        stays[np.concatenate([tiles, lines])[:surplus]] = False
+    if len(rows) <= budget:
+        return np.ones(len(rows), bool)
+    stays = np.zeros(len(rows), bool)
+    newline_of = {int(rows[place]): int(place) for place in np.flatnonzero(is_newline)}
+    tiles = np.flatnonzero(~is_newline)
+    left = budget
+    for place in tiles[np.argsort(-scores[tiles], kind="stable")]:
+        newline = newline_of.get(int(rows[place]))
+        wanted = [int(place)]
+        if newline is not None and not stays[newline]:
+            wanted.append(newline)
+        if len(wanted) <= left:
+            stays[wanted] = True
+            left -= len(wanted)
+    spare = [place for place in newline_of.values() if not stays[place]]
+    stays[sorted(spare)[:left]] = True
     return stays

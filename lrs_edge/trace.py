@@ -26,7 +26,7 @@ class Trace:
     """Collects arrays and writes them as one `.npz` file."""
 
     def __init__(self) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {}
+        self.arrays: dict[str, Any] = {}
 
     def put(self, name: str, values: Any) -> None:
         """Add one array."""
@@ -45,7 +45,8 @@ class Trace:
             "scale_infos_resize_padding_hw", [(lv.padded_height, lv.padded_width) for lv in levels]
         )
         self.put("scale_infos_block_num_hw", [(lv.tile_rows, lv.tile_cols) for lv in levels])
-        self.put("searched_levels", [levels.index(lv) for lv in pyramid.levels])
+        places = {id(level): place for place, level in enumerate(levels)}
+        self.put("searched_levels", [places[id(level)] for level in pyramid.levels])
         view = pyramid.global_view
         self.put("global_resize_hw", (view.height, view.width))
 
@@ -99,15 +100,26 @@ class Trace:
             self.put("prefill_last_logits", logits[0])
             self.put("step_logits", np.stack(logits))
 
-    def write(self, path: str | Path) -> None:
+    def write(self, target: Path) -> None:
         """Write the file; it appears whole or not at all.
 
         Raises:
             UsageError: It cannot be written.
         """
-        target = Path(path)
         try:
             with replacing(target) as stream:
-                np.savez_compressed(stream, allow_pickle=False, **self.arrays)
+                np.savez_compressed(stream, **self.arrays)
         except OSError as error:
             raise UsageError(f"the trace {target} cannot be written ({error.strerror})") from error
+
+
+def check_target(path: str | Path) -> Path:
+    """Refuse a trace file that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: It is a directory, or lies in none.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.name or not target.parent.is_dir():
+        raise UsageError(f"the trace {str(path)!r} cannot be written; name a file in a directory")
+    return target

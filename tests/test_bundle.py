@@ -147,6 +147,14 @@ def test_a_file_that_the_manifest_names_but_does_not_list_is_refused(bundle: Pat
         open_bundle(bundle)
 
 
+def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path) -> None:
+    (bundle / "sub").mkdir()
+    (bundle / "sub" / "llm.onnx.data").write_bytes(b"weights")
+    with pytest.raises(BundleError, match="not listed"):
+        open_bundle(bundle)
+    assert verify_bundle(bundle)[-1].problem == "the file is not listed in the manifest"
+
+
 @pytest.mark.parametrize(
     ("part", "values"),
     [
@@ -158,6 +166,7 @@ def test_a_file_that_the_manifest_names_but_does_not_list_is_refused(bundle: Pat
         ("search", {"keep_ratio": 2.0}),
         ("search", {"base_side": 10}),
         ("limits", {"max_length": 0}),
+        ("limits", {"max_length": 100}),
         ("prompt", {"suffix": "no place for it"}),
     ],
 )

@@ -8,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lrs_edge.backends.onnx import OnnxKVBuffers
-from lrs_edge.cache import KVCache, TokenKind, make_tokens
+from lrs_edge.backends.onnx import OnnxKVBuffers, open_mover
+from lrs_edge.cache import GROWTH, KVCache, TokenKind, make_tokens
 
 NAMES = ("key_0", "value_0", "key_1")
 
 
+MOVER = open_mover("float32", "cpu")
+
+
 def new_cache() -> KVCache:
-    return KVCache(OnnxKVBuffers(NAMES, 2, 4, "float32", "cpu"))
+    return KVCache(OnnxKVBuffers(NAMES, 2, 4, "float32", "cpu", MOVER))
 
 
 def write(cache: KVCache, positions: np.ndarray, kinds: np.ndarray) -> None:
@@ -55,6 +58,14 @@ class CacheMachine(RuleBasedStateMachine):
         length = int(share * len(self.expected))
         self.cache.truncate(length)
         self.expected = self.expected[:length]
+
+    @precondition(lambda self: self.expected)
+    @rule(share=st.floats(0, 1))
+    def release(self, share: float) -> None:
+        length = int(share * len(self.expected))
+        self.cache.release(length)
+        self.expected = self.expected[:length]
+        assert self.cache.buffers.capacity <= length + GROWTH
 
     @precondition(lambda self: self.expected)
     @rule(seed=st.integers(0, 1000), share=st.floats(0, 1))

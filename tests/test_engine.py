@@ -106,7 +106,7 @@ def test_the_vision_token_budget_holds(engine: Engine, limit: int) -> None:
     answer = ask(engine, IMAGE, max_vision_tokens=limit)
     assert answer.tokens.sent == limit
     assert answer.search_end == "max_vision_tokens"
-    assert any("vision tokens" in warning for warning in answer.warnings)
+    assert any("--max-vision-tokens" in warning for warning in answer.warnings)
 
 
 def test_the_kv_budget_evicts_and_the_next_question_is_unharmed(engine: Engine) -> None:
@@ -177,12 +177,94 @@ def test_an_abandoned_stream_frees_the_engine(engine: Engine) -> None:
         assert scene.ask(QUESTION, max_tokens=2).text is not None
 
 
-def test_a_stop_text_ends_the_answer(engine: Engine) -> None:
+def test_max_tokens_cuts_the_same_answer_short(engine: Engine) -> None:
     with engine.open(IMAGE) as scene:
         whole = scene.ask(QUESTION, max_tokens=12)
         limited = scene.ask(QUESTION, max_tokens=3)
     assert limited.finish_reason == "length"
     assert whole.token_ids[:3] == limited.token_ids
+
+
+def test_the_global_view_is_read_again_under_another_resampling(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with engine.open(IMAGE) as scene:
+        scene.ask(QUESTION, max_tokens=1)
+        scene.ask(QUESTION, max_tokens=1, resampling="reference", trace=tmp_path / "used.npz")
+    with engine.open(IMAGE) as scene:
+        scene.ask(QUESTION, max_tokens=1, resampling="reference", trace=tmp_path / "fresh.npz")
+    with np.load(tmp_path / "used.npz") as used, np.load(tmp_path / "fresh.npz") as fresh:
+        for key in ("rfm1_attn", "rfm2_attn", "step_logits"):
+            assert np.abs(used[key] - fresh[key]).max() <= 1e-5 * np.abs(fresh[key]).max()
+
+
+@pytest.mark.parametrize("size", [(300, 3000), (100, 9000), (3000, 120)])
+def test_newlines_cannot_crowd_out_the_image(
+    engine: Engine, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    answer = ask(engine, picture(tmp_path / "strip.png", *size))
+    assert answer.search_end == "finest_level"
+    assert answer.levels[-1].height >= size[1] / 1.5
+    assert sum(region.tokens_kept for region in answer.regions if region.level == 1) > 0
+
+
+def test_a_tight_budget_still_sends_image(engine: Engine) -> None:
+    answer = ask(engine, IMAGE, max_vision_tokens=620)
+    finest = answer.levels[-1].level
+    sent = sum(region.tokens_kept for region in answer.regions if region.level == finest)
+    assert sent > 20
+
+
+def test_a_budget_below_the_global_view_is_answered_with_a_warning(engine: Engine) -> None:
+    answer = ask(engine, IMAGE, max_vision_tokens=100)
+    assert answer.tokens.sent == 577
+    assert any("always sent" in warning for warning in answer.warnings)
+
+
+def test_memory_of_old_questions_is_given_back(engine: Engine) -> None:
+    with engine.open(IMAGE) as scene:
+        scene.ask(QUESTION, max_tokens=1)
+        caches = scene._caches
+        assert caches is not None
+        for cache in (caches.rfm, caches.llm):
+            assert len(cache) > 576
+            assert cache.buffers.capacity < len(cache) + 256
+
+
+def test_the_cut_of_the_reference_is_counted(engine: Engine) -> None:
+    with engine.open(IMAGE) as scene:
+        answer = scene.ask("Where is it? " * 170, policy="reference", max_tokens=1)
+    assert answer.tokens.sent + answer.tokens.text == engine.manifest.limits.max_length
+    assert any("cut" in warning for warning in answer.warnings)
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        (None, {}),
+        (5, {}),
+        (b"x", {}),
+        ("x", {"end_str": None}),
+        ("x", {"end_str": "</s>"}),
+        ("x", {"temperature": "0.5"}),
+        ("x", {"max_tokens": True}),
+        ("x", {"seed": 1.5}),
+        ("x", {"options": {"max_tokens": 2}}),
+        ("x", {"trace": ""}),
+        ("x", {"trace": "/nowhere/at/all.npz"}),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_usage_errors(
+    engine: Engine, question: object, options: dict[str, object]
+) -> None:
+    with engine.open(IMAGE) as scene, pytest.raises(UsageError):
+        scene.ask(question, **options)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 100_000, "2"])
+def test_threads_are_a_sensible_number(threads: object) -> None:
+    with pytest.raises(UsageError, match="threads"):
+        lrs_edge.load(threads=threads)
 
 
 def test_sampling_is_repeatable(engine: Engine) -> None:

@@ -90,26 +90,24 @@ def check_levels(run: GoldenRun, found: dict[str, np.ndarray]) -> None:
         assert found[f"scale_infos_{key}"].tolist() == [level[key] for level in levels], run.name
 
 
-def test_the_compact_second_pass_of_full_is_the_properly_masked_one(
+def test_full_scores_like_the_reference_where_it_looks_at_the_same(
     engine: lrs_edge.Engine, tmp_path: Path
 ) -> None:
-    """Where `full` and the reference look at the same tiles, they give the same scores."""
+    """The first pass of both policies is the same; later ones depend on the tiles chosen."""
+    compared = 0
     for run in runs_of(engine):
-        if run.info["n_selected_tiles"] != run.info["next_total_tiles"]:
-            continue
         with engine.open(run.image) as scene:
-            answer = scene.ask(
+            scene.ask(
                 run.info["question"],
                 resampling="reference",
-                tiles_per_level=99,
                 max_tokens=1,
                 end_str=run.info["end_str"],
                 trace=tmp_path / "trace.npz",
             )
-        if len(answer.levels) != 1:
-            continue
         with np.load(tmp_path / "trace.npz") as found:
             assert same_scores(found["rfm1_attn"], run.arrays["rfm1_attn"]), run.name
+            compared += 1
+    assert compared >= 6
 
 
 def test_checkpoints_are_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,33 @@ def test_braces_in_a_question_are_just_text(prompt: Prompt) -> None:
 def test_a_lone_surrogate_is_refused(prompt: Prompt) -> None:
     with pytest.raises(QuestionError, match="Unicode"):
         prompt.tokens("a\udc80b")
+
+
+def test_a_tokenizer_that_cuts_or_fills_texts_does_neither(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(path))
+    tokens = Prompt(path, SPEC, 258).tokens("How many ships?")
+    assert len(tokens.after) == 1 + 15 + 1
+
+
+def test_bytes_that_are_no_text_do_not_end_the_stream(tmp_path: Path) -> None:
+    """LLaMA's vocabulary falls back to bytes, and a model can generate any of them in any order."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<e>": 256}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<e>"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<e>"])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    prompt = Prompt(path, PromptSpec("", "{question}", 0, (256,)), 257)
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        ids = random.integers(0, 256, 8).tolist()
+        stream = prompt.text_stream()
+        shown = "".join(stream.push(token) for token in ids) + stream.finish()
+        assert len(shown) == len(prompt.decode(ids))
 
 
 def test_tokens_need_embeddings(tokenizer_path: Path) -> None:

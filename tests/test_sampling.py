@@ -57,6 +57,10 @@ def test_the_repetition_penalty_applies_to_greedy_decoding_as_in_transformers() 
     assert sampler.choose(negative, [0]) == 1
 
 
+def test_a_tiny_temperature_is_greedy() -> None:
+    assert Sampler(1e-320, 1.0, 0).choose(np.array([1.0, 3.0, 2.0], np.float32), []) == 1
+
+
 def test_some_tokens_count_as_generated_from_the_start() -> None:
     sampler = Sampler(0, 1.0, 0, repetition_penalty=2.0, penalised_ids=(0,))
     assert sampler.choose(np.array([4.0, 3.0], np.float32), []) == 1

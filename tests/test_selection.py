@@ -95,17 +95,32 @@ def test_newlines_choose_no_tile_in_full_and_the_right_most_in_reference() -> No
 
 
 @given(st.integers(1, 80), st.integers(0, 90), seeds)
-def test_trimming_drops_the_lowest_and_newlines_last(count: int, budget: int, seed: int) -> None:
+def test_trimming_keeps_the_best_tokens_with_their_newlines(
+    count: int, budget: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
+    rows = np.sort(random.integers(0, 6, count))
+    newline = np.append(np.diff(rows) > 0, True)
     scores = random.random(count).astype(np.float32)
-    newline = random.random(count) < 0.2
-    stays = trim_to_budget(np.arange(count), scores, newline, budget)
-    assert stays.sum() == min(count, budget)
-    tiles = ~newline
-    if (~stays & newline).any():
-        assert not (stays & tiles).any()
-    if (stays & tiles).any() and (~stays & tiles).any():
-        assert scores[stays & tiles].min() >= scores[~stays & tiles].max()
+    stays = trim_to_budget(rows, scores, newline, budget)
+    assert stays.sum() <= budget or count <= budget
+    tiles = np.flatnonzero(~newline)
+    kept = tiles[stays[tiles]]
+    # A row without its newline would run into the next.
+    assert set(rows[kept]) <= set(rows[stays & newline])
+    if len(tiles) and budget >= 2:
+        assert stays[tiles[np.argmax(scores[tiles])]]
+    if len(kept) < len(tiles):
+        # Only what a row's newline costs may be left over for newlines of other rows.
+        assert (stays & newline).sum() - len(set(rows[kept])) <= 1
+
+
+def test_a_tight_budget_sends_tokens_of_tiles_not_newlines() -> None:
+    rows = np.repeat(np.arange(20), 3)
+    newline = np.tile([False, False, True], 20)
+    scores = np.linspace(0, 1, 60).astype(np.float32)
+    stays = trim_to_budget(rows, scores, newline, 6)
+    assert np.flatnonzero(stays).tolist() == [54, 55, 56, 57, 58, 59]
 
 
 def test_kept_tokens_are_ascending_and_hold_every_newline() -> None:

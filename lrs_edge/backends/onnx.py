@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ class OnnxGraph:
         self._path = path
         self._inputs = _specs(session.get_inputs())
         self._outputs = _specs(session.get_outputs())
+        self._mover: ort.InferenceSession | None = None
 
     @classmethod
     def load(cls, path: Path, options: BackendOptions) -> OnnxGraph:
@@ -66,9 +66,6 @@ class OnnxGraph:
         try:
             session = _session(str(path), provider, options)
         except Exception as error:
-            # `auto` means "whatever works": a listed CUDA provider may still lack its libraries.
-            if provider == "cuda" and options.provider == "auto":
-                return cls.load(path, replace(options, provider="cpu"))
             if type(error).__name__ in _DAMAGED:
                 raise BundleError(
                     f"{path} is no ONNX graph that can be run ({_first_line(error)}); copy or "
@@ -76,12 +73,10 @@ class OnnxGraph:
                 ) from error
             raise _translated(error, f"{path.name} cannot be loaded") from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            if options.provider == "cuda":
-                raise BackendError(
-                    "the CUDA provider is installed but does not load (driver or CUDA libraries "
-                    "missing?); see `lrs-edge doctor`, or use --provider cpu"
-                )
-            provider = "cpu"
+            raise BackendError(
+                "the CUDA provider is installed but does not load (driver or CUDA libraries "
+                "missing?); see `lrs-edge doctor`, or use --provider cpu"
+            )
         return cls(session, provider, path)
 
     @property
@@ -147,14 +142,27 @@ class OnnxGraph:
                 f"{self._path.name}: past_{names[0]} must state its heads and head size; "
                 "export the bundle again"
             )
-        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._provider)
+        if self._mover is None:
+            self._mover = open_mover(spec.dtype, self._provider)
+        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._provider, self._mover)
+
+
+def open_mover(dtype: str, provider: str) -> ort.InferenceSession:
+    """The session that moves places of key/value buffers; one thread, since it only copies."""
+    return _session(gather_model(dtype), provider, BackendOptions(threads=1))
 
 
 class OnnxKVBuffers:
     """Key and value buffers as OrtValues, compacted on their own device."""
 
     def __init__(
-        self, names: tuple[str, ...], heads: int, head_dim: int, dtype: str, provider: str
+        self,
+        names: tuple[str, ...],
+        heads: int,
+        head_dim: int,
+        dtype: str,
+        provider: str,
+        mover: ort.InferenceSession,
     ) -> None:
         self._names = names
         self._heads = heads
@@ -162,7 +170,7 @@ class OnnxKVBuffers:
         self._dtype = dtype
         self._provider = provider
         self._capacity = 1
-        self._mover: ort.InferenceSession | None = None
+        self._mover = mover
         self._values = {name: self._allocate(1) for name in names}
 
     @property
@@ -191,8 +199,6 @@ class OnnxKVBuffers:
         places[: len(indices)] = indices
         spare = None
         try:
-            if self._mover is None:
-                self._mover = _session(gather_model(self._dtype), self._provider, BackendOptions())
             for name in self._names:
                 old = self._values[name]
                 # One spare buffer moves from layer to layer, so compaction never needs a second

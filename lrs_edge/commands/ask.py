@@ -81,7 +81,7 @@ class Request:
     show_default=True,
     help="area averages through overviews; reference is bilinear without antialiasing.",
 )
-@click.option("--max-tiles", type=_AT_LEAST_ONE, metavar="N", help="Most tiles encoded.")
+@click.option("--max-tiles", type=_AT_LEAST_ONE, metavar="N", help="Most tiles looked at.")
 @click.option(
     "--tiles-per-level",
     type=_AT_LEAST_ONE,

@@ -1,0 +1,104 @@
+"""The loaded stages of one bundle: vision encoder, RFM, language model, and what is around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from lrs_edge.backends.base import BackendOptions, Graph
+from lrs_edge.bundle import Bundle, Embeddings
+from lrs_edge.decoder import Decoder
+from lrs_edge.errors import BackendError
+from lrs_edge.llm import LanguageModel
+from lrs_edge.manifest import Manifest
+from lrs_edge.prompt import Prompt
+from lrs_edge.rfm import RegionFocus
+from lrs_edge.search import SearchModel
+from lrs_edge.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The loaded stages of one bundle."""
+
+    manifest: Manifest
+    prompt: Prompt
+    embeddings: Embeddings
+    vision: VisionEncoder
+    focus: RegionFocus
+    llm: LanguageModel
+    search_model: SearchModel
+    provider: str
+    warnings: tuple[str, ...] = ()
+
+
+def load_stages(bundle: Bundle, options: BackendOptions) -> Stages:
+    """Load all stages of a bundle, all on the same provider.
+
+    `auto` means whatever works: where CUDA is listed but a graph does not load on it, all graphs
+    are loaded on the CPU, and every answer says so.
+
+    Raises:
+        BundleError: A graph, the tokenizer or the embeddings do not fit the manifest.
+        BackendError: An engine cannot be loaded.
+    """
+    if options.provider != "auto":
+        return _load(bundle, options)
+    try:
+        return _load(bundle, options)
+    except BackendError as error:
+        stages = _load(bundle, replace(options, provider="cpu"))
+        return replace(stages, warnings=(f"running on the CPU because CUDA failed: {error}",))
+
+
+def _load(bundle: Bundle, options: BackendOptions) -> Stages:
+    manifest = bundle.manifest
+    hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
+    embeddings = Embeddings(bundle.file(manifest.embeddings), hidden, vocabulary)
+    prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
+    vision_graph = _graph(bundle, manifest.vision.graph, replace(options, unpack_weights=True))
+    vision = VisionEncoder(vision_graph, manifest.vision, hidden)
+    masked = manifest.rfm.masked_graph
+    rfm = Decoder(
+        _graph(bundle, manifest.rfm.graph, options),
+        manifest.rfm,
+        scoring=True,
+        load_masked=None if masked is None else partial(_graph, bundle, masked, options),
+    )
+    llm_decoder = Decoder(_graph(bundle, manifest.llm.graph, options), manifest.llm, scoring=False)
+    focus = RegionFocus(rfm)
+    return Stages(
+        manifest=manifest,
+        prompt=prompt,
+        embeddings=embeddings,
+        vision=vision,
+        focus=focus,
+        llm=LanguageModel(
+            llm_decoder,
+            prompt,
+            embeddings,
+            stop_ids=manifest.prompt.stop_ids,
+            stop_texts=manifest.prompt.stop_texts,
+        ),
+        search_model=SearchModel(
+            focus=focus,
+            newline=embeddings.newline,
+            per_tile=vision.per_tile,
+            tile=manifest.vision.tile,
+            base_side=manifest.search.base_side,
+            keep_ratio=manifest.search.keep_ratio,
+            max_length=manifest.limits.max_length,
+            max_positions=manifest.limits.max_positions,
+        ),
+        provider=vision_graph.provider,
+    )
+
+
+def _graph(bundle: Bundle, name: str, options: BackendOptions) -> Graph:
+    try:
+        from lrs_edge.backends.onnx import OnnxGraph
+    except ImportError as error:
+        raise BackendError(
+            "onnxruntime is not installed; install lrs-edge[cpu], or lrs-edge[gpu] on an NVIDIA GPU"
+        ) from error
+    return OnnxGraph.load(bundle.file(name), options)
