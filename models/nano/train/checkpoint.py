@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ from common import (
     Paths,
     write_atomically,
 )  # fmt: skip
-from model import ModelConfig, Nano
+from model import LanguageModel, ModelConfig, Nano
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -44,23 +45,30 @@ def tower_weights() -> dict[str, Tensor]:
     }
 
 
-def rfm_weights(model: Nano, layers: int) -> dict[str, Tensor]:
+def rfm_weights(llm: LanguageModel, layers: int) -> dict[str, Tensor]:
     """The region focus module: copies of the first layers, and the scoring layer's part."""
     found = {}
     for i in range(layers + 1):
-        for key, value in model.llm.layers[i].state_dict().items():
+        for key, value in llm.layers[i].state_dict().items():
             scoring = key.startswith(("input_layernorm", "self_attn.q_proj", "self_attn.k_proj"))
             if i < layers or scoring:
                 found[f"{PRUNER}.layers.{i}.{key}"] = value
-    found[f"{PRUNER}.norm.weight"] = model.llm.norm.weight.detach()
+    found[f"{PRUNER}.norm.weight"] = llm.norm.weight.detach()
     return found
 
 
 def save_checkpoint(
-    model: Nano, paths: Paths, rfm_layers: int, notes: dict[str, Any], folder: Path | None = None
+    model: Nano,
+    paths: Paths,
+    rfm_layers: int,
+    notes: dict[str, Any],
+    rfm: LanguageModel | None = None,
 ) -> None:
-    """Write the checkpoint folder; every file is replaced in one step, the weights last."""
-    folder = folder or paths.checkpoint
+    """Write the checkpoint folder; every file is replaced in one step, the weights last.
+
+    Without an RFM of its own, the checkpoint gets a copy of the language model's first layers.
+    """
+    folder = paths.checkpoint
     folder.mkdir(parents=True, exist_ok=True)
     config = model.llm.config
     tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
@@ -105,7 +113,7 @@ def save_checkpoint(
     weights["model.image_newline"] = model.image_newline.detach()
     for key, value in model.projector.state_dict().items():
         weights[f"model.mm_projector.{key}"] = value
-    weights |= rfm_weights(model, rfm_layers)
+    weights |= rfm_weights(rfm or model.llm, rfm_layers)
     weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights().items()}
     # A copy each: safetensors refuses tensors that share memory.
     copies = {k: v.detach().float().clone().contiguous() for k, v in weights.items()}
@@ -119,8 +127,8 @@ def save_checkpoint(
     os.replace(part, folder / "model.safetensors")
 
 
-def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any]]:
-    """The trained model and its config.json."""
+def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any], LanguageModel]:
+    """The trained model, its config.json, and the RFM."""
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     known = ModelConfig.__dataclass_fields__
     model = Nano(ModelConfig(**{k: v for k, v in described.items() if k in known}))
@@ -137,7 +145,12 @@ def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any]]:
         else:
             state["llm." + name] = value
     model.load_state_dict(state)
-    return model.eval(), described
+    rfm = copy.deepcopy(model.llm)
+    rfm.layers = rfm.layers[: len(described["llm_layer_list"]) + 1]
+    found = {k.removeprefix(PRUNER + "."): v for k, v in weights.items() if k.startswith(PRUNER)}
+    if rfm.load_state_dict(found, strict=False).unexpected_keys:
+        raise ValueError("unexpected weights in the RFM")
+    return model.eval(), described, rfm.eval()
 
 
 def start_model(paths: Paths) -> Nano:

@@ -2,7 +2,7 @@
 
     python evaluate.py scenes [--split test|dev] [--limit N]   names 30 classes by generation
     python evaluate.py questions [--limit N]                   mosaics and photographs, by kind
-    python evaluate.py localise [--limit N]                    RFM layers 1..3 against chance
+    python evaluate.py localise [--limit N]                    RFM, LLM layers 1..3, against chance
     python evaluate.py samples [--limit N]                     questions and answers to read
 
 Scenes are read from their files and encoded in float32 here (no cached features); the sequence is
@@ -118,7 +118,8 @@ def localise(runner: Runner, store: Store, limit: int) -> None:
                 shown = view.evidence(question.evidence) if question.evidence else None
                 if shown is not None and shown.mean() < 0.6:
                     cases.append((view, question.text, shown))
-        for layer in range(1, min(4, runner.model.llm.config.num_hidden_layers)):
+        for layer in (None, 1, 2, 3):
+            who = f"LLM {layer}" if layer else "RFM"
             rows = []
             for view, text, shown in cases:
                 scores = runner.scores(view, text, layer)
@@ -128,7 +129,7 @@ def localise(runner: Runner, store: Store, limit: int) -> None:
                 rows.append((shown.mean(), local[shown].sum(), kept[shown].mean(), shown[best]))
             share, mass, recall, hit = np.array(rows, float).mean(0)
             print(
-                f"| {name} | {layer} | {len(rows)} | {share:.3f} | {mass:.3f} | "
+                f"| {name} | {who} | {len(rows)} | {share:.3f} | {mass:.3f} | "
                 f"{mass / share:.2f} | {recall:.3f} | {hit:.3f} |",
                 flush=True,
             )
@@ -172,9 +173,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     paths = Paths()
     folder = options.checkpoint or paths.checkpoint
-    model, config = load_checkpoint(folder)
+    model, config, rfm = load_checkpoint(folder)
     writer = Writer(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    runner = Runner(model, writer, len(config["llm_layer_list"]))
+    runner = Runner(model, writer, rfm)
     store = Store(paths)
     print(json.dumps({"checkpoint": str(folder), **config["training"]}))
     if options.what == "scenes":

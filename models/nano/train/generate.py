@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from common import KEEP, TOKENS
-from model import Nano, rope, rotate
+from model import LanguageModel, Nano, rope, rotate
 from sequences import View, Writer
 from torch import Tensor
 from torch.nn import functional
@@ -15,15 +15,16 @@ from warmup import decode
 class Runner:
     """A trained model with its tokenizer; one sequence at a time, float32."""
 
-    def __init__(self, model: Nano, writer: Writer, rfm_layers: int) -> None:
-        self.model, self.writer, self.rfm_layers = model.eval(), writer, rfm_layers
+    def __init__(self, model: Nano, writer: Writer, rfm: LanguageModel) -> None:
+        self.model, self.writer, self.rfm = model.eval(), writer, rfm.eval()
+        self.rfm_layers = len(rfm.layers) - 1
 
     def _words(self, ids: list[int]) -> Tensor:
         return self.model.llm.embed_tokens(torch.tensor(ids))
 
     def _project(self, view: View) -> tuple[Tensor, Tensor]:
         """Global tokens, and local tokens [rows, columns + 1, hidden] with their newlines."""
-        features = torch.from_numpy(np.ascontiguousarray(view.features))
+        features = torch.from_numpy(np.array(view.features))
         features = decode(features) if features.dtype == torch.uint8 else features
         tokens = self.model.projector(features)
         local = tokens[torch.from_numpy(view.local)]
@@ -36,15 +37,19 @@ class Runner:
 
     @torch.inference_mode()
     def scores(self, view: View, question: str, layer: int | None = None) -> np.ndarray:
-        """RFM score of every local token and newline, [rows, columns + 1]."""
+        """RFM score of every local token and newline, [rows, columns + 1].
+
+        With a layer, the language model's own attention at that layer instead.
+        """
+        llm = self.rfm if layer is None else self.model.llm
         layer = self.rfm_layers if layer is None else layer
         whole, local = self._project(view)
         flat = local.reshape(-1, local.shape[-1])
         x = self._sequence(whole, flat, question)[None]
         positions = torch.arange(x.shape[1])[None]
-        state = self.model.llm.states(x, positions, layers=layer)[-1]
+        state = llm.states(x, positions, layers=layer)[-1]
         last = torch.tensor([[x.shape[1] - 1]])
-        logits = self.model.llm.attention_logits(state, layer, positions, last)[0, :, 0]
+        logits = llm.attention_logits(state, layer, positions, last)[0, :, 0]
         start = len(self.writer.before) + TOKENS + 1
         weights = logits[:, start : start + len(flat)].softmax(-1).mean(0)
         return weights.view(local.shape[:2]).numpy()

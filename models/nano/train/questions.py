@@ -109,6 +109,8 @@ class Question:
     answer: str
     kind: str
     evidence: tuple[int, ...] = field(default=())
+    focus: str = ""
+    """The words of the question that say what to look for."""
 
 
 def with_article(name: str) -> str:
@@ -178,9 +180,10 @@ def scene_questions(
         elif roll < 0.52:
             found.append(Question(fill(draw.choice(SCENE), draw), name, "scene"))
         elif roll < 0.66:
-            found.append(Question(presence(name, draw), "yes", "presence"))
+            found.append(Question(presence(name, draw), "yes", "presence", focus=name))
         elif roll < 0.80:
-            found.append(Question(presence(absent(scene, draw), draw), "no", "presence"))
+            other = absent(scene, draw)
+            found.append(Question(presence(other, draw), "no", "presence", focus=other))
         elif roll < 0.88 and scene in URBAN | RURAL_SCENES:
             answer = "urban" if scene in URBAN else "rural"
             found.append(Question(fill(draw.choice(RURAL), draw), answer, "rural"))
@@ -211,14 +214,15 @@ def mosaic_questions(picture: dict[str, Any], draw: random.Random, count: int) -
         roll = draw.random()
         if roll < 0.36:
             text = fill(draw.choice(PLACE_AT), draw, where=where)
-            found.append(Question(text, name, "place", (at,)))
+            found.append(Question(text, name, "place", (at,), where))
         elif roll < 0.64:
-            found.append(Question(fill(draw.choice(WHERE), draw, name=name), where, "where", (at,)))
+            text = fill(draw.choice(WHERE), draw, name=name)
+            found.append(Question(text, where, "where", (at,), name))
         elif roll < 0.78:
-            found.append(Question(presence(name, draw), "yes", "presence", (at,)))
+            found.append(Question(presence(name, draw), "yes", "presence", (at,), name))
         elif roll < 0.90:
             missing = SCENES[draw.choice(sorted(set(SCENES) - set(shown)))]
-            found.append(Question(presence(missing, draw), "no", "presence"))
+            found.append(Question(presence(missing, draw), "no", "presence", focus=missing))
         else:
             answer = ", ".join(SCENES[s] for s in shown)
             found.append(Question(fill(draw.choice(LISTING), draw), answer, "listing"))
@@ -257,8 +261,9 @@ class ObjectAsker:
 
     def present(self, label: str) -> Question:
         """Yes."""
-        asked = presence(self.draw.choice(self.names[label]), self.draw)
-        return Question(asked, "yes", "presence", tuple(self.held[label]))
+        name = self.draw.choice(self.names[label])
+        asked = presence(name, self.draw)
+        return Question(asked, "yes", "presence", tuple(self.held[label]), name)
 
     def missing(self) -> Question | None:
         """No; SIMD boxes are incomplete, so there only what would hardly be missed is absent."""
@@ -269,14 +274,17 @@ class ObjectAsker:
         absent_kinds = [k for k in absent_kinds if k not in self.held]
         if not absent_kinds:
             return None
-        asked = presence(self.names[self.draw.choice(absent_kinds)][0], self.draw)
-        return Question(asked, "no", "presence")
+        name = self.names[self.draw.choice(absent_kinds)][0]
+        asked = presence(name, self.draw)
+        return Question(asked, "no", "presence", focus=name)
 
     def where(self, label: str) -> Question | None:
         """The part of the picture with most of them."""
         place = most(self.regions, self.held[label])
         asked = fill(self.draw.choice(MOST), self.draw, names=self.names[label][1])
-        return Question(asked, place, "where", tuple(self.held[label])) if place else None
+        shown = tuple(self.held[label])
+        name = self.names[label][1]
+        return Question(asked, place, "where", shown, name) if place else None
 
     def count(self, label: str) -> Question | None:
         """How many, up to six."""
@@ -284,7 +292,8 @@ class ObjectAsker:
             return None
         asked = fill(self.draw.choice(COUNT), self.draw, names=self.names[label][1])
         answer = NUMBERS[len(self.held[label])]
-        return Question(asked, answer, "count", tuple(self.held[label]))
+        shown = tuple(self.held[label])
+        return Question(asked, answer, "count", shown, self.names[label][1])
 
     def ask(self) -> Question | None:
         """One question of a random kind, or none where it cannot be answered."""

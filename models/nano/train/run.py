@@ -25,11 +25,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", default="60", help="training time after the warm start")
+    parser.add_argument("--rfm-minutes", default="12", help="training time of the RFM")
     parser.add_argument("--threads", default="2")
     options = parser.parse_args()
     step("features.py")
     step("base.py")
     step("train.py", "--minutes", options.minutes, "--threads", options.threads)
+    step("rfm.py", "--minutes", options.rfm_minutes, "--threads", options.threads)
     for what in (["scenes", "--split", "test"], ["questions"], ["localise"], ["samples"]):
         step("evaluate.py", *what, "--threads", options.threads)
 

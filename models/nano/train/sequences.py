@@ -74,8 +74,9 @@ class Sequence:
     position: np.ndarray
     label: np.ndarray
     weight: np.ndarray
-    queries: list[tuple[int, np.ndarray, np.ndarray]]
-    """Last prompt place of questions with known evidence; its local and its global places."""
+    queries: list[tuple[int, list[np.ndarray]]]
+    """Last prompt places, each with the local tokens, the global tokens, and the words of the
+    question that matter for it."""
     local: tuple[int, int]
     """First local place, and the one after the last."""
     full: bool
@@ -98,9 +99,9 @@ class Batch:
     query_batch: Tensor
     query_places: Tensor
     query_seen: Tensor
-    """[2, queries, T]: which places are local tokens, which are the global view."""
+    """[3, queries, T]: which places are local tokens, the global view, all that may be seen."""
     query_evidence: Tensor
-    """The same shape: which of those show the evidence."""
+    """The same shape: which of those show the evidence, or name what is looked for."""
 
 
 class Writer:
@@ -113,6 +114,16 @@ class Writer:
         self.end = tokenizer.encode(END).ids
         if len(self.separator) != 1 or len(self.end) != 1:
             raise ValueError("separator and end must be single tokens")
+
+    def focus(self, question: Question) -> np.ndarray:
+        """Which tokens of the text after the image spell what the question looks for."""
+        text = PROMPT_SUFFIX.format(question=question.text)
+        start = text.lower().rfind(question.focus.lower()) if question.focus else -1
+        if start < 0:
+            return np.zeros(0, np.int64)
+        stop = start + len(question.focus)
+        spans = self.tokenizer.encode(text).offsets
+        return np.array([i for i, (a, b) in enumerate(spans) if a < stop and b > start], np.int64)
 
     def after(self, question: str) -> list[int]:
         """Tokens of the text after the image."""
@@ -153,11 +164,12 @@ class Writer:
             label += [-100] * (len(prompt) - 1) + answer
             each = WEIGHTS.get(question.kind, 1.0)
             weight += [0.0] * (len(prompt) - 1) + [each] * len(answer)
-            if question.evidence:
-                places = token_place[view.evidence(question.evidence)]
+            if question.evidence or question.focus:
+                near = token_place[view.evidence(question.evidence)]
                 whole = np.flatnonzero(view.global_evidence(question.evidence))
-                whole = whole + len(self.before)
-                queries.append((start + len(prompt) - 1, places[places >= 0], whole))
+                words = self.focus(question) + start
+                shown = [near[near >= 0], whole + len(self.before), words]
+                queries.append((start + len(prompt) - 1, shown))
         arrays = [np.array(x) for x in (ids, source, block, position, label)]
         vision = arrays[1] >= 0
         used, arrays[1][vision] = np.unique(arrays[1][vision], return_inverse=True)
@@ -233,7 +245,7 @@ def collate(sequences: list[Sequence]) -> Batch:
         label_places.append(b * longest + marked)
         labels_.append(s.label[marked])
         weights.append(s.weight[marked])
-        queries += [(b, t, s, [near, whole]) for t, near, whole in s.queries]
+        queries += [(b, t, s, shown) for t, shown in s.queries]
         offset += len(s.features)
     block_t = torch.from_numpy(block)
     order = torch.arange(longest)
@@ -241,13 +253,14 @@ def collate(sequences: list[Sequence]) -> Batch:
     same = block_t[:, :, None] == block_t[:, None, :]
     allowed = earlier & (same | (block_t == 0)[:, None, :]) | torch.eye(longest, dtype=torch.bool)
     mask = torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill_(~allowed, float("-inf"))
-    seen = torch.zeros(2, len(queries), longest, dtype=torch.bool)
+    seen = torch.zeros(3, len(queries), longest, dtype=torch.bool)
     evidence = torch.zeros_like(seen)
-    for i, (_, _, s, shown) in enumerate(queries):
+    for i, (b, t, s, shown) in enumerate(queries):
         first, last = s.local
         seen[0, i, first:last] = True
         seen[1, i, first - 1 - TOKENS : first - 1] = True
-        for part in (0, 1):
+        seen[2, i] = allowed[b, t]
+        for part in range(3):
             evidence[part, i, torch.from_numpy(shown[part])] = True
 
     def joined(parts: list[np.ndarray]) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from checkpoint import save_checkpoint, start_model
 from common import Paths
-from model import Nano, rope
+from model import LanguageModel, Nano, rope
 from sequences import Batch, Writer, collate
 from store import Store
 from tokenizers import Tokenizer
@@ -47,27 +47,48 @@ def embed(model: Nano, batch: Batch) -> Tensor:
     return flat.view_as(words)
 
 
-def localisation_loss(model: Nano, batch: Batch, state: Tensor, layer: int) -> Tensor:
-    """Minus log of the head-mean attention mass on evidence, among local and among global tokens.
+def attention_loss(
+    llm: LanguageModel, batch: Batch, state: Tensor, layer: int, parts: tuple[int, ...]
+) -> list[Tensor]:
+    """Minus log of one layer's head-mean attention mass on the evidence, for each part.
 
-    Only the local tokens are scored at run time. The global view teaches the same queries and keys
-    for less, because every sequence has it.
+    The queries are last prompt tokens. Parts are those of `Batch.query_seen`: local tokens, global
+    tokens, and everything (where the evidence is the words that name what is looked for).
     """
     b = batch.query_batch
-    part = model.llm.layers[layer]
-    normed = part.input_layernorm(state)
-    cos, sin = rope(batch.positions, model.llm.config)
-    q, k = part.self_attn.queries_keys(normed, cos, sin)
+    part = llm.layers[layer]
+    cos, sin = rope(batch.positions, llm.config)
+    q, k = part.self_attn.queries_keys(part.input_layernorm(state), cos, sin)
     logits = torch.einsum("nhd,nhtd->nht", q[b, :, batch.query_places].float(), k[b].float())
-    logits = logits / model.llm.config.head_dim**0.5
+    logits = logits / llm.config.head_dim**0.5
     found = []
-    for seen, shown in zip(batch.query_seen, batch.query_evidence, strict=True):
+    for index in parts:
+        seen, shown = batch.query_seen[index], batch.query_evidence[index]
         useful = (shown.sum(-1) > 0) & (shown.sum(-1) < 0.9 * seen.sum(-1))
         if useful.any():
             masked = logits[useful].masked_fill(~seen[useful][:, None], float("-inf"))
             mass = (masked.softmax(-1).mean(1) * shown[useful]).sum(-1)
-            found.append(-(mass + 1e-4).log().mean())
-    return torch.stack(found) if found else logits.new_zeros(0)
+            # Words need only part of the heads: nothing is gained above a mass of 0.4.
+            most = 0.4 if index == 2 else 1.0
+            found.append(-(mass.clamp(max=most) / most + 1e-4).log().mean())
+        else:
+            found.append(logits.new_zeros(()))
+    return found
+
+
+def localisation_loss(
+    llm: LanguageModel, batch: Batch, states: list[Tensor], layer: int = RFM_LAYERS
+) -> Tensor:
+    """Local and global attention at the scoring layer, and attention to the words before it.
+
+    Only the local tokens are scored at run time. The global view teaches the same queries and keys
+    for less, because every sequence has it; and the last token can only look for what it has
+    gathered from the question's words in the layers before.
+    """
+    found = attention_loss(llm, batch, states[layer], layer, (0, 1))
+    for lower in range(layer):
+        found += attention_loss(llm, batch, states[lower], lower, (2,))
+    return torch.stack(found)
 
 
 def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -79,7 +100,7 @@ def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor | None]:
         logits = model.llm.logits(hidden).float()
         place = None
         if len(batch.query_batch):
-            place = localisation_loss(model, batch, states[RFM_LAYERS], RFM_LAYERS)
+            place = localisation_loss(model.llm, batch, states)
     each = functional.cross_entropy(logits, batch.labels, reduction="none")
     return (each * batch.weights).sum() / batch.weights.sum(), place
 
