@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lrs_edge.pyramid import Pyramid, build_pyramid, token_grid
+
 TILE = 384
 """Side of one tile in pixels."""
 STRIDE = 32
@@ -114,25 +116,20 @@ class Level:
 
 
 def base_level(width: int, height: int) -> Level:
-    """The base level of an image of this size, as the reference algorithm lays it out."""
-    ratio = min(BASE_SIDE / max(width, height), 1.0)
-    h, w = round(height * ratio), round(width * ratio)
-    rows, columns = -(-h // TILE), -(-w // TILE)
-    scale = min(TILE * rows / h, TILE * columns / w)
-    h, w = round(h * scale), round(w * scale)
-    rows, columns = -(-h // TILE), -(-w // TILE)
-    token_rows, token_columns = rows * GRID, columns * GRID
-    if width / height > token_columns / token_rows:
-        token_rows = int(height * (token_columns / width))
-    else:
-        token_columns = int(width * (token_rows / height))
-    return Level(rows, columns, h, w, max(token_rows, 1), max(token_columns, 1))
+    """The base level of an image of this size, as the runtime lays it out."""
+    level = _pyramid(width, height).levels[0]
+    grid = token_grid(level, GRID, (height, width))
+    return Level(level.tile_rows, level.tile_cols, level.height, level.width, grid.rows, grid.cols)
 
 
 def global_size(width: int, height: int) -> tuple[int, int]:
     """(width, height) in pixels of the global view, before padding to one tile."""
-    ratio = min(TILE / height, TILE / width)
-    return min(round(width * ratio), TILE), min(round(height * ratio), TILE)
+    view = _pyramid(width, height).global_view
+    return view.width, view.height
+
+
+def _pyramid(width: int, height: int) -> Pyramid:
+    return build_pyramid(height, width, tile=TILE, base_side=BASE_SIDE)
 
 
 def compress(features: np.ndarray) -> np.ndarray:
