@@ -35,8 +35,9 @@ class Stages:
 def load_stages(bundle: Bundle, options: BackendOptions) -> Stages:
     """Load all stages of a bundle, all on the same provider.
 
-    `auto` means whatever works: where CUDA is listed but a graph does not load on it, all graphs
-    are loaded on the CPU, and every answer says so.
+    `auto` means whatever works. ONNX Runtime's attention with a KV cache has CUDA kernels for fp16
+    only, so bundles of other precisions run on the CPU; where CUDA is listed but a graph does not
+    load on it, all graphs are loaded on the CPU, and every answer says so.
 
     Raises:
         BundleError: A graph, the tokenizer or the embeddings do not fit the manifest.
@@ -44,6 +45,9 @@ def load_stages(bundle: Bundle, options: BackendOptions) -> Stages:
     """
     if options.provider != "auto":
         return _load(bundle, options)
+    decoders = (bundle.manifest.rfm, bundle.manifest.llm)
+    if any(spec.precision != "fp16" for spec in decoders):
+        return _load(bundle, replace(options, provider="cpu"))
     try:
         return _load(bundle, options)
     except BackendError as error:

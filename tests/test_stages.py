@@ -1,0 +1,52 @@
+"""Which provider the stages are loaded on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from lrs_edge import stages
+from lrs_edge.backends.base import BackendOptions
+from lrs_edge.bundle import Bundle, default_bundle_path, open_bundle
+from lrs_edge.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    provider: str
+    warnings: tuple[str, ...] = ()
+
+
+def bundle_of(precision: str) -> Bundle:
+    bundle = open_bundle(default_bundle_path(), verify=False)
+    manifest = msgspec.structs.replace(
+        bundle.manifest,
+        rfm=msgspec.structs.replace(bundle.manifest.rfm, precision=precision),
+        llm=msgspec.structs.replace(bundle.manifest.llm, precision=precision),
+    )
+    return Bundle(bundle.path, manifest)
+
+
+def broken_cuda(_bundle: Bundle, options: BackendOptions) -> Loaded:
+    if options.provider != "cpu":
+        raise BackendError("no driver")
+    return Loaded(options.provider)
+
+
+def test_precisions_without_cuda_kernels_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_load", lambda _bundle, options: Loaded(options.provider))
+    for precision, provider in (("fp32", "cpu"), ("int8", "cpu"), ("fp16", "auto")):
+        assert stages.load_stages(bundle_of(precision), BackendOptions()).provider == provider
+    insisted = stages.load_stages(bundle_of("fp32"), BackendOptions("cuda"))
+    assert insisted.provider == "cuda"
+
+
+def test_a_gpu_that_does_not_work_is_told_in_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_load", broken_cuda)
+    loaded = stages.load_stages(bundle_of("fp16"), BackendOptions())
+    assert loaded.provider == "cpu"
+    assert "no driver" in loaded.warnings[0]
+    with pytest.raises(BackendError, match="no driver"):
+        stages.load_stages(bundle_of("fp16"), BackendOptions("cuda"))
