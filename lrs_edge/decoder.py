@@ -12,6 +12,10 @@ from lrs_edge.cache import KVCache, Tokens
 from lrs_edge.errors import BackendError, BundleError
 from lrs_edge.manifest import DecoderSpec
 
+#: Tokens of a long prompt that run through the layers at once: attention holds heads x chunk x
+#: keys numbers, which for a whole level of a scene would be most of the memory that is needed.
+PREFILL_CHUNK = 512
+
 
 class Decoder:
     """One stack of decoder layers.
@@ -114,6 +118,23 @@ class Decoder:
                 and the bundle has no masked flavour.
         """
         cache.reserve(len(tokens))
+        logits = np.zeros(0, np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            part = slice(start, start + PREFILL_CHUNK)
+            bias = None
+            if attention_bias is not None:
+                seen = len(cache) + len(tokens[part])
+                bias = attention_bias[part, :seen]
+            logits = self._step(cache, embeds[part], tokens[part], bias)
+        return logits
+
+    def _step(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        attention_bias: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
         feeds: dict[str, NDArray[np.generic]] = {
             "inputs_embeds": embeds[None].astype(np.float32, copy=False),
             "position_ids": np.ascontiguousarray(tokens["position"])[None],
@@ -122,7 +143,7 @@ class Decoder:
         graph = self._graph
         if attention_bias is not None:
             graph = self._masked_graph()
-            feeds["attention_bias"] = attention_bias[None, None]
+            feeds["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
         (logits,) = graph.run(feeds, ["logits"], cache.buffers)
         total = len(cache) + len(tokens)
         wanted = (self.spec.heads, total) if self._scoring else (1, self.spec.vocabulary)
