@@ -18,7 +18,14 @@ from lrs_edge.export.families import (
     repetition,
     stop_ids,
 )
-from lrs_edge.export.stages import ClipTower, DecoderStage, Model, VisionStage, first_rows
+from lrs_edge.export.stages import (
+    ClipTower,
+    DecoderStage,
+    Model,
+    VisionStage,
+    check_vocabulary,
+    first_rows,
+)
 from lrs_edge.export.tensors import Scoped, open_tensors
 from lrs_edge.export.tokenizer_json import TokenizerFile
 from lrs_edge.manifest import Limits, PromptSpec
@@ -79,6 +86,7 @@ def read_llava(
     weights, tower = checkpoint.tensors(), find_tower(checkpoint, vision_tower)
     decoder = decoder_config(config, qkv_bias=qkv_bias)
     inner = Scoped(weights, "model.")
+    check_vocabulary(inner, config.integer("vocab_size", 1, MAX_TOKENS))
     vocabulary = tokenizer.length
     tied = config.flag("tie_word_embeddings")
     head = (inner, "embed_tokens.weight") if tied else (weights, "lm_head.weight")

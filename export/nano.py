@@ -21,6 +21,7 @@ from lrs_edge.export.stages import (
     EfficientNetTower,
     Model,
     VisionStage,
+    check_vocabulary,
     first_rows,
 )
 from lrs_edge.export.tensors import Scoped
@@ -39,6 +40,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     weights = checkpoint.tensors()
     decoder = decoder_config(config, qkv_bias=False)
     inner = Scoped(weights, "model.")
+    check_vocabulary(inner, config.integer("vocab_size", 1, MAX_TOKENS))
     tokenizer = copied(checkpoint.path / "tokenizer.json")
     vocabulary = tokenizer.length
     tied = config.flag("tie_word_embeddings")

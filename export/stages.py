@@ -5,6 +5,7 @@ Weights stay on disk; a stage knows where they are and what shapes they must hav
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,21 @@ class DecoderStage:
         if self.scoring:
             shapes |= _attention_shapes(self.config, self.config.layers, ("q", "k"))
         self.tensors.require(shapes, what)
+        self._refuse_more_layers(what)
+
+    def _refuse_more_layers(self, what: str) -> None:
+        """A config that names fewer layers than there are would export a model that is cut off."""
+        count = self.config.layers + self.scoring
+        found = {
+            int(name.split(".")[1])
+            for name in self.tensors.names()
+            if re.match(r"layers\.\d+\.", name)
+        }
+        if max(found) >= count:
+            raise ExportError(
+                f"{what}: the checkpoint has {self.tensors.prefix}layers.{max(found)}, config.json "
+                f"asks for {count} layers; weights and config do not belong together"
+            )
 
     def read(self, layer: int, name: str) -> Array:
         """One weight of a layer, such as `self_attn.q_proj.weight`, float32."""
@@ -310,6 +326,17 @@ class Model:
         self.rfm.check("region focus module")
         self.llm.check("language model")
         self.llm.tensors.require({"norm.weight": (self.llm.config.hidden,)}, "language model")
+
+
+def check_vocabulary(tensors: Scoped, rows: int) -> None:
+    """Check that the embedding table has as many rows as config.json says. Raises ExportError."""
+    if tensors.has("embed_tokens.weight"):
+        found = tensors.shape("embed_tokens.weight")
+        if found and found[0] != rows:
+            raise ExportError(
+                f"{tensors.prefix}embed_tokens.weight has {found[0]} rows, config.json says "
+                f"vocab_size {rows}; weights and config do not belong together"
+            )
 
 
 def first_rows(tensors: Scoped, name: str, rows: int, width: int) -> Callable[[], Array]:

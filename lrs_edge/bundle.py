@@ -128,7 +128,9 @@ def verify_bundle(path: str | Path) -> list[FileCheck]:
         for name, entry in manifest.files.items()
     ]
     problem = "the file is not listed in the manifest"
-    return listed + [FileCheck(name, "", 0, problem) for name in _unlisted(root, manifest)]
+    named = [name for name in _named_files(manifest) if name not in manifest.files]
+    unlisted = sorted({*named, *_unlisted(root, manifest)})
+    return listed + [FileCheck(name, "", 0, problem) for name in unlisted]
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -149,7 +149,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
                 if package == "onnxruntime"
                 else ("cpu,export", EXIT_FAILURE)
             )
-            advice = f"run: pip install 'lrs-edge[{extras}]'"
+            advice = f"run, where lrs-edge was installed from: pip install '.[{extras}]'"
             described = f"the package {package} is needed and not installed; {advice}", code
         case OSError(filename=file, strerror=str() as reason):
             described = f"{file or 'standard output'}: {reason}", EXIT_FAILURE

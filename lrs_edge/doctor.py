@@ -117,7 +117,7 @@ def _onnxruntime() -> Iterator[Check]:
             "onnxruntime",
             "missing",
             f"{listed or 'not installed'}; does not load ({type(error).__name__}: {error})",
-            "pip install 'lrs-edge[cpu]', or 'lrs-edge[gpu]' for NVIDIA GPUs; one of them only",
+            "pip install '.[cpu]', or '.[gpu]' for NVIDIA GPUs, where lrs-edge was installed from",
             BackendError.exit_code,
         )
         return
@@ -127,7 +127,7 @@ def _onnxruntime() -> Iterator[Check]:
             "onnxruntime",
             "warn",
             f"{listed}: they install the same files over each other",
-            f"pip uninstall -y {names}; then install one of lrs-edge[cpu] and lrs-edge[gpu]",
+            f"pip uninstall -y {names}; then install one of the extras cpu and gpu",
         )
     else:
         yield Check("onnxruntime", "ok", listed or str(runtime.__version__))
@@ -138,7 +138,7 @@ def _onnxruntime() -> Iterator[Check]:
             "CUDAExecutionProvider",
             "warn",
             "there is an NVIDIA GPU, and this onnxruntime does not use it",
-            "pip uninstall -y onnxruntime, then pip install 'lrs-edge[gpu]'",
+            "pip uninstall -y onnxruntime, then pip install '.[gpu]'",
         )
 
 

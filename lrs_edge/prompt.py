@@ -5,6 +5,7 @@ The prompt is split at the image and each part is tokenised by itself (algorithm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,12 @@ class Prompt:
             for token in self._tokenizer.get_added_tokens_decoder().values()
             if token.special
         )
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, content in added.items() if content.special)
+        # Vocabularies of the LLaMA family spell unknown characters in bytes.
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        spelled = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        self._bytes = {tokens[name]: byte for name, byte in spelled.items() if name in tokens}
         self._before = self._encode(spec.prefix)
         if spec.bos_id is not None:
             self._before = np.concatenate([[spec.bos_id], self._before]).astype(np.int64)
@@ -117,12 +124,29 @@ class Prompt:
         return np.array(ids, np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of generated tokens, control tokens left out."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        """Text of generated tokens, control tokens left out.
+
+        Bytes that are no UTF-8 become U+FFFD one by one, as SentencePiece has it; `tokenizers`
+        would give up the whole run of bytes, the valid ones included.
+        """
+        if not any(token in self._bytes for token in ids):
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        pieces: list[str] = []
+        run = bytearray()
+        for token in (*ids, None):
+            if token is not None and token in self._bytes:
+                run.append(self._bytes[token])
+                continue
+            if run:
+                pieces.append(run.decode("utf-8", errors="replace"))
+                run.clear()
+            if token is not None and token not in self._special:
+                pieces.append(str(self._tokenizer.id_to_token(token)))
+        return str(self._tokenizer.decoder.decode(pieces))
 
     def text_stream(self) -> TextStream:
         """A new incremental decoder."""
-        return TextStream(self._tokenizer)
+        return TextStream(self.decode)
 
 
 class TextStream:
@@ -132,23 +156,20 @@ class TextStream:
     turn out to be no UTF-8, which byte-fallback vocabularies (LLaMA's) can always produce.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
         self._ids: list[int] = []
         self.text = ""
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
         self._ids.append(token)
-        whole = self._decoded()
+        whole = self._decode(self._ids)
         return "" if whole.endswith("\ufffd") else self._advance(whole)
 
     def finish(self) -> str:
         """What is left when no token follows: an unfinished character as U+FFFD."""
-        return self._advance(self._decoded())
-
-    def _decoded(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return self._advance(self._decode(self._ids))
 
     def _advance(self, whole: str) -> str:
         piece = whole[len(self.text) :]

@@ -225,6 +225,9 @@ def _counter_clockwise(ring: Ring) -> list[tuple[float, float]]:
     return [(round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in ordered]
 
 
+_CUT = {"timeout": "the time limit was over", "length": "--max-tokens was reached"}
+
+
 def evidence(answer: Answer) -> str:
     """A few lines for a reader: where the model looked, what it cost, what to know."""
     width, height = answer.image_size
@@ -236,6 +239,8 @@ def evidence(answer: Answer) -> str:
     ]
     lines += [_region_line(region) for region in best]
     lines += [_token_line(answer.tokens), _time_line(answer)]
+    if answer.finish_reason in _CUT:
+        lines.append(f"The answer was cut: {_CUT[answer.finish_reason]}.")
     lines += [f"Warning: {warning}" for warning in answer.warnings]
     return "\n".join(lines) + "\n"
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer import Answer, FinishReason, Progress, Timings
+from lrs_edge.answer import Answer, FinishReason, Timings
 from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind, Tokens
 from lrs_edge.errors import UsageError
 from lrs_edge.evidence import level_reports, regions, token_counts
 from lrs_edge.memory import peak_memory
 from lrs_edge.options import AskOptions, Resampling, merged_options
+from lrs_edge.progress import OnProgress, ProgressTeller
 from lrs_edge.prompt import PromptTokens
 from lrs_edge.pyramid import Pyramid, build_pyramid, reference_fails
 from lrs_edge.raster import Raster
@@ -24,10 +24,8 @@ from lrs_edge.search import Search
 from lrs_edge.search_result import SearchResult
 from lrs_edge.sequence import Sequence, build_prefix, build_suffix, concatenate
 from lrs_edge.stages import Stages
-from lrs_edge.tiles import TileSession, TileSource
+from lrs_edge.tiles import TileSource
 from lrs_edge.trace import Trace
-
-OnProgress = Callable[[Progress], None]
 
 
 class Caches:
@@ -77,14 +75,12 @@ class Request:
         self._question = question
         self._prompt = prompt
         self._options = options
-        self._on_progress = on_progress
         self._trace = trace
         self._clock = Clock(options.timeout)
         self._warnings = [*stages.warnings, *raster.warnings]
         self._pyramid = self._build_pyramid()
-        self._progress_level: int | None = None
-        self._tiles_total = 1
-        self._tiles: TileSession = tiles.session(options.resampling, self._clock, self._on_tile)
+        self._progress = ProgressTeller(on_progress, len(self._pyramid.levels))
+        self._tiles = tiles.session(options.resampling, self._clock, self._progress.on_tile)
         self._ids: list[int] = []
         self._text = ""
         self._evicted = 0
@@ -122,7 +118,7 @@ class Request:
             after,
             self._options,
             self._clock,
-            self._on_level,
+            self._progress.on_level,
             traced=self._trace is not None,
         )
         result = self._result = search.run()
@@ -131,7 +127,7 @@ class Request:
         if self._trace is not None:
             self._trace.add_search(result, prefix, after)
             self._trace.add_final(sequence)
-        self._tell("prefill")
+        self._progress.tell("prefill")
         with self._clock.stage("prefill"):
             logits = self._stages.llm.prefill(
                 self._caches.llm,
@@ -144,7 +140,7 @@ class Request:
 
     def _prefix(self) -> Sequence:
         stages = self._stages
-        self._tell("encode")
+        self._progress.tell("encode")
         global_tokens = self._tiles.global_tokens(self._pyramid.global_view)
         separator = np.array([stages.manifest.prompt.separator_id], np.int64)
         prefix = build_prefix(
@@ -208,7 +204,7 @@ class Request:
             self._stages.manifest.penalised_ids,
         )
         seen: list[NDArray[np.float32]] = []
-        self._tell("decode")
+        self._progress.tell("decode")
         steps = self._stages.llm.generate(
             cache,
             logits,
@@ -266,33 +262,4 @@ class Request:
             model=self._stages.manifest.name,
             policy=self._options.policy,
             image_size=(raster.width, raster.height),
-        )
-
-    # -- progress --------------------------------------------------------------------------------
-
-    def _on_level(self, index: int, tiles: int) -> None:
-        self._progress_level = index
-        self._tiles_total += tiles
-        self._tell("score")
-
-    def _on_tile(self, stage: Literal["read", "encode"], read: int, encoded: int) -> None:
-        self._tell(stage, read, encoded)
-
-    def _tell(
-        self,
-        stage: Literal["read", "encode", "score", "prefill", "decode"],
-        read: int | None = None,
-        encoded: int | None = None,
-    ) -> None:
-        if self._on_progress is None:
-            return
-        self._on_progress(
-            Progress(
-                stage=stage,
-                level=self._progress_level if stage in ("read", "encode", "score") else None,
-                levels=len(self._pyramid.levels),
-                tiles_read=self._tiles.read if read is None else read,
-                tiles_encoded=self._tiles.encoded if encoded is None else encoded,
-                tiles_total=self._tiles_total,
-            )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +11,11 @@ from typing import Any
 from lrs_edge.answer import Answer
 from lrs_edge.errors import UsageError
 from lrs_edge.options import AskOptions, Resampling, merged_options
+from lrs_edge.progress import OnProgress
 from lrs_edge.prompt import PromptTokens
 from lrs_edge.queueing import RequestQueue
 from lrs_edge.raster import Raster
-from lrs_edge.request import Caches, OnProgress, Request
+from lrs_edge.request import Caches, Request
 from lrs_edge.stages import Stages
 from lrs_edge.tiles import TileSource
 from lrs_edge.trace import Trace, check_target
@@ -103,19 +104,16 @@ class Scene:
         chosen = merged_options(options, overrides)
         prompt = self._open_stages().prompt.tokens(question, chosen.end_str)
         target = None if trace is None else check_target(trace)
-        return AnswerStream(
-            lambda stream: self._run(stream, question, prompt, chosen, on_progress, target)
-        )
+        return AnswerStream(self._run(question, prompt, chosen, on_progress, target))
 
     def _run(
         self,
-        stream: AnswerStream,
         question: str,
         prompt: PromptTokens,
         options: AskOptions,
         on_progress: OnProgress | None,
         trace_path: Path | None,
-    ) -> Generator[str, None, None]:
+    ) -> Generator[str, None, Answer]:
         with self._queue.turn():
             stages = self._open_stages()
             trace = None if trace_path is None else Trace()
@@ -135,9 +133,9 @@ class Scene:
                 yield from request.pieces()
             finally:
                 caches.release()
-            stream.answer = request.answer()
             if trace is not None and trace_path is not None:
                 trace.write(trace_path)
+            return request.answer()
 
     def _open_stages(self) -> Stages:
         if self._stages is None:
@@ -157,12 +155,20 @@ class Scene:
 class AnswerStream:
     """The text of an answer, piece by piece; iterate once, in one thread, then read `answer`."""
 
-    def __init__(self, start: Callable[[AnswerStream], Generator[str, None, None]]) -> None:
-        self._pieces = start(self)
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
         self._answer: Answer | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
+    def __iter__(self) -> AnswerStream:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            # The generator's value comes once; a closed or used up one has none.
+            self._answer = self._answer or end.value
+            raise
 
     def close(self) -> None:
         """Give up on the rest of the answer and free the engine for the next request."""
@@ -178,7 +184,3 @@ class AnswerStream:
         if self._answer is None:
             raise UsageError("the answer is not finished; iterate over the stream first")
         return self._answer
-
-    @answer.setter
-    def answer(self, value: Answer) -> None:
-        self._answer = value

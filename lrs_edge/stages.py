@@ -103,6 +103,7 @@ def _graph(bundle: Bundle, name: str, options: BackendOptions) -> Graph:
         from lrs_edge.backends.onnx import OnnxGraph
     except ImportError as error:
         raise BackendError(
-            "onnxruntime is not installed; install lrs-edge[cpu], or lrs-edge[gpu] on an NVIDIA GPU"
+            "onnxruntime is not installed; run, where lrs-edge was installed from: "
+            "pip install '.[cpu]' (or '.[gpu]' on an NVIDIA GPU)"
         ) from error
     return OnnxGraph.load(bundle.file(name), options)

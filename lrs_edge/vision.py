@@ -41,10 +41,15 @@ class VisionEncoder:
                 f"{spec.graph} must have the one input pixel_values (float32), it has {found}; "
                 "export the bundle again"
             )
-        if not _fits(pixels.shape, wanted) or "tokens" not in graph.outputs:
+        if not _fits(pixels.shape, wanted):
             raise BundleError(
-                f"{spec.graph} takes pixel_values {pixels.shape}, the manifest says {wanted}, or "
-                "it has no output named tokens; export the bundle again"
+                f"{spec.graph} takes pixel_values {pixels.shape}, the manifest says {wanted}; "
+                "export the bundle again"
+            )
+        if "tokens" not in graph.outputs:
+            raise BundleError(
+                f"{spec.graph} has no output named tokens, only {', '.join(graph.outputs)}; "
+                "export the bundle again"
             )
 
     @property

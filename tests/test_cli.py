@@ -359,7 +359,7 @@ def test_a_missing_package_is_no_bug(
     assert run(["ask", image, "q"]) == code
     line = refusal(capsys)
     assert f"the package {package} is needed" in line
-    assert "pip install 'lrs-edge[cpu" in line
+    assert "pip install '.[cpu" in line
 
 
 def test_nobody_reads_the_output() -> None:

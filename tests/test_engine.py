@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,29 @@ def test_streamed_pieces_are_the_answer(engine: Engine) -> None:
         assert len(pieces) > 1
         assert "".join(pieces).strip() == stream.answer.text
         assert scene.ask(QUESTION, max_tokens=12).text == stream.answer.text
+
+
+def test_a_stream_nobody_holds_frees_the_engine(engine: Engine) -> None:
+    with engine.open(IMAGE) as scene:
+        for _ in scene.stream(QUESTION, max_tokens=12):
+            break
+        assert scene.ask(QUESTION, max_tokens=2).text is not None
+
+
+def test_a_closed_engine_leaves_memory_without_the_garbage_collector(
+    golden_bundles: dict[str, Path],
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        engine = lrs_edge.load(golden_bundles["llama"], provider="cpu")
+        held = weakref.ref(engine._stages)
+        with engine.open(IMAGE) as scene:
+            scene.ask(QUESTION, max_tokens=1)
+        engine.close()
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_an_abandoned_stream_frees_the_engine(engine: Engine) -> None:

@@ -285,4 +285,4 @@ def test_the_command_without_its_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert run(["export", str(qwen), "-o", str(tmp_path / "bundle")]) == 1
-    assert "pip install 'lrs-edge[export]'" in capsys.readouterr().err
+    assert "pip install '.[cpu,export]'" in capsys.readouterr().err

@@ -73,6 +73,7 @@ def test_no_region_focus_module(folder: Path) -> None:
 
 
 def test_more_tokens_than_embeddings(folder: Path) -> None:
+    edit_json(folder / "config.json", vocab_size=200)
     save_without(folder, **{"model.embed_tokens.weight": np.ones((200, 64), np.float32)})
     refused(folder, "embed_tokens", "[200, 64]", "[259, 64]")
 
@@ -122,6 +123,17 @@ def test_quantized_weights(folder: Path) -> None:
 def test_config_fields(folder: Path, change: dict[str, Any], words: tuple[str, ...]) -> None:
     edit_json(folder / "config.json", **change)
     refused(folder, *words)
+
+
+def test_a_config_with_fewer_layers_than_there_are(folder: Path) -> None:
+    layers = read(folder).llm.config.layers
+    edit_json(folder / "config.json", num_hidden_layers=layers - 1)
+    refused(folder, f"layers.{layers - 1}", "do not belong together")
+
+
+def test_a_config_with_another_vocabulary(folder: Path) -> None:
+    edit_json(folder / "config.json", vocab_size=5000)
+    refused(folder, "vocab_size 5000", "do not belong together")
 
 
 def test_generation_config_decides_what_ends_an_answer(folder: Path) -> None:

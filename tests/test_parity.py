@@ -32,6 +32,19 @@ def runs_of(engine: lrs_edge.Engine) -> list[GoldenRun]:
     return [load_run(name) for name in run_names() if name.startswith(variant)]
 
 
+def test_generated_text_is_the_reference_s(engine: lrs_edge.Engine) -> None:
+    for run in runs_of(engine):
+        with engine.open(run.image) as scene:
+            answer = scene.ask(
+                run.info["question"],
+                policy="reference",
+                resampling="reference",
+                max_tokens=len(run.arrays["new_ids"]),
+                end_str=run.info["end_str"],
+            )
+        assert answer.text == run.info["text"].strip(), run.name
+
+
 def trace_of(engine: lrs_edge.Engine, run: GoldenRun, path: Path) -> dict[str, np.ndarray]:
     with engine.open(run.image) as scene:
         scene.ask(

@@ -113,7 +113,7 @@ def test_bytes_that_are_no_text_do_not_end_the_stream(tmp_path: Path) -> None:
         ids = random.integers(0, 256, 8).tolist()
         stream = prompt.text_stream()
         shown = "".join(stream.push(token) for token in ids) + stream.finish()
-        assert len(shown) == len(prompt.decode(ids))
+        assert shown == bytes(ids).decode("utf-8", errors="replace")
 
 
 def test_tokens_need_embeddings(tokenizer_path: Path) -> None:

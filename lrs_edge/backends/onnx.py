@@ -23,7 +23,7 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
 }
 #: onnxruntime's errors for files that are no graphs (their module is private).
-_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel")
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile", "Fail", "InvalidArgument")
 _OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
 
 
@@ -36,8 +36,8 @@ def resolve_provider(name: str) -> str:
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
     if name == "cuda" and not has_cuda:
         raise BackendError(
-            "this onnxruntime has no CUDA provider; install lrs-edge[gpu] in place of "
-            "lrs-edge[cpu], or use --provider cpu"
+            "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
+            "use --provider cpu"
         )
     return "cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu"
 
@@ -66,12 +66,14 @@ class OnnxGraph:
         try:
             session = _session(str(path), provider, options)
         except Exception as error:
-            if type(error).__name__ in _DAMAGED:
+            translated = _translated(error, f"{path.name} cannot be loaded")
+            damaged = type(error).__name__ in _DAMAGED and provider == "cpu"
+            if damaged and not isinstance(translated, OutOfMemoryError):
                 raise BundleError(
                     f"{path} is no ONNX graph that can be run ({_first_line(error)}); copy or "
                     "export the bundle again"
                 ) from error
-            raise _translated(error, f"{path.name} cannot be loaded") from error
+            raise translated from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise BackendError(
                 "the CUDA provider is installed but does not load (driver or CUDA libraries "

@@ -197,12 +197,16 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
     The answer streams to standard output; progress and evidence go to standard error. QUESTION `-`
     is read from standard input.
     """
+    if values["output"] == Path("-"):
+        values["output"] = None
     options = AskOptions(**{field.name: values.pop(field.name) for field in fields(AskOptions)})
     request = Request(**values)
     if request.value_range is not None and not request.value_range[0] < request.value_range[1]:
         raise UsageError("--range takes two numbers, the lower one first, such as 0,3000")
     check_output(request.output, request.image)
     check_output(request.trace, request.image)
+    if request.trace is not None and request.trace == request.output:
+        raise UsageError(f"--trace and --output both name {request.trace}; name two files")
     answer = _answer(request, _question(request.question), options)
     if answer.finish_reason == "timeout":
         ctx.exit(EXIT_TIMED_OUT)

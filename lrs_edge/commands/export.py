@@ -74,7 +74,7 @@ def export(
             raise
         raise ExportError(
             f"exporting needs the package {error.name}, which is not installed; "
-            "run: pip install 'lrs-edge[export]'"
+            "run, where lrs-edge was installed from: pip install '.[cpu,export]'"
         ) from error
 
     def progress(step: str) -> None:
