@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from lrs_edge.commands.common import (
+    bands_option,
     check_output,
     debug_option,
     format_option,
@@ -146,12 +147,7 @@ class Request:
     metavar="TEXT",
     help="Instruction put on a line after the question.",
 )
-@click.option(
-    "--bands",
-    type=number_list(int, (1, 3)),
-    metavar="R,G,B",
-    help="Bands shown as red, green and blue, counted from 1; one band for grey.",
-)
+@bands_option
 @click.option(
     "--range",
     "value_range",

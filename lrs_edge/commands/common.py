@@ -69,6 +69,15 @@ def number_list(kind: type[Number], counts: tuple[int, ...]) -> Callable[[str], 
     return convert
 
 
+#: Decorator that adds `--bands`.
+bands_option = click.option(
+    "--bands",
+    type=number_list(int, (1, 3)),
+    metavar="R,G,B",
+    help="Bands shown as red, green and blue, counted from 1; one band for grey.",
+)
+
+
 def printable(text: str) -> str:
     """Text without control characters, so that no file name or answer can steer the terminal."""
     return "".join(

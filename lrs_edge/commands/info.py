@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lrs_edge.commands.common import (
+    bands_option,
     debug_option,
     format_option,
-    number_list,
     printable,
     write_json,
     write_result,
@@ -34,12 +34,7 @@ _MANIFEST = "manifest.json"
     metavar="BUNDLE",
     help="Show the levels that this model would search; the embedded model when left out.",
 )
-@click.option(
-    "--bands",
-    type=number_list(int, (1, 3)),
-    metavar="R,G,B",
-    help="Bands shown as red, green and blue, counted from 1; one band for grey.",
-)
+@bands_option
 @format_option("text", "json")
 @debug_option
 def info(
