@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,29 +18,38 @@ from lrs_edge.errors import ExportError
 from lrs_edge.export import decoder_graph, parity, vision_graph
 from lrs_edge.export.checkpoint import Checkpoint, file_sha256, find_checkpoint, source_hash
 from lrs_edge.export.families import read_model
+from lrs_edge.export.flops import graph_flops
 from lrs_edge.export.model_card import model_card
 from lrs_edge.export.onnx_writer import Precision, WeightFile
 from lrs_edge.export.recipes import Recipe, find_recipe
-from lrs_edge.export.stages import DecoderStage, Model
+from lrs_edge.export.stages import ClipTower, DecoderStage, Model
+from lrs_edge.export.target import check_target, replacing_folder
 from lrs_edge.export.tensors import Array
 from lrs_edge.manifest import (
     EMBED_TOKENS,
     IMAGE_NEWLINE,
+    POSITION_COLS,
+    POSITION_ROWS,
     SCHEMA_VERSION,
     DecoderSpec,
     FileEntry,
     Manifest,
     SearchSpec,
+    SegmentSpec,
     Source,
+    TowerSpec,
     VisionSpec,
 )
 
 VISION, RFM, RFM_MASKED, LLM = "vision.onnx", "rfm.onnx", "rfm_masked.onnx", "llm.onnx"
+TOWER, PROJECTOR = "vision_tower.onnx", "projector.onnx"
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"
 MANIFEST, CARD = "manifest.json", "MODEL_CARD.md"
 
 _ROLES = {
     VISION: "vision",
+    TOWER: "vision",
+    PROJECTOR: "vision",
     RFM: "rfm",
     RFM_MASKED: "rfm",
     LLM: "llm",
@@ -81,6 +87,10 @@ class ExportOptions:
         parity: Whether to compare with PyTorch at the end.
         parity_images: Folder of images for that; None takes synthetic ones.
         force: Replace an existing target.
+        attention_layers: Layers after which the LLM is also cut into segments, for ways to prune
+            that need attention from inside it; ascending.
+        vision_attention: Also write tower and projector apart, for ways to prune that need
+            attention from inside a CLIP tower.
     """
 
     vision_tower: str | None = None
@@ -90,6 +100,8 @@ class ExportOptions:
     parity: bool = True
     parity_images: Path | None = None
     force: bool = False
+    attention_layers: tuple[int, ...] = ()
+    vision_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ def export_bundle(
             or the parity check fails.
     """
     options = options or ExportOptions()
-    _check_target(target, force=options.force)
+    check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
     recipe = None if Path(checkpoint).is_dir() else find_recipe(checkpoint)
     found = find_checkpoint(recipe.checkpoint if recipe else checkpoint)
     tower = options.vision_tower or (recipe.vision_tower if recipe else None)
@@ -131,8 +143,11 @@ def export_bundle(
     model = read_model(found, tower)
     if recipe and recipe.family != model.family:
         raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
+    _check_cuts(options.attention_layers, model.llm.config.layers)
+    if options.vision_attention:
+        _clip_tower(model).check_next_layer()
     try:
-        with _replacing(target) as folder:
+        with replacing_folder(target) as folder:
             writer = _BundleWriter(folder, model, options, progress)
             writer.write_parts()
             report = writer.compare() if options.parity else None
@@ -161,6 +176,10 @@ class _BundleWriter:
         self._progress(f"writing {VISION} ({precisions.vision})")
         with self._weights(VISION, precisions.vision) as weights:
             vision_graph.write_vision(model.vision, self._folder / VISION, weights)
+            if self._options.vision_attention:
+                parts = self._folder / TOWER, self._folder / PROJECTOR
+                tower = _clip_tower(model)
+                vision_graph.write_tower(model.vision, tower, *parts, weights)
         self._progress(f"writing {RFM} and {RFM_MASKED} ({precisions.rfm})")
         with self._weights(RFM, precisions.rfm) as weights:
             decoder_graph.write_rfm(model.rfm, "gqa", self._folder / RFM, weights)
@@ -169,12 +188,20 @@ class _BundleWriter:
         head = decoder_graph.LanguageHead(model.vocabulary, model.lm_head)
         with self._weights(LLM, precisions.llm) as weights:
             decoder_graph.write_llm(model.llm, head, self._folder / LLM, weights)
+            cuts = self._options.attention_layers
+            if cuts:
+                self._progress(f"writing the layers of {LLM} in {len(cuts) + 1} segments")
+                paths = [self._folder / name for name in _segment_names(len(cuts) + 1)]
+                decoder_graph.write_llm_segments(model.llm, head, cuts, paths, weights)
         self._progress(f"writing {EMBEDDINGS} and {TOKENIZER}")
         rounded = precisions.llm != "fp32"
         tables = {
             EMBED_TOKENS: _halved(model.embed_tokens(), rounded=rounded),
             IMAGE_NEWLINE: _halved(model.image_newline(), rounded=rounded),
         }
+        if model.positions is not None:
+            tables[POSITION_ROWS] = _halved(model.positions.rows(), rounded=rounded)
+            tables[POSITION_COLS] = _halved(model.positions.cols(), rounded=rounded)
         (self._folder / EMBEDDINGS).write_bytes(save(tables))
         (self._folder / TOKENIZER).write_bytes(model.tokenizer_json.encode())
 
@@ -219,6 +246,7 @@ class _BundleWriter:
                 LLM,
                 self._options.precisions.llm,
                 vocabulary=self._model.vocabulary,
+                cuts=self._options.attention_layers,
             ),
             prompt=self._model.prompt,
             search=SearchSpec(base_side=self._model.base_side),
@@ -239,6 +267,10 @@ class _BundleWriter:
     def _weights(self, graph: str, precision: Precision) -> WeightFile:
         return WeightFile(self._folder / f"{graph}.data", precision)
 
+    def _tower_spec(self) -> TowerSpec:
+        counted = (graph_flops(self._folder / name) for name in (TOWER, PROJECTOR))
+        return TowerSpec(TOWER, PROJECTOR, *counted)
+
     def _vision_spec(self) -> VisionSpec:
         stage = self._model.vision
         return VisionSpec(
@@ -249,11 +281,38 @@ class _BundleWriter:
             mean=stage.mean,
             std=stage.std,
             precision=self._options.precisions.vision,
+            positions=0 if self._model.positions is None else self._model.positions.entries,
+            flops=graph_flops(self._folder / VISION),
+            tower=self._tower_spec() if self._options.vision_attention else None,
         )
 
 
+def _segment_names(count: int) -> list[str]:
+    """Files of the LLM's segments."""
+    return [f"llm_segment{number}.onnx" for number in range(count)]
+
+
+def _check_cuts(cuts: tuple[int, ...], layers: int) -> None:
+    if cuts and (list(cuts) != sorted(set(cuts)) or cuts[0] < 1 or cuts[-1] >= layers):
+        raise ExportError(
+            f"--attention-layers {','.join(map(str, cuts))} does not cut the {layers} layers of "
+            f"the language model; name ascending layers from 1 to {layers - 1}"
+        )
+
+
+def _clip_tower(model: Model) -> ClipTower:
+    tower = model.vision.tower
+    if not isinstance(tower, ClipTower):
+        raise ExportError(
+            f"--vision-attention needs a CLIP tower; that of a {model.family} checkpoint is a "
+            "convolutional network, which has no attention to give out"
+        )
+    return tower
+
+
 def _entry(path: Path) -> FileEntry:
-    role = _ROLES[path.name.removesuffix(".data")]
+    name = path.name.removesuffix(".data")
+    role = "llm" if name.startswith("llm_segment") else _ROLES[name]
     return FileEntry(role, path.stat().st_size, file_sha256(path))
 
 
@@ -264,8 +323,16 @@ def _decoder_spec(
     *,
     vocabulary: int = 0,
     masked_graph: str | None = None,
+    cuts: tuple[int, ...] = (),
 ) -> DecoderSpec:
     config = stage.config
+    edges = (0, *cuts, config.layers)
+    segments = tuple(
+        SegmentSpec(name, first, end - first)
+        for name, first, end in zip(
+            _segment_names(len(cuts) + 1), edges[:-1], edges[1:], strict=True
+        )
+    )
     return DecoderSpec(
         graph=graph,
         layers=config.layers,
@@ -276,6 +343,8 @@ def _decoder_spec(
         vocabulary=vocabulary,
         masked_graph=masked_graph,
         precision=precision,
+        intermediate=config.intermediate,
+        segments=segments if cuts else (),
     )
 
 
@@ -297,43 +366,6 @@ def _halved(table: Array, *, rounded: bool) -> NDArray[np.float16] | Array:
     lossless = np.array_equal(half.astype(np.float32), table)
     fits = bool(np.isfinite(half).all())
     return half if lossless or (rounded and fits) else table
-
-
-def _check_target(target: Path, *, force: bool) -> None:
-    if target.is_dir():
-        if any(target.iterdir()) and not force:
-            raise ExportError(f"{target} exists and is not empty; pass --force to replace it")
-        if any(target.iterdir()) and not (target / MANIFEST).is_file():
-            raise ExportError(f"{target} is not a bundle (no {MANIFEST}); remove it yourself")
-    elif target.exists() or target.is_symlink():
-        raise ExportError(f"{target} exists and is not a directory; name another one")
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A new directory beside the target that takes its place if all goes well."""
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        folder = work / "bundle"
-        folder.mkdir()
-        yield folder
-        _swap(folder, target, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _swap(folder: Path, target: Path, old: Path) -> None:
-    """Put a directory in another's place; that cannot be one step, but it can be undone."""
-    if target.exists():
-        target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
 
 
 def _now() -> str:

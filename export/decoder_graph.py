@@ -5,6 +5,7 @@ Contract: `lrs_edge.manifest`. Two flavours of attention:
 - `gqa`: com.microsoft GroupQueryAttention, which writes new keys and values into the buffers in
   place when past and present are bound to the same memory. RoPE stays outside, computed from
   `position_ids`: positions are data, so a compacted cache keeps each token's own.
+  The language model is also written cut into segments of layers, in this flavour.
 - `masked`: plain MatMul and Softmax with an attention bias, for the RFM's dense reference pass.
   The bias is the whole mask, causality included.
 
@@ -16,7 +17,7 @@ left alone (checked by `tests/test_export_graphs.py` under default optimisation)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,12 +65,58 @@ def write_llm(stage: DecoderStage, head: LanguageHead, path: Path, weights: Weig
         weights: Its external data.
     """
     builder = _DecoderBuilder(stage, "gqa", weights, "llm")
+    _write_logits(builder, builder.layers(0, stage.config.layers), head, path)
+
+
+def _write_logits(builder: _DecoderBuilder, states: str, head: LanguageHead, path: Path) -> None:
+    """Final norm and output projection of the last of the states [1, L, D]."""
     graph = builder.graph
-    last = builder.last_token(builder.all_layers())
+    last = builder.last_token(states)
     flat = graph.node("Squeeze", builder.norm(last, "norm.weight"), graph.constant([1]))
     logits = graph.linear(flat, "lm_head", head.load)
     graph.node("Identity", logits, out="logits")
     graph.output("logits", (1, head.vocabulary))
+    builder.save(path)
+
+
+def write_llm_segments(
+    stage: DecoderStage,
+    head: LanguageHead,
+    cuts: Sequence[int],
+    paths: Sequence[Path],
+    weights: WeightFile,
+) -> None:
+    """Write the language model cut into segments of consecutive layers (`lrs_edge.manifest`).
+
+    Args:
+        stage: Layers and `norm.weight`.
+        head: Output projection.
+        cuts: Layers after which tokens may be dropped, ascending, between 1 and the last but one.
+        paths: The graph files, one more than cuts.
+        weights: External data, shared with the whole model's graph.
+    """
+    edges = [0, *cuts, stage.config.layers]
+    for first, end, path in zip(edges[:-1], edges[1:], paths, strict=True):
+        builder = _DecoderBuilder(stage, "gqa", weights, f"llm_layers_{first}_{end - 1}")
+        if end == stage.config.layers:
+            _write_logits(builder, builder.layers(first, end), head, path)
+        else:
+            _write_states(builder, first, end, path)
+
+
+def _write_states(builder: _DecoderBuilder, first: int, end: int, path: Path) -> None:
+    """Hidden states after layer end - 1, and the last token's attention there and in layer end."""
+    graph, heads = builder.graph, builder.heads
+    states = builder.layers(first, end)
+    outputs = {
+        "attention": builder.last_attention(end - 1),
+        "next_attention": builder.scores(states, end),
+    }
+    graph.node("Identity", states, out="hidden_states")
+    graph.output("hidden_states", (1, "L", builder.hidden))
+    for name, value in outputs.items():
+        graph.node("Identity", value, out=name)
+        graph.output(name, (heads, "T"))
     builder.save(path)
 
 
@@ -83,7 +130,8 @@ def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: Weight
         weights: Its external data, shared by both flavours.
     """
     builder = _DecoderBuilder(stage, flavour, weights, "rfm")
-    logits = builder.scores(builder.all_layers())
+    end = stage.config.layers
+    logits = builder.scores(builder.layers(0, end), end)
     builder.graph.node("Identity", logits, out="logits")
     builder.graph.output("logits", (stage.config.heads, "T"))
     builder.save(path)
@@ -99,6 +147,7 @@ class _DecoderBuilder:
         self._stage = stage
         self._config = config
         self._buffers: list[str] = []
+        self._queries: dict[int, str] = {}
         self.graph = graph = GraphWriter(f"{name}_{flavour}", weights)
         self._embeds = graph.input("inputs_embeds", (1, "L", config.hidden))
         positions = graph.input("position_ids", (1, "L"), np.int64)
@@ -136,10 +185,20 @@ class _DecoderBuilder:
         self._buffers.append(name)
         return self.graph.input(f"past_{name}", self._buffer_shape)
 
-    def all_layers(self) -> str:
-        """Run `inputs_embeds` through the full layers; the last layer's output [1, L, D]."""
+    @property
+    def heads(self) -> int:
+        """Query heads H."""
+        return self._config.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width D."""
+        return self._config.hidden
+
+    def layers(self, first: int, end: int) -> str:
+        """Run `inputs_embeds` through layers first .. end - 1; the output [1, L, D]."""
         x = self._embeds
-        for layer in range(self._config.layers):
+        for layer in range(first, end):
             x = self._mlp(self._attention(x, layer), layer)
         return x
 
@@ -152,9 +211,22 @@ class _DecoderBuilder:
         scale = self.graph.weight(name, lambda: self._stage.tensors.read(name))
         return self.graph.node("RMSNormalization", x, scale, axis=-1, epsilon=self._config.eps)
 
-    def scores(self, x: str) -> str:
-        """Scoring layer: scaled query-key products [H, T] of the last token, before any softmax."""
-        graph, config, layer = self.graph, self._config, self._config.layers
+    def last_attention(self, layer: int) -> str:
+        """Scaled query-key products [H, T] of the last token at a layer that was run."""
+        graph = self.graph
+        filled = graph.node(
+            "Slice",
+            f"present_key_{layer}",
+            graph.constant([0]),
+            self._total,
+            graph.constant([2]),
+        )
+        keys = graph.node("Transpose", filled, perm=[0, 1, 3, 2])
+        return self._products(self.last_token(self._queries[layer]), keys)
+
+    def scores(self, x: str, layer: int) -> str:
+        """Scaled query-key products [H, T] of the last token at a layer that is not run itself."""
+        graph, config = self.graph, self._config
         normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
         key = self._rotated(self._projected(normed, layer, "k"), config.kv_heads)
         keys = graph.node(
@@ -167,6 +239,11 @@ class _DecoderBuilder:
             self.last_token(self._sin),
             num_heads=config.heads,
         )
+        return self._products(query, keys)
+
+    def _products(self, query: str, keys: str) -> str:
+        """Products [H, T] of one token's query [1, 1, H * d] with keys [1, kv, d, T]."""
+        graph, config = self.graph, self._config
         grouped = graph.node(
             "Reshape", query, graph.constant([1, config.kv_heads, -1, config.head_dim])
         )
@@ -179,6 +256,7 @@ class _DecoderBuilder:
         query = self._rotated(self._projected(normed, layer, "q"), config.heads)
         key = self._rotated(self._projected(normed, layer, "k"), config.kv_heads)
         value = self._projected(normed, layer, "v")
+        self._queries[layer] = query
         attend = self._attend_masked if self._bias else self._attend_gqa
         mixed = attend(query, key, value, layer)
         return self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj"))

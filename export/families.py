@@ -98,7 +98,7 @@ def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> Decod
     if not any(name.startswith(_PRUNER) for name in weights.names()):
         raise ExportError(
             f"{config.path.parent} holds no region focus module (no {_PRUNER}* tensors); "
-            "`lrs-edge distill`, which will train one, is planned and not available yet"
+            "train one with `lrs-edge distill`, and export its result"
         )
     listed = len(config.integers("llm_layer_list"))
     if not 1 <= listed <= MAX_LAYERS:

@@ -6,6 +6,8 @@ separator, base side, token grid.
 
 from __future__ import annotations
 
+from functools import partial
+
 from lrs_edge.errors import ExportError
 from lrs_edge.export.checkpoint import Checkpoint, Settings
 from lrs_edge.export.families import (
@@ -20,6 +22,7 @@ from lrs_edge.export.stages import (
     DecoderStage,
     EfficientNetTower,
     Model,
+    PositionTables,
     VisionStage,
     check_vocabulary,
     first_rows,
@@ -30,6 +33,7 @@ from lrs_edge.manifest import Limits, PromptSpec
 
 _TOWER = "efficientnet-lite0"
 _STRIDE = 32
+_MAX_POSITIONS = 1 << 12
 
 
 def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
@@ -70,7 +74,17 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         limits=Limits(max_length=longest, max_positions=longest),
         repetition=repetition(config, generation, vocabulary),
         folders=(checkpoint.path,),
+        positions=_positions(config, inner, decoder.hidden),
     )
+
+
+def _positions(config: Settings, weights: Scoped, hidden: int) -> PositionTables | None:
+    entries = config.integer("position_entries", 0, _MAX_POSITIONS, default=0)
+    if not entries:
+        return None
+    names = ("vision_position.rows", "vision_position.cols")
+    weights.require(dict.fromkeys(names, (entries, hidden)), "position embeddings")
+    return PositionTables(entries, *(partial(weights.read, name) for name in names))
 
 
 def _vision(config: Settings, weights: Scoped, hidden: int) -> VisionStage:

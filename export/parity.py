@@ -21,6 +21,8 @@ from lrs_edge.export.parity_images import Sample, load_samples
 from lrs_edge.export.sessions import DecoderSession, open_session
 from lrs_edge.export.stages import Model
 from lrs_edge.export.tensors import Array
+from lrs_edge.position import ImagePositions
+from lrs_edge.pyramid import Level, TileIndex
 
 QUESTION = "How many ships are there in the image?"
 
@@ -155,6 +157,7 @@ class _Sequence:
 
     def __init__(self, model: Model, table: Array, tokens: Array) -> None:
         before, after = _prompt_ids(model)
+        tokens = _positioned(model, tokens)
         separator = [model.prompt.separator_id]
         self._head = np.concatenate([table[before], tokens[0], table[separator]])
         self._tail = table[after]
@@ -175,6 +178,19 @@ class _Sequence:
         kept = self.newline.copy()
         kept[_top(scores)] = True
         return np.concatenate([self._head, self._local[kept], self._tail])
+
+
+def _positioned(model: Model, tokens: Array) -> Array:
+    """The tokens with their places in the image added, where the model has them."""
+    if model.positions is None:
+        return tokens
+    positions = ImagePositions(model.positions.rows(), model.positions.cols())
+    tile, side = model.vision.tile, int((len(tokens) - 1) ** 0.5)
+    view = Level(tile, tile, 1, 1, tile)
+    level = Level(side * tile, side * tile, side, side, tile)
+    shown = [(view, TileIndex(0, 0)), *((level, index) for index in level.tiles())]
+    added = [positions.of_tile(*place, model.vision.tower.grid) for place in shown]
+    return tokens + np.stack(added)
 
 
 def _prompt_ids(model: Model) -> tuple[list[int], list[int]]:

@@ -155,6 +155,14 @@ class ClipTower:
             shapes |= _affine(f"{prefix}.mlp.fc2", (hidden, wide))
         self.tensors.require(shapes, "vision tower")
 
+    def check_next_layer(self) -> None:
+        """Check what the attention of the layer behind the last needs. Raises ExportError."""
+        prefix = f"encoder.layers.{self.layers}"
+        shapes = _affine(f"{prefix}.layer_norm1", (self.hidden,))
+        for part in ("q_proj", "k_proj"):
+            shapes |= _affine(f"{prefix}.self_attn.{part}", (self.hidden, self.hidden))
+        self.tensors.require(shapes, "vision tower, whose next layer --vision-attention needs")
+
 
 @dataclass(frozen=True)
 class EfficientNetBlock:
@@ -281,6 +289,21 @@ class Repetition:
 
 
 @dataclass(frozen=True)
+class PositionTables:
+    """Learned embeddings of image rows and columns, added to vision tokens by the runtime.
+
+    Attributes:
+        entries: G, rows of each table.
+        rows: Reads float32 [G, D], top to bottom.
+        cols: Reads float32 [G, D], left to right.
+    """
+
+    entries: int
+    rows: Callable[[], Array]
+    cols: Callable[[], Array]
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint in canonical form.
 
@@ -299,6 +322,7 @@ class Model:
         limits: Lengths in tokens.
         repetition: Applies to greedy decoding too.
         folders: Where everything was read from.
+        positions: Position embeddings of vision tokens, where the model has them.
     """
 
     family: str
@@ -315,6 +339,7 @@ class Model:
     limits: Limits
     repetition: Repetition
     folders: tuple[Path, ...]
+    positions: PositionTables | None = None
 
     def check(self) -> None:
         """Check every tensor of every stage before anything is written.

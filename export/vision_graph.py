@@ -30,12 +30,52 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
         features = _Clip(graph, stage.tower).features(pixels)
     else:
         features = _EfficientNet(graph, stage.tower).features(pixels)
+    _project(graph, stage, features)
+    graph.output("tokens", ("N", stage.tower.grid**2, stage.hidden))
+    graph.save(path)
+
+
+def write_tower(
+    stage: VisionStage, tower: ClipTower, path: Path, projector: Path, weights: WeightFile
+) -> None:
+    """Write a CLIP tower that gives its attention out, and the projector (`lrs_edge.manifest`).
+
+    Args:
+        stage: Tower and projector.
+        tower: The stage's tower.
+        path: The tower's graph file.
+        projector: The projector's graph file.
+        weights: External data, shared with the whole stage's graph; queries and keys of the layer
+            behind the last that is run are added.
+    """
+    places = tower.grid**2
+    graph = GraphWriter("vision_tower", weights)
+    clip = _Clip(graph, tower)
+    features = clip.features(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
+    attention, keys = clip.last_attention()
+    next_attention, next_keys = clip.next_attention()
+    for name, value, shape in (
+        ("features", features, ("N", places, tower.hidden)),
+        ("cls_attention", attention, ("N", places)),
+        ("keys", keys, ("N", places, tower.hidden // tower.heads)),
+        ("next_cls_attention", next_attention, ("N", places)),
+        ("next_keys", next_keys, ("N", places, tower.hidden)),
+    ):
+        graph.node("Identity", value, out=name)
+        graph.output(name, shape)
+    graph.save(path)
+    graph = GraphWriter("projector", weights)
+    _project(graph, stage, graph.input("features", ("N", "M", tower.hidden)))
+    graph.output("tokens", ("N", "M", stage.hidden))
+    graph.save(projector)
+
+
+def _project(graph: GraphWriter, stage: VisionStage, features: str) -> None:
+    """The projector; its result is called `tokens`."""
     hidden = _affine(graph, features, stage.projector, "0", "projector.0")
     hidden = graph.node("Gelu", hidden)
     tokens = _affine(graph, hidden, stage.projector, "2", "projector.2")
     graph.node("Identity", tokens, out="tokens")
-    graph.output("tokens", ("N", stage.tower.grid**2, stage.hidden))
-    graph.save(path)
 
 
 def _affine(graph: GraphWriter, x: str, tensors: Scoped, name: str, label: str) -> str:
@@ -52,15 +92,50 @@ class _Clip:
         self._graph = graph
         self._tower = tower
         self._head_dim = tower.hidden // tower.heads
+        self._last: tuple[str, str] | None = None
+        self._states = ""
 
     def features(self, pixels: str) -> str:
         """Features [N, grid * grid, hidden]."""
-        graph = self._graph
         x = self._norm(self._embedded(pixels), "pre_layrnorm")
         for layer in range(self._tower.layers):
             x = self._layer(x, f"encoder.layers.{layer}")
-        start, end, axis = (graph.constant([place]) for place in (1, self._places, 1))
-        return graph.node("Slice", x, start, end, axis)
+        self._states = x
+        return self._patches(x)
+
+    def last_attention(self) -> tuple[str, str]:
+        """Attention of the class token [N, T] and keys [N, T, d] of the last layer, head means."""
+        assert self._last is not None
+        graph, (weights, keys) = self._graph, self._last
+        heads = graph.constant([1])
+        rows = graph.node("ReduceMean", weights, heads, keepdims=0)
+        row = graph.node("Gather", rows, graph.constant(0), axis=1)
+        columns = graph.node("ReduceMean", keys, heads, keepdims=0)
+        return self._patches(row), self._patches(graph.node("Transpose", columns, perm=[0, 2, 1]))
+
+    def next_attention(self) -> tuple[str, str]:
+        """Attention of the class token [N, T] and keys [N, T, W] of the layer behind the last run.
+
+        All heads are taken as one, as LLaVA-PruMerge does.
+        """
+        graph, name = self._graph, f"encoder.layers.{self._tower.layers}"
+        normed = self._norm(self._states, f"{name}.layer_norm1")
+        first = graph.node("Gather", normed, graph.constant([0]), axis=1)
+        query = self._linear(first, f"{name}.self_attn.q_proj")
+        keys = self._linear(normed, f"{name}.self_attn.k_proj")
+        scale = graph.constant(self._tower.hidden**-0.5, np.float32)
+        products = graph.node(
+            "MatMul",
+            graph.node("Mul", query, scale),
+            graph.node("Transpose", keys, perm=[0, 2, 1]),
+        )
+        row = graph.node("Squeeze", graph.node("Softmax", products, axis=-1), graph.constant([1]))
+        return self._patches(row), self._patches(keys)
+
+    def _patches(self, x: str) -> str:
+        """All but the class token, along axis 1."""
+        bounds = (self._graph.constant([place]) for place in (1, self._places, 1))
+        return self._graph.node("Slice", x, *bounds)
 
     @property
     def _places(self) -> int:
@@ -112,7 +187,9 @@ class _Clip:
         key = self._heads(self._linear(x, f"{name}.self_attn.k_proj"), [0, 2, 3, 1])
         value = self._heads(self._linear(x, f"{name}.self_attn.v_proj"), [0, 2, 1, 3])
         products = graph.node("MatMul", graph.node("Mul", query, scale), key)
-        mixed = graph.node("MatMul", graph.node("Softmax", products, axis=-1), value)
+        weights = graph.node("Softmax", products, axis=-1)
+        self._last = weights, key
+        mixed = graph.node("MatMul", weights, value)
         rows = graph.node("Transpose", mixed, perm=[0, 2, 1, 3])
         return graph.node("Reshape", rows, graph.constant([0, self._places, tower.hidden]))
 

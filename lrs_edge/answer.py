@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lrs_edge.options import Prune, SearchMode
+
 #: Pixel rectangle in the source image: x0, y0, x1, y1 from the top left, x to the right.
 Bounds = tuple[float, float, float, float]
 
@@ -70,7 +72,8 @@ class TokenCounts:
     Attributes:
         seen: Vision tokens that encoding every tile of the searched levels would have given.
         encoded: Vision tokens of the tiles that were encoded (or found in the cache).
-        scored: Local tokens that the RFM scored, newlines included, over all levels.
+        scored: Local tokens that were scored (by the RFM, or by what `prune` names), newlines
+            included, over all levels; 0 where all tokens were taken as they were.
         sent: Vision tokens in the sequence given to the language model: global view, separator,
             kept local tokens and newlines.
         text: Text tokens of the prompt.
@@ -85,6 +88,23 @@ class TokenCounts:
     text: int
     evicted: int
     generated: int
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """Consecutive layers of the language model that saw the same tokens of the prompt.
+
+    Attributes:
+        first_layer: Index of the first layer, from 0.
+        layers: How many there are.
+        tokens: Tokens of the prompt in their KV cache.
+        vision_tokens: How many of them are vision tokens; the rest is text and the separator.
+    """
+
+    first_layer: int
+    layers: int
+    tokens: int
+    vision_tokens: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,9 @@ class Answer:
         model: Name of the bundle.
         policy: `full` or `reference`.
         image_size: Width and height of the image in pixels.
+        search: `pyramid` or `exhaustive`; neither is used where `prune` chooses no tiles.
+        prune: How vision tokens were chosen, such as `rfm`.
+        segments: Tokens per group of layers, where `prune` drops tokens inside the language model.
     """
 
     text: str
@@ -134,6 +157,9 @@ class Answer:
     model: str
     policy: str
     image_size: tuple[int, int]
+    search: SearchMode = "pyramid"
+    prune: Prune = "rfm"
+    segments: tuple[SegmentReport, ...] = ()
 
 
 @dataclass(frozen=True)

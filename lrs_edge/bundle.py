@@ -23,11 +23,14 @@ from lrs_edge.manifest import (
     EMBED_TOKENS,
     IMAGE_NEWLINE,
     MAX_MANIFEST_BYTES,
+    POSITION_COLS,
+    POSITION_ROWS,
     SCHEMA_VERSION,
     DecoderSpec,
     FileEntry,
     Manifest,
 )
+from lrs_edge.position import ImagePositions
 
 MANIFEST_NAME = "manifest.json"
 
@@ -35,6 +38,7 @@ MANIFEST_NAME = "manifest.json"
 SMALL_FILE = 4 << 20
 
 _MAX_DIMENSION = 1 << 20
+_MAX_POSITIONS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,8 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
     sound = (
         all(0 < number <= _MAX_DIMENSION for number in numbers)
         and vision.grid % vision.local_pool == 0
+        and 0 <= vision.positions <= _MAX_POSITIONS
+        and _are_whole(manifest.llm)
         and manifest.rfm.hidden == manifest.llm.hidden
         and all(spec.heads % spec.kv_heads == 0 for spec in decoders)
         and 0 < manifest.search.keep_ratio <= 1
@@ -203,11 +209,24 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
         )
 
 
+def _are_whole(spec: DecoderSpec) -> bool:
+    """Whether the segments, where there are any, are all layers, each once and in order."""
+    end = 0
+    for segment in spec.segments:
+        if segment.first_layer != end or segment.layers < 1:
+            return False
+        end += segment.layers
+    return end in (0, spec.layers)
+
+
 def _named_files(manifest: Manifest) -> list[str]:
     names = [manifest.vision.graph, manifest.rfm.graph, manifest.llm.graph]
     names += [manifest.embeddings, manifest.tokenizer]
     if manifest.rfm.masked_graph is not None:
         names.append(manifest.rfm.masked_graph)
+    if manifest.vision.tower is not None:
+        names += [manifest.vision.tower.graph, manifest.vision.tower.projector]
+    names += [segment.graph for segment in manifest.llm.segments]
     return names
 
 
@@ -262,19 +281,23 @@ class Embeddings:
     """Token embeddings, looked up row by row in a memory-mapped safetensors file.
 
     Args:
-        path: File with `embed_tokens` [V, D] and `image_newline` [D].
+        path: File with `embed_tokens` [V, D] and `image_newline` [D]; with positions, also
+            `position_rows` and `position_cols` [G, D].
         hidden: D as the manifest says.
         vocabulary: V as the manifest says.
+        positions: G as the manifest says, 0 for none.
 
     Raises:
         BundleError: The file is damaged or its tensors have other shapes.
     """
 
-    def __init__(self, path: Path, hidden: int, vocabulary: int) -> None:
+    def __init__(self, path: Path, hidden: int, vocabulary: int, positions: int = 0) -> None:
+        names = (POSITION_ROWS, POSITION_COLS) if positions else ()
         try:
             self._file: Any = safe_open(str(path), framework="numpy")
             self._rows = self._file.get_slice(EMBED_TOKENS)
             newline = self._file.get_tensor(IMAGE_NEWLINE)
+            tables = [self._file.get_tensor(name).astype(np.float32) for name in names]
         except (OSError, SafetensorError) as error:
             raise BundleError(
                 f"{path} cannot be read ({error}); export the bundle again"
@@ -285,7 +308,13 @@ class Embeddings:
                 f"{path} holds embeddings {shape} and a newline {newline.shape}, the manifest says "
                 f"({vocabulary}, {hidden}); export the bundle again"
             )
+        if any(table.shape != (positions, hidden) for table in tables):
+            raise BundleError(
+                f"{path} holds position embeddings {[table.shape for table in tables]}, the "
+                f"manifest says ({positions}, {hidden}); export the bundle again"
+            )
         self.newline: NDArray[np.float32] = newline.astype(np.float32)
+        self.positions = ImagePositions(*tables) if tables else None
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings float32 [n, D] of token ids int64 [n]."""

@@ -31,10 +31,13 @@ PROGRAM = "lrs-edge"
 #: Every command and what it is for; command `x` is `x` in `lrs_edge.commands.x`.
 COMMANDS = {
     "ask": "Ask a question about an image.",
+    "eval": "Run a bundle over a question file and score its answers.",
     "info": "Show facts about an image or a bundle.",
     "doctor": "Check what this machine can run, and say what to do.",
     "models": "List and verify model bundles.",
     "export": "Turn a checkpoint into a bundle.",
+    "scenes": "Make large question-answer scenes from labelled tiles.",
+    "distill": "Train the region focus module of a checkpoint.",
 }
 
 

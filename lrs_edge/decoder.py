@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,34 +48,7 @@ class Decoder:
         self._graph = graph
         self._load_masked = load_masked
         self._masked: Graph | None = None
-        self._check(graph, spec.graph)
-
-    def _check(self, graph: Graph, name: str, *extra: str) -> None:
-        wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
-        wanted |= {f"past_{part}" for part in self._names}
-        if set(graph.inputs) != wanted:
-            odd = sorted(set(graph.inputs) ^ wanted)
-            raise BundleError(
-                f"{name} does not have the inputs of its role ({', '.join(odd[:4])} "
-                "missing or unknown); export the bundle again"
-            )
-        outputs = {"logits"} | {f"present_{part}" for part in self._names}
-        if not outputs <= set(graph.outputs):
-            raise BundleError(
-                f"{name} lacks the outputs {sorted(outputs - set(graph.outputs))[:4]}; "
-                "export the bundle again"
-            )
-        embeds = graph.inputs["inputs_embeds"]
-        if embeds.dtype != "float32" or len(embeds.shape) != 3:
-            raise BundleError(
-                f"{name}: inputs_embeds must be float32 [1, L, D]; export the bundle again"
-            )
-        past = graph.inputs[f"past_{self._names[0]}"].shape
-        if past != (1, self.spec.kv_heads, None, self.spec.head_dim):
-            raise BundleError(
-                f"{name}: past_{self._names[0]} has shape {past}, the manifest says "
-                f"{self.spec.kv_heads} heads of {self.spec.head_dim}; export the bundle again"
-            )
+        check_layers(graph, spec.graph, spec, names, ("logits",))
 
     def new_cache(self) -> KVCache:
         """An empty cache on the graph's device."""
@@ -89,7 +62,8 @@ class Decoder:
             )
         if self._masked is None:
             graph = self._load_masked()
-            self._check(graph, str(self.spec.masked_graph), "attention_bias")
+            name = str(self.spec.masked_graph)
+            check_layers(graph, name, self.spec, self._names, ("logits",), ("attention_bias",))
             self._masked = graph
         return self._masked
 
@@ -135,27 +109,103 @@ class Decoder:
         tokens: Tokens,
         attention_bias: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
-        feeds: dict[str, NDArray[np.generic]] = {
-            "inputs_embeds": embeds[None].astype(np.float32, copy=False),
-            "position_ids": np.ascontiguousarray(tokens["position"])[None],
-            "past_length": np.array([len(cache)], np.int64),
-        }
         graph = self._graph
+        more: dict[str, NDArray[np.generic]] = {}
         if attention_bias is not None:
             graph = self._masked_graph()
-            feeds["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
-        (logits,) = graph.run(feeds, ["logits"], cache.buffers)
-        total = len(cache) + len(tokens)
-        wanted = (self.spec.heads, total) if self._scoring else (1, self.spec.vocabulary)
+            more["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
+        (logits,) = run_layers(graph, self.spec.graph, cache, embeds, tokens, ("logits",), more)
+        wanted = (self.spec.heads, len(cache)) if self._scoring else (1, self.spec.vocabulary)
         if logits.shape != wanted:
             raise BundleError(
                 f"{self.spec.graph} gives logits {logits.shape}, the manifest says {wanted}; "
                 "export the bundle again"
             )
-        if not np.isfinite(logits).all():
-            raise BackendError(
-                f"{self.spec.graph} gave numbers that are not finite; the weights are damaged, or "
-                "overflow in this precision: export the bundle at a higher one"
-            )
-        cache.append(tokens)
         return logits
+
+
+def check_layers(
+    graph: Graph,
+    name: str,
+    spec: DecoderSpec,
+    buffers: Sequence[str],
+    outputs: Sequence[str],
+    extra: Sequence[str] = (),
+) -> None:
+    """Check a graph of decoder layers against its role.
+
+    Args:
+        graph: The graph.
+        name: Its file, for messages.
+        spec: Shape of the stack.
+        buffers: Key/value buffers without `past_`, such as `key_0`.
+        outputs: Outputs besides the buffers.
+        extra: Inputs besides the usual ones.
+
+    Raises:
+        BundleError: The graph's inputs or outputs are others.
+    """
+    wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
+    wanted |= {f"past_{part}" for part in buffers}
+    if set(graph.inputs) != wanted:
+        odd = sorted(set(graph.inputs) ^ wanted)
+        raise BundleError(
+            f"{name} does not have the inputs of its role ({', '.join(odd[:4])} "
+            "missing or unknown); export the bundle again"
+        )
+    given = set(outputs) | {f"present_{part}" for part in buffers}
+    if not given <= set(graph.outputs):
+        raise BundleError(
+            f"{name} lacks the outputs {sorted(given - set(graph.outputs))[:4]}; "
+            "export the bundle again"
+        )
+    embeds = graph.inputs["inputs_embeds"]
+    if embeds.dtype != "float32" or len(embeds.shape) != 3:
+        raise BundleError(
+            f"{name}: inputs_embeds must be float32 [1, L, D]; export the bundle again"
+        )
+    past = graph.inputs[f"past_{buffers[0]}"].shape
+    if past != (1, spec.kv_heads, None, spec.head_dim):
+        raise BundleError(
+            f"{name}: past_{buffers[0]} has shape {past}, the manifest says "
+            f"{spec.kv_heads} heads of {spec.head_dim}; export the bundle again"
+        )
+
+
+def run_layers(
+    graph: Graph,
+    name: str,
+    cache: KVCache,
+    embeds: NDArray[np.float32],
+    tokens: Tokens,
+    outputs: Sequence[str],
+    more: Mapping[str, NDArray[np.generic]] | None = None,
+) -> list[NDArray[np.float32]]:
+    """Run new tokens through a graph of decoder layers once; the cache holds them afterwards.
+
+    Args:
+        graph: The graph.
+        name: Its file, for messages.
+        cache: What the new tokens can attend to; it has room for them.
+        embeds: float32 [L, D].
+        tokens: Labels [L].
+        outputs: Outputs to return.
+        more: Inputs besides the usual ones.
+
+    Raises:
+        BackendError: The engine fails, or gives numbers that are not finite.
+    """
+    feeds: dict[str, NDArray[np.generic]] = {
+        "inputs_embeds": embeds[None].astype(np.float32, copy=False),
+        "position_ids": np.ascontiguousarray(tokens["position"])[None],
+        "past_length": np.array([len(cache)], np.int64),
+        **(more or {}),
+    }
+    found = graph.run(feeds, outputs, cache.buffers)
+    if not all(np.isfinite(values).all() for values in found):
+        raise BackendError(
+            f"{name} gave numbers that are not finite; the weights are damaged, or "
+            "overflow in this precision: export the bundle at a higher one"
+        )
+    cache.append(tokens)
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lrs_edge.backends.base import BackendOptions
+from lrs_edge.backends.metered import Meter
 from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.errors import UsageError
 from lrs_edge.manifest import Manifest
@@ -63,6 +64,15 @@ class Engine:
             UsageError: The engine is closed.
         """
         return self._loaded().provider
+
+    @property
+    def meter(self) -> Meter:
+        """Counts what the graphs have computed since the engine was loaded.
+
+        Raises:
+            UsageError: The engine is closed.
+        """
+        return self._loaded().meter
 
     def _loaded(self) -> Stages:
         if self._stages is None:

@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrs_edge.answer import Bounds, LevelReport, Region, Ring, TokenCounts
+from lrs_edge.answer import Bounds, LevelReport, Region, Ring, SegmentReport, TokenCounts
+from lrs_edge.manifest import SegmentSpec
+from lrs_edge.pruning.inside import VISION
 from lrs_edge.pyramid import Level, LevelWindow, Pyramid, TileIndex
 from lrs_edge.search_result import LevelPass, SearchResult
+from lrs_edge.segments import SegmentCaches
 
 #: Closed rings in the image's CRS and in WGS 84 of a pixel window, None without georeference.
 ToPolygon = Callable[[Bounds], tuple[Ring, Ring] | None]
@@ -94,10 +97,30 @@ def level_reports(result: SearchResult) -> tuple[LevelReport, ...]:
             tile_cols=scored.level.tile_cols,
             tiles_encoded=len(scored.tiles) - scored.from_cache,
             tiles_from_cache=scored.from_cache,
-            tokens_scored=int((~scored.local.hidden).sum()),
+            tokens_scored=scored.tokens_scored,
             tokens_kept=len(scored.kept),
         )
         for scored in result.passes
+    )
+
+
+def segment_reports(
+    segments: tuple[SegmentSpec, ...], caches: SegmentCaches
+) -> tuple[SegmentReport, ...]:
+    """What each segment of the language model holds of the prompt.
+
+    Args:
+        segments: The segments.
+        caches: Their caches after prefill.
+    """
+    return tuple(
+        SegmentReport(
+            first_layer=segment.first_layer,
+            layers=segment.layers,
+            tokens=len(tokens),
+            vision_tokens=int(np.isin(tokens["kind"], VISION).sum()),
+        )
+        for segment, tokens in zip(segments, caches.tokens, strict=True)
     )
 
 
@@ -127,7 +150,7 @@ def token_counts(
     return TokenCounts(
         seen=global_tokens + every * local_per_tile,
         encoded=global_tokens + looked_at * local_per_tile,
-        scored=sum(int((~scored.local.hidden).sum()) for scored in result.passes),
+        scored=sum(scored.tokens_scored for scored in result.passes),
         sent=sent,
         text=text,
         evicted=evicted,

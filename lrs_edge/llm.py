@@ -12,8 +12,11 @@ from lrs_edge.answer import FinishReason
 from lrs_edge.bundle import Embeddings
 from lrs_edge.cache import KVCache, TokenKind, Tokens, make_tokens
 from lrs_edge.decoder import Decoder
+from lrs_edge.errors import BundleError
 from lrs_edge.prompt import Prompt
+from lrs_edge.pruning.inside import PruningPlan
 from lrs_edge.sampling import Sampler
+from lrs_edge.segments import SegmentCaches, SegmentedDecoder
 
 Logits = NDArray[np.float32]
 
@@ -34,7 +37,17 @@ class Step:
 
 
 class LanguageModel:
-    """The LLM graph with its tokenizer, embeddings and stop rules."""
+    """The LLM graph with its tokenizer, embeddings and stop rules.
+
+    Args:
+        decoder: The layers.
+        prompt: The tokenizer.
+        embeddings: Of tokens.
+        stop_ids: Tokens that end an answer.
+        stop_texts: Texts that end an answer.
+        load_segments: Loads the layers cut into segments, called when that is first needed; None
+            where the bundle has none.
+    """
 
     def __init__(
         self,
@@ -44,7 +57,10 @@ class LanguageModel:
         *,
         stop_ids: tuple[int, ...],
         stop_texts: tuple[str, ...] = (),
+        load_segments: Callable[[], SegmentedDecoder] | None = None,
     ) -> None:
+        self._load_segments = load_segments
+        self._loaded_segments: SegmentedDecoder | None = None
         self._decoder = decoder
         self._prompt = prompt
         self._embeddings = embeddings
@@ -76,12 +92,44 @@ class LanguageModel:
             cache.truncate(0)
         return self._forward(cache, embeds, tokens)
 
-    def _forward(self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens) -> Logits:
+    def prefill_pruned(
+        self, embeds: NDArray[np.float32], tokens: Tokens, plan: PruningPlan
+    ) -> tuple[SegmentCaches, Logits]:
+        """Run the whole prompt, dropping vision tokens between layers.
+
+        Args:
+            embeds: float32 [T, D], the whole sequence.
+            tokens: Its labels [T].
+            plan: Where, and how many.
+
+        Returns:
+            New caches, and logits float32 [V] of the last token.
+
+        Raises:
+            BundleError: The bundle has no segments.
+        """
+        caches, logits = self._segments().prefill(embeds, tokens, plan)
+        return caches, np.asarray(logits[0])
+
+    def _segments(self) -> SegmentedDecoder:
+        if self._load_segments is None:
+            raise BundleError(
+                "this bundle's language model is one graph; export it with --attention-layers"
+            )
+        if self._loaded_segments is None:
+            self._loaded_segments = self._load_segments()
+        return self._loaded_segments
+
+    def _forward(
+        self, cache: KVCache | SegmentCaches, embeds: NDArray[np.float32], tokens: Tokens
+    ) -> Logits:
+        if isinstance(cache, SegmentCaches):
+            return np.asarray(self._segments().forward(cache, embeds, tokens)[0])
         return np.asarray(self._decoder.forward(cache, embeds, tokens)[0])
 
     def generate(
         self,
-        cache: KVCache,
+        cache: KVCache | SegmentCaches,
         logits: Logits,
         sampler: Sampler,
         *,

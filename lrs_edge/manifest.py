@@ -16,6 +16,18 @@ places are filled; the graph writes the L new keys (after RoPE) and values behin
 the same memory. `rfm` scores at layer n, of which only the keys exist. The `masked` flavour of
 `rfm` has one input more, attention_bias [1, 1, L, past_length + L], added to the attention logits
 of layers 0..n-1.
+
+`llm` may also come cut into segments of consecutive layers a..b-1 (`DecoderSpec.segments`), for
+ways to prune that drop tokens between layers. A segment has the buffers of its layers only, and
+takes the embeddings, or the hidden states of the segment before it, as inputs_embeds. The last one
+gives logits, every other
+
+             hidden_states [1, L, D]
+             attention [H, past_length + L]       of the last token to all, at layer b-1
+             next_attention [H, past_length + L]  the same at layer b, whose keys it also holds
+                                                  (past_key_b, present_key_b)
+
+as scaled query-key products before the softmax.
 """
 
 from __future__ import annotations
@@ -44,6 +56,28 @@ class Source(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class TowerSpec(msgspec.Struct, frozen=True):
+    """The vision encoder in two graphs, for ways to prune that choose tokens between them.
+
+    Attributes:
+        graph: Path of the CLIP tower, pixel_values [N, 3, S, S] ->
+            features [N, T, W], what the projector takes;
+            cls_attention [N, T], of the class token to the patches in the last layer that is run,
+            after the softmax, mean over heads;
+            keys [N, T, d], of the patches in the same layer, mean over heads;
+            next_cls_attention [N, T] and next_keys [N, T, W], the same in the layer behind it, all
+            heads taken as one of width W.
+        projector: Path of the projector, features [N, M, W] -> tokens [N, M, D].
+        flops: Floating-point operations of the tower for one tile; 0 where they were not counted.
+        projector_flops: Of the projector for one token.
+    """
+
+    graph: str
+    projector: str
+    flops: int = 0
+    projector_flops: int = 0
+
+
 class VisionSpec(msgspec.Struct, frozen=True):
     """Vision encoder with projector.
 
@@ -56,6 +90,11 @@ class VisionSpec(msgspec.Struct, frozen=True):
         mean: Per channel, on pixels of 0..1.
         std: Per channel, on pixels of 0..1.
         precision: Of the weights, such as `fp32` or `int8`.
+        positions: Entries G of the learned row and column embeddings that are added to tokens by
+            their place in the image; 0 where the model has none.
+        flops: Floating-point operations of the graph for one tile (a multiplication and an addition
+            are two); 0 where the exporter did not count them.
+        tower: Tower and projector as graphs of their own (`--vision-attention`), or None.
     """
 
     graph: str
@@ -65,6 +104,17 @@ class VisionSpec(msgspec.Struct, frozen=True):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     precision: str = "fp32"
+    positions: int = 0
+    flops: int = 0
+    tower: TowerSpec | None = None
+
+
+class SegmentSpec(msgspec.Struct, frozen=True):
+    """Consecutive layers of the LLM as a graph of their own: path, first layer, and how many."""
+
+    graph: str
+    first_layer: int
+    layers: int
 
 
 class DecoderSpec(msgspec.Struct, frozen=True):
@@ -80,6 +130,9 @@ class DecoderSpec(msgspec.Struct, frozen=True):
         vocabulary: Tokens V the logits cover; 0 for the RFM.
         masked_graph: The RFM's flavour with an attention bias.
         precision: Of the weights.
+        intermediate: Width of the gated MLP; 0 in bundles that were exported before it was noted.
+        segments: The LLM once more, cut between layers (`--attention-layers`); together they are
+            all its layers. Empty where it was exported whole only.
     """
 
     graph: str
@@ -91,6 +144,8 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     vocabulary: int = 0
     masked_graph: str | None = None
     precision: str = "fp32"
+    intermediate: int = 0
+    segments: tuple[SegmentSpec, ...] = ()
 
 
 class PromptSpec(msgspec.Struct, frozen=True):
@@ -161,6 +216,8 @@ class Manifest(msgspec.Struct, frozen=True):
     parity: dict[str, float | int | str | bool] = {}
 
 
-#: Tensors of the embeddings file: [V, D] and [D], float16 or float32.
+#: Tensors of the embeddings file: [V, D] and [D], float16 or float32; with `VisionSpec.positions`
+#: also two of [G, D].
 EMBED_TOKENS = "embed_tokens"
 IMAGE_NEWLINE = "image_newline"
+POSITION_ROWS, POSITION_COLS = "position_rows", "position_cols"

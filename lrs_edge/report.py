@@ -22,10 +22,12 @@ from lrs_edge.answer import (
     Region,
     Ring,
     SearchEnd,
+    SegmentReport,
     Timings,
     TokenCounts,
 )
 from lrs_edge.errors import UsageError
+from lrs_edge.options import SCORING, Prune, SearchMode
 
 SCHEMA_NAME: Final = "lrs-edge/answer"
 SCHEMA_VERSION: Final = 1
@@ -89,9 +91,17 @@ class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
     image: ImageFacts
     model: Annotated[str, Meta(description="name of the bundle")]
     policy: Literal["full", "reference"]
+    search: Annotated[
+        SearchMode, Meta(description="used where prune scores tokens: rfm, random, norm")
+    ]
+    prune: Annotated[Prune, Meta(description="how vision tokens were chosen, see docs/pruning.md")]
     regions: Annotated[list[RegionRecord], Meta(description="finest level first, best score first")]
     levels: Annotated[list[LevelReport], Meta(description="searched levels, coarse to fine")]
     tokens: TokenCounts
+    segments: Annotated[
+        list[SegmentReport],
+        Meta(description="tokens per group of layers, for fastv and pdrop; else empty"),
+    ]
     timings: Timings
     peak_memory_bytes: Annotated[
         int, Meta(description="peak resident memory of the process so far", ge=0)
@@ -111,9 +121,12 @@ def record(answer: Answer, image: ImageFacts) -> AnswerRecord:
         image=image,
         model=answer.model,
         policy="reference" if answer.policy == "reference" else "full",
+        search=answer.search,
+        prune=answer.prune,
         regions=[_region(region) for region in answer.regions],
         levels=list(answer.levels),
         tokens=answer.tokens,
+        segments=list(answer.segments),
         timings=_rounded_timings(answer.timings),
         peak_memory_bytes=answer.peak_memory,
         warnings=list(answer.warnings),
@@ -234,15 +247,26 @@ def evidence(answer: Answer) -> str:
     best = best_regions(answer)
     lines = [
         f"Looked at {_count(len(answer.regions), 'tile')} on {_count(len(answer.levels), 'level')} "
-        f"of {width} x {height} pixels ({answer.policy} search, model {answer.model})."
+        f"of {width} x {height} pixels ({_way(answer)}, model {answer.model})."
         + (" Best:" if best else "")
     ]
     lines += [_region_line(region) for region in best]
-    lines += [_token_line(answer.tokens), _time_line(answer)]
+    lines += [_token_line(answer.tokens)]
+    if answer.segments:
+        lines.append(_segment_line(answer))
+    lines.append(_time_line(answer))
     if answer.finish_reason in _CUT:
         lines.append(f"The answer was cut: {_CUT[answer.finish_reason]}.")
     lines += [f"Warning: {warning}" for warning in answer.warnings]
     return "\n".join(lines) + "\n"
+
+
+def _way(answer: Answer) -> str:
+    """How was searched and pruned; the usual way is not mentioned."""
+    if answer.prune not in SCORING:
+        return f"no search, --prune {answer.prune}"
+    search = answer.policy if answer.search == "pyramid" else answer.search
+    return f"{search} search" + ("" if answer.prune == "rfm" else f", --prune {answer.prune}")
 
 
 def best_regions(answer: Answer, count: int = BEST_REGIONS) -> list[Region]:
@@ -276,6 +300,15 @@ def _token_line(tokens: TokenCounts) -> str:
         f"Tokens: {tokens.seen} in all tiles, {tokens.encoded} encoded, {tokens.scored} scored, "
         f"{tokens.sent} sent with {tokens.text} of text{evicted}, {tokens.generated} generated"
     )
+
+
+def _segment_line(answer: Answer) -> str:
+    parts = [
+        f"{segment.tokens} in layers {segment.first_layer}"
+        f"..{segment.first_layer + segment.layers - 1}"
+        for segment in answer.segments
+    ]
+    return f"Prompt tokens of the language model: {', '.join(parts)}"
 
 
 def _time_line(answer: Answer) -> str:

@@ -7,21 +7,27 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer import Answer, FinishReason, Timings
+from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
 from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind, Tokens
-from lrs_edge.errors import UsageError
-from lrs_edge.evidence import level_reports, regions, token_counts
+from lrs_edge.errors import BundleError, UsageError
+from lrs_edge.evidence import level_reports, regions, segment_reports, token_counts
 from lrs_edge.memory import peak_memory
-from lrs_edge.options import AskOptions, Resampling, merged_options
+from lrs_edge.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress, ProgressTeller
 from lrs_edge.prompt import PromptTokens
+from lrs_edge.pruning.context import SearchContext
+from lrs_edge.pruning.inside import PruningPlan, plan_pruning
+from lrs_edge.pruning.prumerge import PruMerge
+from lrs_edge.pruning.tower import CompressedTiles, Rule
+from lrs_edge.pruning.visionzip import DROPPED, VisionZip
 from lrs_edge.pyramid import Pyramid, build_pyramid, reference_fails
 from lrs_edge.raster import Raster
 from lrs_edge.rfm import token_scores
 from lrs_edge.sampling import Sampler
 from lrs_edge.search import Search
 from lrs_edge.search_result import SearchResult
+from lrs_edge.segments import SegmentCaches
 from lrs_edge.sequence import Sequence, build_prefix, build_suffix, concatenate
 from lrs_edge.stages import Stages
 from lrs_edge.tiles import TileSource
@@ -78,15 +84,18 @@ class Request:
         self._trace = trace
         self._clock = Clock(options.timeout)
         self._warnings = [*stages.warnings, *raster.warnings]
+        self._plan = self._plan_pruning()
         self._pyramid = self._build_pyramid()
         self._progress = ProgressTeller(on_progress, len(self._pyramid.levels))
         self._tiles = tiles.session(options.resampling, self._clock, self._progress.on_tile)
+        self._compressed = self._compressed_tiles()
         self._ids: list[int] = []
         self._text = ""
         self._evicted = 0
         self._finish: FinishReason = "stop"
         self._sent = self._text_tokens = 0
         self._result: SearchResult | None = None
+        self._segments: tuple[SegmentReport, ...] = ()
 
     def _build_pyramid(self) -> Pyramid:
         manifest, raster = self._stages.manifest, self._raster
@@ -104,44 +113,88 @@ class Request:
             )
         return build_pyramid(raster.height, raster.width, policy="full", **size)
 
+    def _plan_pruning(self) -> PruningPlan | None:
+        if self._options.prune not in INSIDE:
+            return None
+        return plan_pruning(self._options, self._stages.manifest.llm.segments)
+
+    def _compressed_tiles(self) -> CompressedTiles | None:
+        stages, options = self._stages, self._options
+        if options.prune not in TOWER:
+            return None
+        if stages.tower is None:
+            raise BundleError(
+                f"--prune {options.prune} chooses tokens by attention inside a CLIP vision tower, "
+                "which this bundle does not give out; export one that has such a tower with "
+                "--vision-attention"
+            )
+        ratio = options.prune_ratio
+        rule: Rule = VisionZip(DROPPED if ratio is None else ratio)
+        if options.prune == "prumerge":
+            rule = PruMerge(ratio)
+        return CompressedTiles(
+            stages.tower,
+            stages.vision,
+            self._raster,
+            rule,
+            options.resampling,
+            self._clock,
+            self._progress.on_tile,
+        )
+
     def pieces(self) -> Iterator[str]:
         """Do the work; yields the answer's text as it comes."""
         prefix = self._prefix()
-        self._caches.expect(prefix.tokens)
+        if self._compressed is None:
+            self._caches.expect(prefix.tokens)
         after = self._stages.embeddings.lookup(self._prompt.after)
-        search = Search(
-            self._stages.search_model,
-            self._pyramid,
-            self._tiles,
-            self._caches.rfm,
-            prefix,
-            after,
-            self._options,
-            self._clock,
-            self._progress.on_level,
+        context = SearchContext(
+            model=self._stages.search_model,
+            pyramid=self._pyramid,
+            tiles=self._tiles,
+            prefix=prefix,
+            after=after,
+            options=self._options,
+            clock=self._clock,
+            on_level=self._progress.on_level,
             traced=self._trace is not None,
         )
-        result = self._result = search.run()
+        result = self._result = Search(context, self._caches.rfm, self._compressed).run()
         self._warnings += result.warnings
         sequence = self._final_sequence(prefix, after, result)
         if self._trace is not None:
+            self._trace.add_way(self._options.search, self._options.prune)
             self._trace.add_search(result, prefix, after)
             self._trace.add_final(sequence)
         self._progress.tell("prefill")
         with self._clock.stage("prefill"):
-            logits = self._stages.llm.prefill(
-                self._caches.llm,
-                sequence.embeds,
-                sequence.tokens,
-                min(len(prefix), len(sequence) - 1),
-            )
-            self._apply_kv_budget(self._caches.llm, prefix, result)
-        yield from self._decode(self._caches.llm, logits)
+            cache, logits = self._prefill(sequence, prefix, result)
+        yield from self._decode(cache, logits)
+
+    def _prefill(
+        self, sequence: Sequence, prefix: Sequence, result: SearchResult
+    ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
+        """The caches that hold the prompt, pruned as asked, and the logits [V] after it."""
+        llm, cache = self._stages.llm, self._caches.llm
+        if self._compressed is not None:
+            # Its global view is another one, and may have the labels of the one that is shared.
+            cache = llm.new_cache()
+        if self._plan is not None:
+            pruned, logits = llm.prefill_pruned(sequence.embeds, sequence.tokens, self._plan)
+            self._segments = segment_reports(self._stages.manifest.llm.segments, pruned)
+            if self._trace is not None:
+                self._trace.add_segments(pruned.tokens)
+            return pruned, logits
+        shared = min(len(prefix), len(sequence) - 1)
+        logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared)
+        self._apply_kv_budget(cache, prefix, result)
+        return cache, logits
 
     def _prefix(self) -> Sequence:
         stages = self._stages
         self._progress.tell("encode")
-        global_tokens = self._tiles.global_tokens(self._pyramid.global_view)
+        shown = self._tiles if self._compressed is None else self._compressed
+        global_tokens = shown.global_tokens(self._pyramid.global_view)
         separator = np.array([stages.manifest.prompt.separator_id], np.int64)
         prefix = build_prefix(
             stages.embeddings.lookup(self._prompt.before),
@@ -194,7 +247,7 @@ class Request:
                 "tokens were kept"
             )
 
-    def _decode(self, cache: KVCache, logits: NDArray[np.float32]) -> Iterator[str]:
+    def _decode(self, cache: KVCache | SegmentCaches, logits: NDArray[np.float32]) -> Iterator[str]:
         options = self._options
         sampler = Sampler(
             options.temperature,
@@ -262,4 +315,7 @@ class Request:
             model=self._stages.manifest.name,
             policy=self._options.policy,
             image_size=(raster.width, raster.height),
+            search=self._options.search,
+            prune=self._options.prune,
+            segments=self._segments,
         )

@@ -50,6 +50,11 @@ def build_prefix(
     return Sequence(embeds, make_tokens(np.arange(len(embeds), dtype=np.int64), kinds))
 
 
+def global_places(prefix: Sequence) -> NDArray[np.int64]:
+    """Places int64 [T] of the global view's tokens in a prefix."""
+    return np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
+
+
 def build_suffix(after: NDArray[np.float32], first_position: int) -> Sequence:
     """Text after the image, positions from `first_position`."""
     positions = first_position + np.arange(len(after), dtype=np.int64)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 from lrs_edge.backends.base import BackendOptions, Graph
+from lrs_edge.backends.metered import Meter, MeteredGraph
 from lrs_edge.bundle import Bundle, Embeddings
 from lrs_edge.decoder import Decoder
 from lrs_edge.errors import BackendError
 from lrs_edge.llm import LanguageModel
-from lrs_edge.manifest import Manifest
+from lrs_edge.manifest import DecoderSpec, Manifest
 from lrs_edge.prompt import Prompt
+from lrs_edge.pruning.context import SearchModel
+from lrs_edge.pruning.tower import TowerEncoder
 from lrs_edge.rfm import RegionFocus
-from lrs_edge.search import SearchModel
+from lrs_edge.segments import SegmentedDecoder
 from lrs_edge.vision import VisionEncoder
 
 
@@ -29,7 +33,9 @@ class Stages:
     llm: LanguageModel
     search_model: SearchModel
     provider: str
+    meter: Meter
     warnings: tuple[str, ...] = ()
+    tower: TowerEncoder | None = None
 
 
 def load_stages(bundle: Bundle, options: BackendOptions) -> Stages:
@@ -56,20 +62,23 @@ def load_stages(bundle: Bundle, options: BackendOptions) -> Stages:
 
 
 def _load(bundle: Bundle, options: BackendOptions) -> Stages:
-    manifest = bundle.manifest
+    manifest, meter = bundle.manifest, Meter()
+    load_graph = partial(_graph, bundle, meter)
     hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
-    embeddings = Embeddings(bundle.file(manifest.embeddings), hidden, vocabulary)
+    embeddings = Embeddings(
+        bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
+    )
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
-    vision_graph = _graph(bundle, manifest.vision.graph, replace(options, unpack_weights=True))
-    vision = VisionEncoder(vision_graph, manifest.vision, hidden)
+    vision_graph = load_graph(manifest.vision.graph, replace(options, unpack_weights=True))
+    vision = VisionEncoder(vision_graph, manifest.vision, hidden, embeddings.positions)
     masked = manifest.rfm.masked_graph
     rfm = Decoder(
-        _graph(bundle, manifest.rfm.graph, options),
+        load_graph(manifest.rfm.graph, options),
         manifest.rfm,
         scoring=True,
-        load_masked=None if masked is None else partial(_graph, bundle, masked, options),
+        load_masked=None if masked is None else partial(load_graph, masked, options),
     )
-    llm_decoder = Decoder(_graph(bundle, manifest.llm.graph, options), manifest.llm, scoring=False)
+    llm_decoder = Decoder(load_graph(manifest.llm.graph, options), manifest.llm, scoring=False)
     focus = RegionFocus(rfm)
     return Stages(
         manifest=manifest,
@@ -83,6 +92,9 @@ def _load(bundle: Bundle, options: BackendOptions) -> Stages:
             embeddings,
             stop_ids=manifest.prompt.stop_ids,
             stop_texts=manifest.prompt.stop_texts,
+            load_segments=partial(_segmented, manifest.llm, partial(load_graph, options=options))
+            if manifest.llm.segments
+            else None,
         ),
         search_model=SearchModel(
             focus=focus,
@@ -93,12 +105,29 @@ def _load(bundle: Bundle, options: BackendOptions) -> Stages:
             keep_ratio=manifest.search.keep_ratio,
             max_length=manifest.limits.max_length,
             max_positions=manifest.limits.max_positions,
+            gapless=manifest.vision.positions > 0,
         ),
         provider=vision_graph.provider,
+        meter=meter,
+        tower=_tower(manifest, partial(load_graph, options=replace(options, unpack_weights=True))),
     )
 
 
-def _graph(bundle: Bundle, name: str, options: BackendOptions) -> Graph:
+def _segmented(spec: DecoderSpec, load_graph: Callable[[str], Graph]) -> SegmentedDecoder:
+    return SegmentedDecoder([load_graph(segment.graph) for segment in spec.segments], spec)
+
+
+def _tower(manifest: Manifest, load_graph: Callable[[str], Graph]) -> TowerEncoder | None:
+    spec = manifest.vision.tower
+    if spec is None:
+        return None
+    names = spec.graph, spec.projector
+    return TowerEncoder(
+        lambda: (load_graph(names[0]), load_graph(names[1])), manifest.vision, manifest.llm.hidden
+    )
+
+
+def _graph(bundle: Bundle, meter: Meter, name: str, options: BackendOptions) -> Graph:
     try:
         from lrs_edge.backends.onnx import OnnxGraph
     except ImportError as error:
@@ -106,4 +135,4 @@ def _graph(bundle: Bundle, name: str, options: BackendOptions) -> Graph:
             "onnxruntime is not installed; run, where lrs-edge was installed from: "
             "pip install '.[cpu]' (or '.[gpu]' on an NVIDIA GPU)"
         ) from error
-    return OnnxGraph.load(bundle.file(name), options)
+    return MeteredGraph(OnnxGraph.load(bundle.file(name), options), name, meter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -127,6 +128,9 @@ class TileSession:
             batch = self._encoder.encode(pixels)
             for tile, tokens in zip(tiles, batch, strict=True):
                 kept = self._encoder.pool(tokens) if role == "local" else tokens.copy()
+                if self._encoder.positions is not None:
+                    side = math.isqrt(len(kept))
+                    kept += self._encoder.positions.of_tile(level, tile, side)
                 self._cache.put(self._key(level, tile, role), kept)
                 found[tile] = kept
         self.encoded += len(tiles)

@@ -7,12 +7,14 @@ the golden `scale_infos`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.cache import Tokens
 from lrs_edge.errors import UsageError
 from lrs_edge.files import replacing
 from lrs_edge.prompt import IMAGE_TOKEN, PromptTokens
@@ -57,7 +59,10 @@ class Trace:
     def add_search(
         self, result: SearchResult, prefix: Sequence, after: NDArray[np.float32]
     ) -> None:
-        """Scores, selected tiles and kept tokens of every level."""
+        """Scores, selected tiles and kept tokens of every level.
+
+        `rfm{s}_*` are the scores of whatever scored; levels whose tokens were all taken have none.
+        """
         for number, scored in enumerate(result.passes, start=1):
             self._add_pass(number, scored, prefix, after)
         if len(result.passes) > 1:
@@ -75,8 +80,9 @@ class Trace:
         self.put(f"seq{number}_rownorm", np.linalg.norm(embeds, axis=1))
         self.put(f"seq{number}_rowsum", embeds.sum(axis=1))
         self.put(f"seq{number}_local_hw_incl_newline", (scored.grid.rows, scored.grid.width))
-        self.put(f"rfm{number}_logits_heads", scored.logits)
-        self.put(f"rfm{number}_attn", scored.scores)
+        if scored.is_scored:
+            self.put(f"rfm{number}_logits_heads", scored.logits)
+            self.put(f"rfm{number}_attn", scored.scores)
         self.put(f"rfm{number}_local_indices", local.indices)
         self.put(f"rfm{number}_tiles", [(tile.row, tile.col) for tile in scored.tiles])
         self.put(f"topk{number}_raw_indices", local.indices[scored.top])
@@ -85,6 +91,16 @@ class Trace:
             self.put(f"rfm{number}_bool_mask_added", local.hidden.astype(np.uint8))
             masked = scored.scores if scored.masked_scores is None else scored.masked_scores
             self.put(f"rfm{number}_attn_if_properly_masked", masked)
+
+    def add_way(self, search: str, prune: str) -> None:
+        """`search` and `prune` as they were asked for, strings [1]."""
+        self.put("search", [search])
+        self.put("prune", [prune])
+
+    def add_segments(self, tokens: Iterable[Tokens]) -> None:
+        """Positions of the prompt's tokens that each segment of the language model saw."""
+        for number, seen in enumerate(tokens):
+            self.put(f"segment{number}_positions", seen["position"].astype(np.int64))
 
     def add_final(self, sequence: Sequence) -> None:
         """The sequence given to the language model."""

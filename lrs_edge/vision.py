@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lrs_edge.backends.base import Graph
 from lrs_edge.errors import BundleError
 from lrs_edge.manifest import VisionSpec
+from lrs_edge.position import ImagePositions
 
 Features = NDArray[np.float32]
 
@@ -22,13 +23,21 @@ class VisionEncoder:
         graph: The graph; its inputs are checked against `spec`.
         spec: Tile size, token grid, normalisation.
         hidden: Width D of a token.
+        positions: Added to tokens where the model was trained so.
 
     Raises:
         BundleError: The graph's input or output is not that of its role.
     """
 
-    def __init__(self, graph: Graph, spec: VisionSpec, hidden: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        spec: VisionSpec,
+        hidden: int,
+        positions: ImagePositions | None = None,
+    ) -> None:
         self.spec = spec
+        self.positions = positions
         self._graph = graph
         self._hidden = hidden
         self._mean = np.array(spec.mean, np.float32)

@@ -143,6 +143,15 @@ def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path
     )
 
 
+def test_ways_to_prune_reach_the_engine(engine: FakeEngine, image: str) -> None:
+    line = ["ask", image, "q", "--prune", "pdrop", "--prune-ratio", "0.25", "--prune-layers", "2,4"]
+    assert run(line) == 0
+    wanted = AskOptions(prune="pdrop", prune_ratio=0.25, prune_layers=(2, 4))
+    assert engine.calls["stream"][1] == wanted
+    assert run(["ask", image, "q", "--search", "exhaustive", "--max-tiles", "0"]) == 0
+    assert engine.calls["stream"][1] == AskOptions(search="exhaustive", max_tiles=0)
+
+
 def test_defaults_are_those_of_the_python_interface(engine: FakeEngine, image: str) -> None:
     assert run(["ask", image, "q"]) == 0
     assert engine.calls["stream"][1] == AskOptions()
@@ -295,7 +304,10 @@ def test_debug_shows_the_traceback(
         ["ask"],
         ["ask", "image.tif"],
         ["ask", "image.tif", "q", "--format", "xml"],
-        ["ask", "image.tif", "q", "--max-tiles", "0"],
+        ["ask", "image.tif", "q", "--max-tiles", "-1"],
+        ["ask", "image.tif", "q", "--prune", "best"],
+        ["ask", "image.tif", "q", "--prune", "pdrop", "--prune-layers", "2;4"],
+        ["ask", "image.tif", "q", "--prune", "none", "--search", "exhaustive"],
         ["ask", "image.tif", "q", "--max-tiles", "many"],
         ["ask", "image.tif", "q", "--timeout", "-1"],
         ["ask", "image.tif", "q", "--timeout", "nan"],

@@ -69,7 +69,7 @@ def test_a_shape_that_does_not_fit(folder: Path) -> None:
 
 def test_no_region_focus_module(folder: Path) -> None:
     save_without(folder, "token_pruner")
-    refused(folder, "token_pruner", "lrs-edge distill", "not available")
+    refused(folder, "token_pruner", "lrs-edge distill", "train one")
 
 
 def test_more_tokens_than_embeddings(folder: Path) -> None:

@@ -13,7 +13,7 @@ from lrs_edge.options import AskOptions, merged_options
     [
         ("policy", "fast"),
         ("resampling", "cubic"),
-        ("max_tiles", 0),
+        ("max_tiles", -1),
         ("max_tiles", 1.5),
         ("kv_budget", -1),
         ("max_tokens", 0),
@@ -24,6 +24,8 @@ from lrs_edge.options import AskOptions, merged_options
         ("top_p", 0),
         ("top_p", 1.1),
         ("seed", -1),
+        ("search", "best-first"),
+        ("prune", "best"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(name: str, value: object) -> None:
@@ -40,3 +42,34 @@ def test_overrides_replace_single_values() -> None:
     base = AskOptions(max_tiles=5, seed=3)
     assert merged_options(base, {"seed": 4}) == AskOptions(max_tiles=5, seed=4)
     assert merged_options(None, {}) == AskOptions()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "reference", "prune": "random"}, "--policy full"),
+        ({"policy": "reference", "search": "exhaustive"}, "--policy full"),
+        ({"search": "exhaustive", "prune": "none"}, "--search pyramid"),
+        ({"search": "exhaustive", "prune": "fastv"}, "--search pyramid"),
+        ({"prune": "random", "prune_ratio": 0.5}, "--prune-ratio is for"),
+        ({"prune_layers": (2,)}, "--prune-layers is for"),
+        ({"prune": "fastv", "prune_ratio": 1.0}, "prune_ratio"),
+        ({"prune": "fastv", "prune_ratio": float("nan")}, "prune_ratio"),
+        ({"prune": "fastv", "prune_layers": (2, 4)}, "fastv cuts once"),
+        ({"prune": "pdrop", "prune_layers": (4, 2)}, "ascend"),
+        ({"prune": "pdrop", "prune_layers": ()}, "prune_layers"),
+        ({"prune": "pdrop", "prune_layers": (0,)}, "prune_layers"),
+        ({"prune": "pdrop", "kv_budget": 100}, "--kv-budget"),
+        ({"prune": "visionzip", "prune_layers": (2,)}, "--prune-layers is for"),
+        ({"prune": "visionzip", "prune_ratio": -0.5}, "prune_ratio"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        merged_options(None, options)
+
+
+def test_no_tiles_at_all_can_be_meant() -> None:
+    assert AskOptions(max_tiles=0).max_tiles == 0

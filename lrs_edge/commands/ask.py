@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from lrs_edge.commands.common import (
-    bands_option,
     check_output,
     debug_option,
     format_option,
-    number_list,
     printable,
     write_result,
 )
+from lrs_edge.commands.search_options import (
+    ask_options,
+    check_value_range,
+    engine_options,
+    image_options,
+    model_option,
+    take_ask_options,
+)
 from lrs_edge.errors import UsageError
-from lrs_edge.options import AskOptions
 
 if TYPE_CHECKING:
     from lrs_edge.answer import Answer
+    from lrs_edge.options import AskOptions
     from lrs_edge.report import ImageFacts
 
 #: Most bytes of a question that are read from standard input.
 MAX_STDIN_BYTES = 1 << 20
 
 EXIT_TIMED_OUT = 6
-
-_AT_LEAST_ONE = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)
@@ -59,118 +63,11 @@ class Request:
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("question")
-@click.option(
-    "-m",
-    "--model",
-    "bundle",
-    type=click.Path(path_type=Path),
-    metavar="BUNDLE",
-    help="Bundle directory; the embedded model when left out.",
-)
+@model_option
 @format_option("text", "json", "geojson")
-@click.option(
-    "--policy",
-    type=click.Choice(["full", "reference"]),
-    default="full",
-    show_default=True,
-    help="full searches to the original resolution; reference does what the authors' code does.",
-)
-@click.option(
-    "--resampling",
-    type=click.Choice(["area", "reference"]),
-    default="area",
-    show_default=True,
-    help="area averages through overviews; reference is bilinear without antialiasing.",
-)
-@click.option("--max-tiles", type=_AT_LEAST_ONE, metavar="N", help="Most tiles looked at.")
-@click.option(
-    "--tiles-per-level",
-    type=_AT_LEAST_ONE,
-    default=AskOptions.tiles_per_level,
-    show_default=True,
-    metavar="N",
-    help="Most tiles looked at in one level finer than the base.",
-)
-@click.option(
-    "--max-vision-tokens",
-    type=_AT_LEAST_ONE,
-    metavar="N",
-    help="Most vision tokens given to the language model.",
-)
-@click.option(
-    "--kv-budget",
-    type=_AT_LEAST_ONE,
-    metavar="N",
-    help="Most tokens left in the language model's KV cache after prefill.",
-)
-@click.option(
-    "--timeout",
-    type=float,
-    metavar="SECONDS",
-    help="Cut the answer short after this time; exit code 6 where that happens.",
-)
-@click.option(
-    "--max-tokens",
-    type=_AT_LEAST_ONE,
-    default=AskOptions.max_tokens,
-    show_default=True,
-    metavar="N",
-    help="Most tokens generated.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=AskOptions.temperature,
-    show_default=True,
-    metavar="T",
-    help="0 for greedy decoding.",
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=AskOptions.top_p,
-    show_default=True,
-    metavar="P",
-    help="Nucleus of sampled decoding.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=AskOptions.seed,
-    show_default=True,
-    metavar="N",
-    help="Seed of sampled decoding.",
-)
-@click.option(
-    "--end-str",
-    default=AskOptions.end_str,
-    metavar="TEXT",
-    help="Instruction put on a line after the question.",
-)
-@bands_option
-@click.option(
-    "--range",
-    "value_range",
-    type=number_list(float, (2,)),
-    metavar="LO,HI",
-    help="Pixel values shown as black and white, in place of the 2 % stretch.",
-)
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where the engines run.",
-)
-@click.option("--threads", type=_AT_LEAST_ONE, metavar="N", help="Threads of one operation.")
-@click.option(
-    "--no-verify",
-    "verify",
-    flag_value=False,
-    default=True,
-    type=bool,
-    help="Skip the hashes of the bundle's large files.",
-)
+@ask_options
+@image_options
+@engine_options
 @click.option(
     "--trace",
     type=click.Path(path_type=Path),
@@ -195,10 +92,9 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
     """
     if values["output"] == Path("-"):
         values["output"] = None
-    options = AskOptions(**{field.name: values.pop(field.name) for field in fields(AskOptions)})
+    options = take_ask_options(values)
     request = Request(**values)
-    if request.value_range is not None and not request.value_range[0] < request.value_range[1]:
-        raise UsageError("--range takes two numbers, the lower one first, such as 0,3000")
+    check_value_range(request.value_range)
     check_output(request.output, request.image)
     check_output(request.trace, request.image)
     if request.trace is not None and request.trace == request.output:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lrs_edge.commands.common import debug_option, one_line, write_result
+from lrs_edge.commands.search_options import layer_list
 from lrs_edge.errors import ExportError
 
 if TYPE_CHECKING:
@@ -40,6 +41,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the weights; int8 (experimental) keeps one scale per output channel.",
 )
+@click.option(
+    "--attention-layers",
+    type=layer_list,
+    metavar="K[,K...]",
+    help="Also cut the language model after these layers, for --prune fastv (the paper: 2) and "
+    "pdrop (8,16,24 of 32); adds small graphs, no weights.",
+)
+@click.option(
+    "--vision-attention",
+    is_flag=True,
+    help="Also write a CLIP tower and the projector as graphs of their own, for --prune visionzip; "
+    "adds small graphs, no weights.",
+)
 @click.option("--licence", metavar="TEXT", help="Licence of the weights, for the manifest.")
 @click.option(
     "--parity-images",
@@ -57,6 +71,8 @@ def export(
     vision_tower: str | None,
     name: str | None,
     precision: str,
+    attention_layers: tuple[int, ...] | None,
+    vision_attention: bool,
     licence: str | None,
     parity_images: Path | None,
     no_parity: bool,
@@ -89,6 +105,8 @@ def export(
         parity=not no_parity,
         parity_images=parity_images,
         force=force,
+        attention_layers=attention_layers or (),
+        vision_attention=vision_attention,
     )
     write_result(_report(export_bundle(checkpoint, target, options, progress)), None)
 

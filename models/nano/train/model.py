@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from common import FEATURES
+from common import FEATURES, POSITIONS
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -188,11 +188,32 @@ class Projector(nn.Module):
         return self.mlp_projector(features)
 
 
+class ImagePosition(nn.Module):
+    """Embeddings of image rows and columns, as `lrs_edge.position` adds them."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(POSITIONS, hidden) * 0.01)
+        self.cols = nn.Parameter(torch.randn(POSITIONS, hidden) * 0.01)
+
+    def forward(self, centres: Tensor) -> Tensor:
+        """Embeddings [n, hidden] of token centres [n, 2], (y, x) in shares of the picture."""
+        places = centres.clamp(0, 1) * (POSITIONS - 1)
+        below = places.long().clamp(max=POSITIONS - 2)
+        weight = places - below
+        found = torch.zeros(len(centres), self.rows.shape[1])
+        for axis, table in enumerate((self.rows, self.cols)):
+            low, share = below[:, axis], weight[:, axis, None]
+            found = found + table[low] * (1 - share) + table[low + 1] * share
+        return found
+
+
 class Nano(nn.Module):
-    """Projector, newline vector and language model: everything that is trained."""
+    """Projector, positions, newline vector and language model: everything that is trained."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.llm = LanguageModel(config)
         self.projector = Projector(config.hidden_size)
+        self.position = ImagePosition(config.hidden_size)
         self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * 0.05)

@@ -13,6 +13,10 @@ from typing import Any
 
 from common import SCENE_QUESTION, SCENES
 
+from lrs_edge.export.scenes.plan import ScenePlan
+from lrs_edge.export.scenes.questions import every_text as every_scene_text
+from lrs_edge.export.scenes.questions import scene_questions as plan_questions
+
 SCENE = [
     SCENE_QUESTION, SCENE_QUESTION, SCENE_QUESTION,
     "What kind of place is shown in this image?", "What type of scene is this?",
@@ -36,26 +40,21 @@ CAPTION = [
     "describe the scene", "Caption this aerial photograph.", "What is in this picture?",
     "Please describe what you see.", "Describe the satellite image in one sentence.",
 ]  # fmt: skip
-PLACE_AT = [
-    "What is at the {where}?", "What is in the {where} of the image?", "What is on the {where}?",
-    "What kind of place is at the {where}?", "{where}?", "What can be seen at the {where}?",
-    "Which scene is in the {where} part?",
-]  # fmt: skip
-WHERE = [
-    "Where is the {name}?", "In which part of the image is the {name}?", "where is the {name}",
-    "Locate the {name}.", "Where can the {name} be found?", "Where is the {name} in the image?",
-    "Find the {name}.",
-]  # fmt: skip
-LISTING = [
-    "Which places are visible?", "What places can be seen in this image?", "List the places.",
-    "What does this image contain?", "Name the scenes in the image.", "Which scenes are visible?",
-]  # fmt: skip
 RURAL = ["Is this a rural or an urban area?", "Rural or urban?", "Is the area rural or urban?"]
 OBJECTS = [
     "What objects are visible?", "Which vehicles can be seen?", "What objects can be seen?",
     "List the objects in the image.", "What kinds of vehicles are in this image?",
 ]  # fmt: skip
 MOST = ["Where are most {names}?", "Where are the {names}?", "In which part are most {names}?"]
+MOST_PLAIN = [
+    "Where are the {names}?", "Where can I find {names}?", "where are the {names}",
+    "In which part of the image are the {names}?", "Find the {names}.", "Locate the {names}.",
+]  # fmt: skip
+PRESENCE_PLURAL = [
+    "Are there any {names}?", "Are there {names} in this image?", "Can you see any {names}?",
+    "Do you see {names}?", "Are any {names} visible?", "{names}?", "any {names} here",
+    "Does the image show {names}?",
+]  # fmt: skip
 COUNT = ["How many {names} are there?", "How many {names} can you see?", "Count the {names}."]
 CHOICE = [
     "What kind of place is this? {options} Answer with the letter.",
@@ -77,7 +76,6 @@ RURAL_SCENES = {
     "Mountain",
     "SparseResidential",
 }
-NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 OBJECT_NAMES: dict[str, tuple[str, str]] = {
     "car": ("car", "cars"),
     "van": ("van", "vans"),
@@ -97,6 +95,46 @@ OBJECT_NAMES: dict[str, tuple[str, str]] = {
     "tree": ("tree", "trees"),
     "minibus": ("minibus", "minibuses"),
 }
+SYNONYMS: dict[str, list[tuple[str, str]]] = {
+    "boat": [("ship", "ships"), ("ship", "ships"), ("vessel", "vessels")],
+    "plane": [("airplane", "airplanes"), ("aircraft", "aircraft"), ("aeroplane", "aeroplanes")],
+    "airliner": [("large plane", "large planes"), ("passenger plane", "passenger planes")],
+    "car": [("parked car", "parked cars"), ("automobile", "automobiles")],
+    "building": [("house", "houses")],
+    "truck": [("lorry", "lorries")],
+    "vehicle": [("road vehicle", "road vehicles")],
+}
+"""Other words for an object, as people ask."""
+ROAD_VEHICLES = {"car", "van", "truck", "bus", "minibus", "longvehicle"}
+THINGS: dict[str, tuple[set[str], list[tuple[str, str]], set[str]]] = {
+    "plane": (
+        {"plane", "planes", "airplane", "airplanes"},
+        [("plane", "planes"), ("airplane", "airplanes"), ("aircraft", "aircraft")],
+        {"Airport"},
+    ),
+    "boat": (
+        {"boat", "boats", "ship", "ships", "yachts"},
+        [("boat", "boats"), ("ship", "ships"), ("vessel", "vessels")],
+        {"Port", "Bridge", "River", "Beach", "Resort", "Pond", "Center", "StorageTanks", "Park"},
+    ),
+    "train": (
+        {"train", "trains"},
+        [("train", "trains")],
+        {"RailwayStation", "StorageTanks", "Industrial", "Viaduct", "Bridge", "Port"},
+    ),
+    "tank": (
+        {"tank", "tanks"},
+        [("oil tank", "oil tanks"), ("tank", "tanks")],
+        {"StorageTanks", "Industrial", "Port", "Airport", "Farmland"},
+    ),
+    "car": ({"car", "cars"}, [("car", "cars"), ("vehicle", "vehicles")], set()),
+    "pool": ({"pool", "pools"}, [("swimming pool", "swimming pools")], {
+        "SparseResidential", "MediumResidential", "DenseResidential", "Resort", "Pond", "Park",
+        "Center", "School", "Playground", "Square", "Stadium", "Church", "Commercial",
+    }),
+}  # fmt: skip
+"""Things that captions mention: their words there, how people ask, and the classes of scenes that
+may show one (none: any class may)."""
 PLANES = {"airliner", "chartered", "trainer", "propeller", "fighter"}
 """SIMD classes that a person would call a plane."""
 
@@ -109,6 +147,8 @@ class Question:
     answer: str
     kind: str
     evidence: tuple[int, ...] = field(default=())
+    boxes: tuple[tuple[float, float, float, float], ...] = field(default=())
+    """Evidence that is no region of the picture, in shares of width and height."""
     focus: str = ""
     """The words of the question that say what to look for."""
 
@@ -187,9 +227,78 @@ def scene_questions(
         elif roll < 0.88 and scene in URBAN | RURAL_SCENES:
             answer = "urban" if scene in URBAN else "rural"
             found.append(Question(fill(draw.choice(RURAL), draw), answer, "rural"))
+        elif roll < 0.94:
+            found += thing_question(scene, captions, draw)
         else:
             listed, letter = options(name, draw)
             found.append(Question(draw.choice(CHOICE).format(options=listed), letter, "choice"))
+    return found
+
+
+def mentions(captions: list[str], thing: str) -> bool:
+    """Whether a caption names the thing."""
+    return any(THINGS[thing][0] & set(caption.split()) for caption in captions)
+
+
+def thing_question(scene: str, captions: list[str], draw: random.Random) -> list[Question]:
+    """Whether a thing is there that captions of such scenes mention; none where that is unknown."""
+    thing = draw.choice(sorted(THINGS))
+    _, words, classes = THINGS[thing]
+    there = mentions(captions, thing)
+    if not there and (not classes or scene in classes):
+        return []
+    singular, several = draw.choice(words)
+    if draw.random() < 0.4:
+        asked, name = presence(singular, draw), singular
+    else:
+        asked, name = fill(draw.choice(PRESENCE_PLURAL), draw, names=several), several
+    return [Question(asked, "yes" if there else "no", "thing", focus=name)]
+
+
+def large_questions(plan: ScenePlan, draw: random.Random, count: int) -> list[Question]:
+    """Questions on one large scene."""
+    return [
+        Question(q.text, q.answer, q.category, (), in_shares(plan, q.boxes), q.focus)
+        for q in plan_questions(plan, draw, count)
+    ]
+
+
+def in_shares(
+    plan: ScenePlan, boxes: tuple[tuple[int, int, int, int], ...]
+) -> tuple[tuple[float, float, float, float], ...]:
+    """Boxes of scene pixels as shares of width and height."""
+    return tuple(
+        (a / plan.width, b / plan.height, c / plan.width, d / plan.height) for a, b, c, d in boxes
+    )
+
+
+def hidden_objects(
+    plan: ScenePlan, captions: dict[str, list[str]], draw: random.Random, count: int
+) -> list[Question]:
+    """Questions on things that captions of a large scene's places mention: planes, boats, tanks."""
+    spoken = {label: scene for scene, label in SCENES.items()}
+    under = {spoken[label] for label in plan.background.labels}
+    found: list[Question] = []
+    for thing in draw.sample(sorted(THINGS), count):
+        _, words, classes = THINGS[thing]
+        holding = [p for p in plan.placements if mentions(captions[p.tile.path.name], thing)]
+        maybe = [
+            p for p in plan.placements
+            if p not in holding and (not classes or spoken[p.label] in classes)
+        ]  # fmt: skip
+        clear = not maybe and bool(classes) and not under & classes
+        boxes = in_shares(plan, tuple(p.box for p in holding))
+        singular, several = draw.choice(words)
+        if holding and clear and len(holding) == 1 and draw.random() < 0.5:
+            x0, y0, x1, y1 = boxes[0]
+            asked = fill(draw.choice(MOST_PLAIN), draw, names=several)
+            found.append(Question(asked, position([x0, y0, x1, y1]), "where", (), boxes, several))
+        elif holding:
+            asked = fill(draw.choice(PRESENCE_PLURAL), draw, names=several)
+            found.append(Question(asked, "yes", "thing", (), boxes, several))
+        elif clear:
+            asked = presence(singular, draw)
+            found.append(Question(asked, "no", "thing", focus=singular))
     return found
 
 
@@ -201,32 +310,6 @@ def position(box: list[float]) -> str:
     if row == "middle":
         return column
     return row if column == "center" else f"{row} {column}"
-
-
-def mosaic_questions(picture: dict[str, Any], draw: random.Random, count: int) -> list[Question]:
-    """Questions on a mosaic of scenes."""
-    regions = picture["regions"]
-    found: list[Question] = []
-    shown = [r["label"] for r in regions]
-    for _ in range(count):
-        at = draw.randrange(len(regions))
-        name, where = SCENES[shown[at]], position(regions[at]["box"])
-        roll = draw.random()
-        if roll < 0.36:
-            text = fill(draw.choice(PLACE_AT), draw, where=where)
-            found.append(Question(text, name, "place", (at,), where))
-        elif roll < 0.64:
-            text = fill(draw.choice(WHERE), draw, name=name)
-            found.append(Question(text, where, "where", (at,), name))
-        elif roll < 0.78:
-            found.append(Question(presence(name, draw), "yes", "presence", (at,), name))
-        elif roll < 0.90:
-            missing = SCENES[draw.choice(sorted(set(SCENES) - set(shown)))]
-            found.append(Question(presence(missing, draw), "no", "presence", focus=missing))
-        else:
-            answer = ", ".join(SCENES[s] for s in shown)
-            found.append(Question(fill(draw.choice(LISTING), draw), answer, "listing"))
-    return found
 
 
 def most(regions: list[dict[str, Any]], indices: list[int]) -> str | None:
@@ -243,7 +326,9 @@ class ObjectAsker:
     def __init__(self, picture: dict[str, Any], draw: random.Random) -> None:
         self.picture, self.draw = picture, draw
         self.regions = picture["regions"]
-        self.names = {**OBJECT_NAMES, "plane": ("plane", "planes")}
+        self.names = {
+            **OBJECT_NAMES, "plane": ("plane", "planes"), "vehicle": ("vehicle", "vehicles")
+        }  # fmt: skip
         self.held: dict[str, list[int]] = {}
         for i, region in enumerate(self.regions):
             label = region["label"]
@@ -251,19 +336,34 @@ class ObjectAsker:
                 self.held.setdefault(label, []).append(i)
             if label in PLANES:
                 self.held.setdefault("plane", []).append(i)
+            if label in ROAD_VEHICLES:
+                self.held.setdefault("vehicle", []).append(i)
+
+    def name(self, label: str) -> tuple[str, str]:
+        """The object's name, singular and plural, or now and then another word for it."""
+        if label in SYNONYMS and self.draw.random() < 0.45:
+            return self.draw.choice(SYNONYMS[label])
+        return self.names[label]
 
     def visible(self, _label: str) -> Question:
         """Which kinds there are, the most frequent first."""
-        kinds = sorted((k for k in self.held if k != "plane"), key=lambda k: -len(self.held[k]))[:4]
+        kinds = sorted(
+            (k for k in self.held if k not in ("plane", "vehicle")),
+            key=lambda k: -len(self.held[k]),
+        )[:4]
         everything = tuple(i for k in kinds for i in self.held[k])
         answer = ", ".join(self.names[k][1] for k in kinds)
         return Question(fill(self.draw.choice(OBJECTS), self.draw), answer, "objects", everything)
 
     def present(self, label: str) -> Question:
         """Yes."""
-        name = self.draw.choice(self.names[label])
-        asked = presence(name, self.draw)
-        return Question(asked, "yes", "presence", tuple(self.held[label]), name)
+        singular, several = self.name(label)
+        if self.draw.random() < 0.5:
+            name, asked = singular, presence(singular, self.draw)
+        else:
+            name = several
+            asked = fill(self.draw.choice(PRESENCE_PLURAL), self.draw, names=several)
+        return Question(asked, "yes", "presence", tuple(self.held[label]), focus=name)
 
     def missing(self) -> Question | None:
         """No; SIMD boxes are incomplete, so there only what would hardly be missed is absent."""
@@ -274,26 +374,28 @@ class ObjectAsker:
         absent_kinds = [k for k in absent_kinds if k not in self.held]
         if not absent_kinds:
             return None
-        name = self.names[self.draw.choice(absent_kinds)][0]
-        asked = presence(name, self.draw)
-        return Question(asked, "no", "presence", focus=name)
+        singular, several = self.name(self.draw.choice(absent_kinds))
+        if self.draw.random() < 0.5:
+            return Question(presence(singular, self.draw), "no", "presence", focus=singular)
+        asked = fill(self.draw.choice(PRESENCE_PLURAL), self.draw, names=several)
+        return Question(asked, "no", "presence", focus=several)
 
     def where(self, label: str) -> Question | None:
         """The part of the picture with most of them."""
         place = most(self.regions, self.held[label])
-        asked = fill(self.draw.choice(MOST), self.draw, names=self.names[label][1])
+        name = self.name(label)[1]
+        asked = fill(self.draw.choice(MOST + MOST_PLAIN), self.draw, names=name)
         shown = tuple(self.held[label])
-        name = self.names[label][1]
-        return Question(asked, place, "where", shown, name) if place else None
+        return Question(asked, place, "where", shown, focus=name) if place else None
 
     def count(self, label: str) -> Question | None:
         """How many, up to six."""
         if self.picture["kind"] != "open" or len(self.held[label]) > 6:
             return None
-        asked = fill(self.draw.choice(COUNT), self.draw, names=self.names[label][1])
-        answer = NUMBERS[len(self.held[label])]
+        name = self.name(label)[1]
+        asked = fill(self.draw.choice(COUNT), self.draw, names=name)
         shown = tuple(self.held[label])
-        return Question(asked, answer, "count", shown, self.names[label][1])
+        return Question(asked, str(len(shown)), "count", shown, focus=name)
 
     def ask(self) -> Question | None:
         """One question of a random kind, or none where it cannot be answered."""
@@ -313,15 +415,14 @@ def object_questions(picture: dict[str, Any], draw: random.Random, count: int) -
 
 def every_text() -> list[str]:
     """All wording there is, filled with every name: what the vocabulary must spell well."""
-    texts: list[str] = [*CAPTION, *SCENE, *LISTING, *RURAL, *OBJECTS, *NUMBERS, "yes", "no"]
-    places = [f"{r} {c}" for r in ("top", "bottom") for c in ("left", "right", "center")]
-    places += ["left", "right", "center", "top", "bottom", "middle", "urban", "rural"]
-    texts += places
-    names = list(SCENES.values()) + [n for pair in OBJECT_NAMES.values() for n in pair]
-    for name in [*names, "plane", "planes"]:
-        words = {"name": name, "names": name, "a": with_article(name), "where": "top left"}
+    texts: list[str] = [*CAPTION, *SCENE, *RURAL, *OBJECTS, "yes", "no", "urban", "rural"]
+    pairs = [*OBJECT_NAMES.values(), *(pair for some in SYNONYMS.values() for pair in some)]
+    pairs += [pair for _, some, _ in THINGS.values() for pair in some]
+    names = list(SCENES.values()) + [n for pair in pairs for n in pair]
+    for name in names:
+        words = {"name": name, "names": name, "a": with_article(name)}
         words |= {"upper": name.upper(), "options": f"(A) {name} (B) {name} (C) {name} (D) {name}"}
-        for template in PRESENCE + WHERE + MOST + COUNT + CHOICE + PLACE_AT:
+        for template in PRESENCE + PRESENCE_PLURAL + MOST + MOST_PLAIN + COUNT + CHOICE:
             texts.append(template.format(**words))
         texts += [f"{name}, {name}", name, name.capitalize()]
-    return texts
+    return texts + every_scene_text(list(SCENES.values()))

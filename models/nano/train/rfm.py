@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from train import RFM_LAYERS, embed, localisation_loss
 
-MIX = {"small": 0.45, "large": 0.25, "photo": 0.3}
+MIX = {"search": 0.7, "photo": 0.3}
 PARTS = (1.0, 0.4) + (0.3,) * RFM_LAYERS
 """Weights of local and global attention at the scoring layer, and of words in lower layers."""
 

@@ -8,15 +8,15 @@ looks exactly as it would alone.
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import END, GRID, KEEP, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
+from common import END, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
 from questions import Question
 from tokenizers import Tokenizer
 from torch import Tensor
+from views import View
 
 TEXT, NEWLINE = -1, -2
 """Marks in `Sequence.source` of places that are not vision tokens."""
@@ -24,50 +24,11 @@ WEIGHTS = {"caption": 0.3, "listing": 0.4}
 
 
 @dataclass
-class View:
-    """The vision features of one picture: global view, then local tokens in row-major order."""
-
-    features: np.ndarray
-    """uint8 [rows, 1280]; see common.compress."""
-    local: np.ndarray
-    """Rows of the local tokens in `features`, [token rows, token columns]."""
-    boxes: list[list[float]] = field(default_factory=list)
-    """Regions, in shares of width and height."""
-
-    whole: tuple[float, float] = (GRID, GRID)
-    """Rows and columns of the global view that the picture fills; the rest is padding."""
-
-    def evidence(self, regions: tuple[int, ...]) -> np.ndarray:
-        """Which local tokens show one of the regions."""
-        return covered([self.boxes[i] for i in regions], self.local.shape, self.local.shape)
-
-    def global_evidence(self, regions: tuple[int, ...]) -> np.ndarray:
-        """Which tokens of the global view show one of the regions."""
-        return covered([self.boxes[i] for i in regions], self.whole, (GRID, GRID))
-
-
-def covered(
-    boxes: list[list[float]], size: tuple[float, ...], shape: tuple[int, ...]
-) -> np.ndarray:
-    """The tokens of a grid that touch a box; for large boxes, those with their centre in it.
-
-    size is how many rows and columns the picture fills, shape what the grid has.
-    """
-    found = np.zeros(shape, bool)
-    for x0, y0, x1, y1 in boxes:
-        left, right, top, bottom = x0 * size[1], x1 * size[1], y0 * size[0], y1 * size[0]
-        if right - left > 3 and bottom - top > 3:
-            found[round(top) : round(bottom), round(left) : round(right)] = True
-        else:
-            found[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
-    return found
-
-
-@dataclass
 class Sequence:
     """One sequence, not yet padded; all arrays have one entry per place."""
 
     features: np.ndarray
+    centres: np.ndarray
     ids: np.ndarray
     source: np.ndarray
     block: np.ndarray
@@ -87,6 +48,8 @@ class Batch:
     """Padded sequences as tensors."""
 
     features: Tensor
+    centres: Tensor
+    """[vision tokens, 2], (y, x) in shares of the picture."""
     vision_places: Tensor
     vision_rows: Tensor
     newline_places: Tensor
@@ -129,12 +92,10 @@ class Writer:
         """Tokens of the text after the image."""
         return self.tokenizer.encode(PROMPT_SUFFIX.format(question=question)).ids
 
-    def write(
-        self, view: View, kept: np.ndarray | None, questions: list[Question], repeat: int = 1
-    ) -> Sequence:
+    def write(self, view: View, kept: np.ndarray | None, questions: list[Question]) -> Sequence:
         """One sequence; kept marks the local tokens to keep, None leaves out rows and newlines too.
 
-        repeat writes every newline so many times, as empty rows of a finer level would.
+        Every shown row ends with a newline, whether tokens of it are kept or not: as at run time.
         """
         ids, source = list(self.before), [TEXT] * len(self.before)
         ids += [0] * TOKENS + self.separator
@@ -146,7 +107,7 @@ class Writer:
                 for column in np.flatnonzero(kept[row]):
                     token_place[row, column] = len(source)
                     source.append(int(view.local[row, column]))
-                source += [NEWLINE] * repeat
+                source.append(NEWLINE)
         ids += [0] * (len(source) - len(ids))
         prefix = len(ids)
         block, position = [0] * prefix, list(range(prefix))
@@ -164,64 +125,26 @@ class Writer:
             label += [-100] * (len(prompt) - 1) + answer
             each = WEIGHTS.get(question.kind, 1.0)
             weight += [0.0] * (len(prompt) - 1) + [each] * len(answer)
-            if question.evidence or question.focus:
-                near = token_place[view.evidence(question.evidence)]
-                whole = np.flatnonzero(view.global_evidence(question.evidence))
+            if question.evidence or question.boxes or question.focus:
+                boxes = [view.boxes[i] for i in question.evidence] or list(question.boxes)
+                near = token_place[view.evidence(boxes)]
+                whole = np.flatnonzero(view.global_evidence(boxes))
                 words = self.focus(question) + start
                 shown = [near[near >= 0], whole + len(self.before), words]
                 queries.append((start + len(prompt) - 1, shown))
         arrays = [np.array(x) for x in (ids, source, block, position, label)]
         vision = arrays[1] >= 0
         used, arrays[1][vision] = np.unique(arrays[1][vision], return_inverse=True)
-        full = kept is not None and bool(kept.all())
+        full = kept is not None and bool(kept[view.shown].all())
         return Sequence(
             view.features[used],
+            view.centres[used],
             *arrays,
             np.array(weight, np.float32),
             queries,
             (first, prefix),
             full,
         )
-
-
-def smooth_field(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
-    """A random field with patches of a few tokens."""
-    rows, columns = shape
-    step = int(draw.integers(2, 7))
-    coarse = draw.normal(size=(-(-rows // step), -(-columns // step)))
-    return np.repeat(np.repeat(coarse, step, 0), step, 1)[:rows, :columns]
-
-
-def top(scores: np.ndarray, share: float = KEEP) -> np.ndarray:
-    """A mask of the best share of tokens."""
-    count = max(int(share * scores.size), 1)
-    mask = np.zeros(scores.size, bool)
-    mask[np.argpartition(-scores.ravel(), count - 1)[:count]] = True
-    return mask.reshape(scores.shape)
-
-
-def choose_kept(
-    view: View, questions: list[Question], draw: random.Random, full: bool
-) -> np.ndarray | None:
-    """Local tokens that one training sequence keeps."""
-    shape = view.local.shape
-    if full:
-        return np.ones(shape, bool)
-    if draw.random() < 0.06:
-        return None
-    noise = np.random.default_rng(draw.getrandbits(32))
-    scores = noise.normal(size=shape)
-    if draw.random() < 0.75:
-        scores = smooth_field(shape, noise) + 0.5 * scores
-    asked = [q.evidence for q in questions if q.evidence]
-    if asked and draw.random() < 0.75:
-        scores = scores + 3.0 * view.evidence(draw.choice(asked))
-    return top(scores, KEEP if draw.random() < 0.8 else draw.uniform(0.1, 0.4))
-
-
-def single_tile(features: np.ndarray) -> View:
-    """The view of an image no larger than a tile: the local level shows the same tile."""
-    return View(features, np.arange(TOKENS).reshape(GRID, GRID))
 
 
 def collate(sequences: list[Sequence]) -> Batch:
@@ -268,6 +191,7 @@ def collate(sequences: list[Sequence]) -> Batch:
 
     return Batch(
         torch.from_numpy(np.concatenate([s.features for s in sequences])),
+        torch.from_numpy(np.concatenate([s.centres for s in sequences])),
         joined(places), joined(rows), joined(newlines),
         torch.from_numpy(ids), torch.from_numpy(positions), mask[:, None],
         joined(label_places), joined(labels_), joined(weights),

@@ -14,10 +14,12 @@ import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from checkpoint import save_checkpoint, start_model
+from checkpoint import load_checkpoint, save_checkpoint, start_model
 from common import Paths
 from model import LanguageModel, Nano, rope
 from sequences import Batch, Writer, collate
@@ -25,11 +27,12 @@ from store import Store
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from warmup import decode, warmed_model
+from warmup import align, decode, warmed_model
 
-MIX = {"scene": 0.48, "small": 0.28, "large": 0.10, "photo": 0.14}
+MIX = {"scene": 0.34, "large": 0.36, "search": 0.14, "photo": 0.16}
 """Share of the steps of each kind."""
 WARM_STEPS = 400
+ALIGN_STEPS = 250
 RFM_LAYERS = 2
 AUXILIARY = 0.4
 """Weight of the localisation loss."""
@@ -38,7 +41,8 @@ AUXILIARY = 0.4
 def embed(model: Nano, batch: Batch) -> Tensor:
     """Input embeddings: words, projected vision tokens, newlines."""
     words = model.llm.embed_tokens(batch.ids)
-    vision = model.projector(decode(batch.features)).to(words.dtype)
+    vision = model.projector(decode(batch.features)) + model.position(batch.centres)
+    vision = vision.to(words.dtype)
     flat = words.reshape(-1, words.shape[-1])
     flat = flat.index_put((batch.vision_places,), vision[batch.vision_rows])
     if len(batch.newline_places):
@@ -109,10 +113,10 @@ def parameter_groups(model: Nano, rate: float) -> list[dict[str, Any]]:
     """AdamW groups: the projector learns faster, vectors and embeddings do not decay."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        factor = 1.5 if name.startswith(("projector", "image_newline")) else 1.0
+        factor = 1.5 if name.startswith(("projector", "position", "image_newline")) else 1.0
         if "embed_tokens" in name:
             factor = 0.3
-        decay = 0.0 if parameter.dim() < 2 or "embed_tokens" in name else 0.05
+        decay = 0.0 if parameter.dim() < 2 or "embed_tokens" in name or "position" in name else 0.05
         groups.setdefault((factor, decay), []).append(parameter)
     return [
         {"params": p, "lr": rate * f, "base": rate * f, "weight_decay": d}
@@ -120,10 +124,32 @@ def parameter_groups(model: Nano, rate: float) -> list[dict[str, Any]]:
     ]
 
 
+def continue_from(model: Nano, folder: Path) -> None:
+    """Take over an earlier checkpoint, and its RFM as the language model's first layers.
+
+    An RFM that was trained apart has learned to look; the language model, which goes on from there,
+    then sees where the evidence is.
+    """
+    earlier, _, rfm = load_checkpoint(folder)
+    model.load_state_dict(earlier.state_dict(), strict=False)
+    last = len(rfm.layers) - 1
+    for index, layer in enumerate(rfm.layers):
+        parts = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj")
+        state = {k: v for k, v in layer.state_dict().items() if index < last or k.startswith(parts)}
+        model.llm.layers[index].load_state_dict(state, strict=False)
+
+
 class Trainer:
     """One training run and its state on disk."""
 
-    def __init__(self, paths: Paths, seconds: float, rate: float) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        seconds: float,
+        rate: float,
+        start: Path | None = None,
+        start_features: Path | None = None,
+    ) -> None:
         self.paths, self.seconds = paths, seconds
         self.store = Store(paths)
         tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
@@ -141,8 +167,14 @@ class Trainer:
             self.step, self.spent = saved["step"], saved["spent"]
             print(f"resumed at step {self.step}, {self.spent:.0f} s spent", flush=True)
         else:
-            warmed_model(paths, self.model, self.store, tokenizer, WARM_STEPS)
-            self.save()
+            if start is None:
+                warmed_model(paths, self.model, self.store, tokenizer, WARM_STEPS)
+            else:
+                continue_from(self.model, start)
+            if start_features is not None:
+                shape = self.store.variants[0].shape
+                earlier = np.memmap(start_features, np.uint8, "r", shape=shape)
+                align(self.model, self.store, earlier, ALIGN_STEPS)
 
     def save(self) -> None:
         """Training state and released checkpoint, each replaced in one step."""
@@ -228,12 +260,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=50.0, help="training time")
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
+    parser.add_argument("--start", type=Path, help="checkpoint to go on from (default: SmolLM2)")
+    parser.add_argument(
+        "--start-features", type=Path, help="scenes_0.u8 of that checkpoint's vision encoder"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, help="stop after so many steps (for trying out)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    Trainer(Paths(), options.minutes * 60, options.rate).run(most_steps=options.steps)
+    trainer = Trainer(
+        Paths(), options.minutes * 60, options.rate, options.start, options.start_features
+    )
+    trainer.run(most_steps=options.steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""How much a vision token matters: the RFM, and what it is compared with.
+
+Every scorer gives logits, which a softmax over the tokens of a level turns into scores: the RFM one
+row per attention head, the others a single row of logarithms, whose softmax is the score's share.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.budget import Clock
+from lrs_edge.cache import KVCache
+from lrs_edge.errors import UsageError
+from lrs_edge.options import AskOptions, Prune
+from lrs_edge.rfm import RegionFocus, dense_bias
+from lrs_edge.sequence import LocalTokens, build_suffix, concatenate, global_places
+from lrs_edge.sequence import Sequence as TokenSequence
+
+#: Below the norm of any token that shows something; keeps logarithms finite.
+_TINY = 1e-30
+
+
+class TokenLogits(NamedTuple):
+    """Logits of the local tokens float32 [H, n] and of the global view's float32 [H, T]."""
+
+    local: NDArray[np.float32]
+    global_view: NDArray[np.float32]
+
+
+class Scorer(Protocol):
+    """Scores tokens for one question."""
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """Logits of local tokens of one level, and of the global view before them."""
+        ...
+
+    def global_view(self) -> NDArray[np.float32]:
+        """Logits float32 [H, T] of the global view's tokens, without any local token."""
+        ...
+
+
+class RfmScorer:
+    """The Region Focus Module: attention of the prompt's last token.
+
+    Args:
+        focus: The RFM.
+        cache: Its cache; the prefix in it is reused between levels and questions.
+        prefix: Text before the image, global view, separator.
+        after: float32 [a, D], embeddings of the text after the image.
+        clock: Time is counted as `prefix` and `score`.
+    """
+
+    def __init__(
+        self,
+        focus: RegionFocus,
+        cache: KVCache,
+        prefix: TokenSequence,
+        after: NDArray[np.float32],
+        clock: Clock,
+    ) -> None:
+        self._focus = focus
+        self._cache = cache
+        self._prefix = prefix
+        self._after = after
+        self._clock = clock
+        self._views = global_places(prefix)
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """One pass of the RFM; hidden tokens are masked as keys (the reference's dense pass)."""
+        start = len(self._prefix)
+        suffix = build_suffix(self._after, start + local.span)
+        new = concatenate(local.sequence(start + local.offsets), suffix)
+        bias = None
+        if local.hidden.any():
+            hidden = np.concatenate([local.hidden, np.zeros(len(suffix), bool)])
+            bias = dense_bias(start, hidden)
+        logits = self._logits(new, bias)
+        return TokenLogits(logits[:, start : start + len(local)], logits[:, self._views])
+
+    def global_view(self) -> NDArray[np.float32]:
+        """One pass of the RFM over the question alone."""
+        suffix = build_suffix(self._after, len(self._prefix))
+        return self._logits(suffix, None)[:, self._views]
+
+    def _logits(self, new: TokenSequence, bias: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        with self._clock.stage("prefix"):
+            self._focus.fill_prefix(self._cache, self._prefix.embeds, self._prefix.tokens)
+        with self._clock.stage("score"):
+            return self._focus.logits(self._cache, new.embeds, new.tokens, bias)
+
+
+class RandomScorer:
+    """Independent scores, uniform between 0 and 1: what is lost by not looking.
+
+    Args:
+        seed: The request's seed.
+        prefix: Text before the image, global view, separator.
+        after: float32 [a, D]; every question draws numbers of its own, the same every time.
+    """
+
+    def __init__(self, seed: int, prefix: TokenSequence, after: NDArray[np.float32]) -> None:
+        self._random = np.random.default_rng([seed, zlib.crc32(after.tobytes())])
+        self._views = len(global_places(prefix))
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """New numbers at every call."""
+        return TokenLogits(self._draw(len(local)), self._draw(self._views))
+
+    def global_view(self) -> NDArray[np.float32]:
+        """New numbers at every call."""
+        return self._draw(self._views)
+
+    def _draw(self, count: int) -> NDArray[np.float32]:
+        return np.log(1.0 - self._random.random((1, count))).astype(np.float32)
+
+
+class NormScorer:
+    """L2 norm of a token's embedding: saliency that knows no question.
+
+    Args:
+        prefix: Text before the image, global view, separator.
+    """
+
+    def __init__(self, prefix: TokenSequence) -> None:
+        self._views = _log_norms(prefix.embeds[global_places(prefix)])
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """Logarithms of the norms."""
+        return TokenLogits(_log_norms(local.embeds), self._views)
+
+    def global_view(self) -> NDArray[np.float32]:
+        """Logarithms of the norms."""
+        return self._views
+
+
+def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(embeds.astype(np.float64), axis=1)
+    logits: NDArray[np.float32] = np.log(np.maximum(norms, _TINY)).astype(np.float32)[None]
+    return logits
+
+
+def make_scorer(
+    options: AskOptions,
+    focus: RegionFocus,
+    cache: KVCache,
+    prefix: TokenSequence,
+    after: NDArray[np.float32],
+    clock: Clock,
+) -> Scorer:
+    """The scorer that `options.prune` names.
+
+    Raises:
+        UsageError: That way to prune scores no tokens before the language model.
+    """
+    makers: dict[Prune, Callable[[], Scorer]] = {
+        "rfm": lambda: RfmScorer(focus, cache, prefix, after, clock),
+        "random": lambda: RandomScorer(options.seed, prefix, after),
+        "norm": lambda: NormScorer(prefix),
+    }
+    if options.prune not in makers:
+        raise UsageError(f"--prune {options.prune} has no scores; use one of {', '.join(makers)}")
+    return makers[options.prune]()
