@@ -29,6 +29,7 @@ from lrs_edge.manifest import (
     DecoderSpec,
     FileEntry,
     Manifest,
+    VisionSpec,
 )
 from lrs_edge.position import ImagePositions
 
@@ -39,6 +40,8 @@ SMALL_FILE = 4 << 20
 
 _MAX_DIMENSION = 1 << 20
 _MAX_POSITIONS = 1 << 12
+#: Operations of a vision graph for one tile; those of the largest towers have 10^13.
+_MAX_FLOPS = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
         all(0 < number <= _MAX_DIMENSION for number in numbers)
         and vision.grid % vision.local_pool == 0
         and 0 <= vision.positions <= _MAX_POSITIONS
+        and all(0 <= number <= _MAX_FLOPS for number in _flops(vision))
+        and all(0 <= spec.intermediate <= _MAX_DIMENSION for spec in decoders)
         and _are_whole(manifest.llm)
         and manifest.rfm.hidden == manifest.llm.hidden
         and all(spec.heads % spec.kv_heads == 0 for spec in decoders)
@@ -207,6 +212,12 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
             f"{path} holds numbers that do not fit together (tile, grid, heads, limits or prompt); "
             "export the bundle again"
         )
+
+
+def _flops(vision: VisionSpec) -> tuple[int, ...]:
+    """Operations that the manifest says of the vision graphs."""
+    tower = vision.tower
+    return (vision.flops,) if tower is None else (vision.flops, tower.flops, tower.projector_flops)
 
 
 def _are_whole(spec: DecoderSpec) -> bool:

@@ -99,7 +99,9 @@ class AskOptions:
         self._check_pruning()
 
     def _check_pruning(self) -> None:
-        """Refuse what the chosen way to prune or to search cannot do."""
+        """Refuse what the policy, or the chosen way to prune or to search, cannot do."""
+        if self.policy == "reference" and self.max_tiles is not None:
+            raise UsageError("the reference policy knows no tile budget; leave --max-tiles out")
         if self.policy == "reference" and (self.prune != "rfm" or self.search != "pyramid"):
             raise UsageError(
                 "the reference policy does what the authors' code does: it knows no other --prune "

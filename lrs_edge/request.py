@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
 from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind, Tokens
-from lrs_edge.errors import BundleError, UsageError
+from lrs_edge.errors import BundleError
 from lrs_edge.evidence import level_reports, regions, segment_reports, token_counts
 from lrs_edge.memory import peak_memory
 from lrs_edge.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
@@ -101,8 +101,6 @@ class Request:
         manifest, raster = self._stages.manifest, self._raster
         size = {"tile": manifest.vision.tile, "base_side": manifest.search.base_side}
         if self._options.policy == "reference":
-            if self._options.max_tiles is not None:
-                raise UsageError("the reference policy knows no tile budget; leave --max-tiles out")
             pyramid = build_pyramid(raster.height, raster.width, policy="reference", **size)
             if not reference_fails(pyramid, self._stages.vision.per_tile):
                 return pyramid

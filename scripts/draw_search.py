@@ -1,7 +1,7 @@
-"""Draw what a question led to: the image, every tile that was looked at, and the answer.
+"""Draw what a question led to: tiles looked at, tokens kept at every level, and the answer.
 
-lrs-edge ask IMAGE QUESTION --format json > answer.json
-python scripts/draw_search.py answer.json docs/search.png
+lrs-edge ask IMAGE QUESTION --format json --trace trace.npz > answer.json
+python scripts/draw_search.py answer.json trace.npz docs/search.png
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lrs_edge.pyramid import LevelWindow
 from lrs_edge.raster import Raster
 
+#: Pixels of a level that a token of the embedded model shows, across.
+TOKEN = 32
 #: Pixels of the picture's panels and text.
 PANEL = 380
 MARGIN = 16
@@ -30,17 +33,21 @@ SEEN = (255, 255, 255)
 COLOURS = 128
 
 
-def main(source: str, target: str) -> None:
+def main(source: str, trace: str, target: str) -> None:
     """Draw one answer."""
     answer = json.loads(Path(source).read_text(encoding="utf-8"))
-    picture = draw(answer)
+    with np.load(trace) as arrays:
+        picture = draw(answer, dict(arrays))
     picture.quantize(COLOURS).save(target, optimize=True)
     print(f"{target}: {picture.width}x{picture.height}, {Path(target).stat().st_size:,} bytes")
 
 
-def draw(answer: dict[str, Any]) -> Image.Image:
+def draw(answer: dict[str, Any], trace: dict[str, Any]) -> Image.Image:
     """One panel per level from coarse to fine, question above, answer below."""
-    panels = [panel(answer, level["level"]) for level in answer["levels"]]
+    panels = [
+        panel(answer, level, kept_tokens(trace, number))
+        for number, level in enumerate(answer["levels"], 1)
+    ]
     width = MARGIN + sum(part.width + MARGIN for part in panels)
     question = wrapped(f"Q: {answer['question']}", width)
     reply = wrapped(f"A: {answer['answer']}", width)
@@ -58,19 +65,36 @@ def draw(answer: dict[str, Any]) -> Image.Image:
     return picture
 
 
-def panel(answer: dict[str, Any], level: int) -> Image.Image:
-    """The image with the tiles of one level: looked at in white, kept in yellow, others dark."""
+def kept_tokens(trace: dict[str, Any], number: int) -> list[tuple[int, int]]:
+    """Row and column of the tokens kept at the search's level `number`, counted from 1."""
+    kept = trace[f"topk{number}_raw_indices"]
+    width = int(trace[f"seq{number}_local_hw_incl_newline"][1])
+    places = [divmod(int(index), width) for index in kept]
+    return [(row, col) for row, col in places if col < width - 1]
+
+
+def panel(
+    answer: dict[str, Any], level: dict[str, Any], tokens: list[tuple[int, int]]
+) -> Image.Image:
+    """The image with one level's tiles: looked at in white, others dark; kept tokens in yellow."""
     shown = overview(answer["image"])
     scale = shown.width / answer["image"]["width"]
-    regions = [region for region in answer["regions"] if region["level"] == level]
+    regions = [region for region in answer["regions"] if region["level"] == level["level"]]
     light = Image.new("L", shown.size, 90)
     for region in regions:
         ImageDraw.Draw(light).rectangle(box(region["window"], scale, shown), fill=255)
     shown = Image.composite(shown, Image.new("RGB", shown.size), light)
+    marked = shown.copy()
+    side = TOKEN * shown.width / level["width"]
+    for row, col in tokens:
+        corner = (col * side, row * side)
+        ImageDraw.Draw(marked).rectangle(
+            (*corner, corner[0] + side - 0.5, corner[1] + side - 0.5), fill=KEPT
+        )
+    shown = Image.blend(shown, marked, 0.55)
     pen = ImageDraw.Draw(shown)
-    for region in sorted(regions, key=lambda region: (region["kept"], region["score"])):
-        colour, line = (KEPT, 3) if region["kept"] else (SEEN, 1)
-        pen.rectangle(box(region["window"], scale, shown), outline=colour, width=line)
+    for region in regions:
+        pen.rectangle(box(region["window"], scale, shown), outline=SEEN, width=1)
     return shown
 
 

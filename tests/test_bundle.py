@@ -160,6 +160,10 @@ def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path) -> None:
     [
         ("vision", {"tile": 0}),
         ("vision", {"grid": 25}),
+        ("vision", {"flops": -1}),
+        ("vision", {"flops": 10**30}),
+        ("vision", {"tower": {"graph": "vision.onnx", "projector": "p.onnx", "flops": 10**30}}),
+        ("llm", {"intermediate": 1 << 30}),
         ("vision", {"std": [0.0, 1.0, 1.0]}),
         ("llm", {"heads": 3}),
         ("llm", {"hidden": 1 << 30}),

@@ -126,7 +126,7 @@ def test_quiet_leaves_stderr_empty(image: str, capsys: pytest.CaptureFixture[str
 
 def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.npz"
-    line = ["ask", image, "q", "-m", "bundle", "--policy", "reference", "--resampling", "reference"]
+    line = ["ask", image, "q", "-m", "bundle", "--policy", "full", "--resampling", "reference"]
     line += ["--max-tiles", "9", "--tiles-per-level", "4", "--max-vision-tokens", "99"]
     line += ["--kv-budget", "50", "--timeout", "2.5", "--max-tokens", "5", "--temperature", "0.5"]
     line += ["--top-p", "0.9", "--seed", "3", "--end-str", "Answer with one word."]
@@ -139,8 +139,10 @@ def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path
     question, options, traced = engine.calls["stream"]
     assert (question, traced) == ("q", trace)
     assert options == AskOptions(
-        "reference", "reference", 9, 4, 99, 50, 2.5, 5, 0.5, 0.9, 3, "Answer with one word."
+        "full", "reference", 9, 4, 99, 50, 2.5, 5, 0.5, 0.9, 3, "Answer with one word."
     )
+    assert run(["ask", image, "q", "--policy", "reference"]) == 0
+    assert engine.calls["stream"][1] == AskOptions("reference")
 
 
 def test_ways_to_prune_reach_the_engine(engine: FakeEngine, image: str) -> None:
@@ -317,6 +319,7 @@ def test_debug_shows_the_traceback(
         ["ask", "image.tif", "q", "--range", "1"],
         ["ask", "image.tif", "q", "--range", "5,1"],
         ["ask", "image.tif", "q", "--range", "nan,1"],
+        ["ask", "image.tif", "q", "--range", "0,inf"],
         ["ask", "image.tif", "q", "--unknown"],
         ["unknown"],
         ["--unknown"],

@@ -319,6 +319,21 @@ def test_without_boxes_the_layers_must_be_named(
     assert shown.err == ""
     assert run([*asked, "--layer-list", "2", "--steps", "1"]) == 1
     assert "--force" in capsys.readouterr().err
+    assert run([*asked, "--layer-list", "two"]) == 2
+    assert "'two' is not a list of layers such as" in capsys.readouterr().err
+
+
+def test_the_empty_folder_one_is_in(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_qwen(tmp_path / "source")
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    options = replace(OPTIONS, train=replace(OPTIONS.train, steps=0))
+    found = distill(str(source), data, Path(), options)
+    assert found.path == tmp_path / "new"
+    assert (tmp_path / "new" / "distill.json").is_file()
+    assert (tmp_path / "new.work").is_dir()
 
 
 def test_targets_in_the_way(data: Path, tmp_path: Path) -> None:

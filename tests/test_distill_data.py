@@ -71,6 +71,10 @@ def test_boxes_come_in_two_forms(tmp_path: Path) -> None:
         ({"hbox": [0, 0, 5]}, "must be x0"),
         ({"hbox": [0, 0, True, 5]}, "must be x0"),
         ({"hbox": "0 0 5 5"}, "must be x0"),
+        ({"hbox": [0, 0, 10**400, 5]}, "must be x0"),
+        ({"hbox": [0, 0, 1e308, 5]}, "must be x0"),
+        ({"hbox": [[0, 0, 5, 5]] * 300}, "more than 256 boxes"),
+        ({"image": "\ud800.png"}, "not a path inside"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, changes: dict[str, object], word: str) -> None:

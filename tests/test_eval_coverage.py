@@ -133,8 +133,23 @@ def test_chance_is_drawn_where_it_cannot_be_counted() -> None:
     found = random_covered(shares, 80, 40)
     assert found == random_covered(shares, 80, 40)
     assert found == pytest.approx(0.59, abs=0.05)
-    assert random_covered(shares, 80, 10) == 0.0
+    assert random_covered(shares, 80, 10) == random_covered(shares, 80, 0) == 0.0
     assert random_covered(shares, 80, 80) == 1.0
+
+
+def test_what_is_drawn_is_near_what_would_be_counted() -> None:
+    weights = [9, 5, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1]
+    shares = [weight / sum(weights) for weight in weights]
+    tiles = len(shares) + 5
+    for chosen in (3, 5, 8, 12):
+        choices = list(combinations([*shares, *([0.0] * 5)], chosen))
+        wanted = sum(is_covered(sum(choice)) for choice in choices) / len(choices)
+        # Four standard deviations of 2,000 draws, at most.
+        assert random_covered(shares, tiles, chosen) == pytest.approx(wanted, abs=0.045)
+
+
+def test_chance_on_a_huge_level_takes_no_time() -> None:
+    assert random_covered([1 / 40] * 40, 1 << 24, 1 << 23) == pytest.approx(0.56, abs=0.06)
 
 
 @settings(max_examples=30)

@@ -105,6 +105,14 @@ def test_a_tower_and_a_projector_of_their_own_are_counted(
     # The tower goes on into one layer more, for its attention.
     assert costs[tower.graph].per_tile + projected > manifest.vision.flops
     assert projected < manifest.vision.flops
+    uncounted = msgspec.structs.replace(
+        manifest,
+        vision=msgspec.structs.replace(
+            manifest.vision, tower=msgspec.structs.replace(tower, flops=0)
+        ),
+    )
+    work = {tower.graph: GraphWork(runs=1, tiles=1)}
+    assert count_flops(graph_costs(uncounted), work) is None
     meter = Meter()
     graph = MeteredGraph(Recorded(), tower.projector, meter)  # type: ignore[arg-type]
     graph.run({"features": np.zeros((2, 3, 4))}, [])

@@ -54,6 +54,8 @@ def test_boxes_are_one_or_several_or_none(
     [
         *([1, 2, 3], [3, 2, 1, 4], [1, 2, 1, 4], ["1", 2, 3, 4], "1,2,3,4", {"x": 1}, 7),
         *([[1, 2, 3, 4], 5], [True, 2, 3, 4], [0, 0, 1e300, 1], [[0, 0, 1, 1]] * 300),
+        # No float holds this.
+        [0, 0, 10**400, 1],
     ],
 )
 def test_a_box_that_is_none_is_told_and_not_looked_for(tmp_path: Path, hbox: object) -> None:
@@ -155,6 +157,10 @@ def test_giant_lines_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(b'{"text": "' + b"a" * questions.MAX_LINE_BYTES + b'"}\n')
     with pytest.raises(UsageError, match="line 1 is longer"):
         read_questions(path)
+    monkeypatch.setattr(questions, "MAX_ARRAY_BYTES", 100)
+    (tmp_path / "q.json").write_text(json.dumps([mme_row()]))
+    with pytest.raises(UsageError, match="is a JSON array of more than"):
+        read_questions(tmp_path / "q.json")
     monkeypatch.setattr(questions, "MAX_FILE_BYTES", 1000)
     with pytest.raises(UsageError, match="larger than"):
         read_questions(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -14,12 +15,15 @@ from lrs_edge.evaluation import results
 from lrs_edge.evaluation.results import open_results, read_results
 from tests.evaluation import make_header, make_result
 
+#: Characters of one to four bytes.
+ANSWER = "zwei Häfen, 港 🚢"
+
 
 def written(path: Path, count: int, **header: object) -> bytes:
     _, writer = open_results(path, make_header(**header))
     with writer:
         for index in range(count):
-            writer.append(make_result(index))
+            writer.append(make_result(index, ANSWER))
     return path.read_bytes()
 
 
@@ -28,7 +32,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     written(path, 3)
     found = read_results([path])
     assert found.header == make_header()
-    assert list(found) == [make_result(index) for index in range(3)]
+    assert list(found) == [make_result(index, ANSWER) for index in range(3)]
 
 
 def test_lines_are_there_as_soon_as_they_are_appended(tmp_path: Path) -> None:
@@ -45,16 +49,17 @@ def test_a_run_killed_anywhere_goes_on(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("killed") / "r.jsonl"
-    whole = written(path, 3)
+    header = {"model": "modèle 港"}
+    whole = written(path, 3, **header)
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
     lines = whole[:cut].count(b"\n")
-    known, writer = open_results(path, make_header())
+    known, writer = open_results(path, make_header(**header))
     with writer:
         assert sorted(known.by_index) == list(range(max(lines - 1, 0)))
         for index in range(3):
             if index not in known.by_index:
-                writer.append(make_result(index))
+                writer.append(make_result(index, ANSWER))
     assert path.read_bytes() == whole
 
 
@@ -100,6 +105,35 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path.write_bytes(whole + b"[" * 200_000 + b"\n")
     with pytest.raises(UsageError, match="line 4 is not what"):
         read_results([path])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 10**400) for name in ("height", "tile_cols", "tiles_encoded", "vision", "sent")),
+        *(("tile_rows", -1), ("width", 0), ("total", -1.0), ("index", -1), ("generated", -2)),
+    ],
+)
+def test_numbers_that_no_run_has_are_refused(tmp_path: Path, field: str, value: float) -> None:
+    path = tmp_path / "r.jsonl"
+    whole = written(path, 1)
+    changed = re.sub(rf'"{field}":[\d.]+'.encode(), f'"{field}":{value}'.encode(), whole)
+    assert changed != whole
+    path.write_bytes(changed)
+    with pytest.raises(UsageError, match="line 2 is not what"):
+        read_results([path])
+    path.write_bytes(whole.replace(b'"tile":100', b'"tile":%d' % 10**400))
+    with pytest.raises(UsageError, match="line 1 is not what"):
+        read_results([path])
+
+
+def test_questions_with_one_id_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _, writer = open_results(path, make_header())
+    with writer:
+        for index, text in enumerate(("two", "three", "two")):
+            writer.append(make_result(index, text, question_id="FAIR_7"))
+    assert [result.text for result in read_results([path])] == ["two", "three", "two"]
 
 
 def test_giant_lines_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

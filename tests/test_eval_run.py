@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 import lrs_edge
 from lrs_edge.cli import run
+from lrs_edge.commands import eval_progress
+from lrs_edge.commands.eval_progress import EvalProgress
 from lrs_edge.errors import BackendError, OutOfMemoryError
 from lrs_edge.evaluation.questions import MME_END_STR, read_questions
 from lrs_edge.evaluation.results import read_results
@@ -212,6 +215,56 @@ def test_failures_are_recorded_counted_and_asked_again_only_on_request(
     assert evaluate(bundle, folder) == 1
     assert evaluate(bundle, folder, "--retry-errors") == 0
     assert len(read_results([folder / "r.jsonl"])) == 6
+
+
+def test_the_bar_counts_every_question_once(
+    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Bar] = []
+
+    class Bar(EvalProgress):
+        def __init__(self, total: int, *, enabled: bool) -> None:
+            super().__init__(total, enabled=enabled)
+            self.total, self.failures = total, []
+            bars.append(self)
+
+        def add(self, *, correct: bool, failed: bool) -> None:
+            super().add(correct=correct, failed=failed)
+            self.failures.append(failed)
+
+    monkeypatch.setattr(eval_progress, "EvalProgress", Bar)
+    image = (folder / "images" / "b.png").read_bytes()
+    (folder / "images" / "b.png").write_bytes(b"no image")
+    assert evaluate(bundle, folder) == 1
+    (folder / "images" / "b.png").write_bytes(image)
+    assert evaluate(bundle, folder, "--retry-errors") == 0
+    assert evaluate(bundle, folder, "--limit", "2") == 0
+    assert [len(bar.failures) for bar in bars] == [bar.total for bar in bars] == [6, 6, 2]
+    assert [sum(bar.failures) for bar in bars] == [2, 0, 0]
+
+
+def test_names_that_are_too_long_or_no_text(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [lrs_row(0, image="a" * 3000), lrs_row(1, image="b.png")]
+    write_lines(folder / os.fsdecode(b"q\xff.jsonl"), *rows)
+    assert evaluate(bundle, folder, questions=os.fsdecode(b"q\xff.jsonl")) == 1
+    assert "question FAIR_0 failed: " in capsys.readouterr().err
+    found = read_results([folder / "r.jsonl"])
+    assert found.header.questions.file == "q?.jsonl"
+    assert [bool(result.error) for result in found] == [True, False]
+    assert evaluate(bundle, folder, "--end-str", os.fsdecode(b"\xff")) == 2
+    assert "--end-str is not valid Unicode" in capsys.readouterr().err
+
+
+def test_what_no_question_could_do_is_refused_before_anything_is_written(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(bundle, folder, "--prune", "fastv") == 4
+    assert "--attention-layers" in capsys.readouterr().err
+    assert evaluate(bundle, folder, "--policy", "reference", "--max-tiles", "9") == 2
+    assert "leave --max-tiles out" in capsys.readouterr().err
+    assert not (folder / "r.jsonl").exists()
 
 
 def test_quiet_says_nothing_but_the_score(

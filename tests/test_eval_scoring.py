@@ -121,6 +121,7 @@ def test_a_search_that_stayed_with_the_global_view_covers_nothing() -> None:
         FinestLevel(500, 1000, 5, 10, ((0, -1),)),
         FinestLevel(0, 1000, 5, 10, ()),
         FinestLevel(500, 1000, 1 << 30, 1 << 30, ()),
+        FinestLevel(500, 1000, -1, -1, ()),
     ],
 )
 def test_tiles_that_cannot_be_are_refused(finest: FinestLevel) -> None:
@@ -174,6 +175,24 @@ def test_comparison_counts_changes_question_by_question() -> None:
     assert one is not None
     assert other is not None
     assert (one.tiles, other.tiles) == (4.0, 5.5)
+
+
+def test_means_are_compared_over_the_same_questions() -> None:
+    box = ((10.0, 10.0, 90.0, 90.0),)
+    missed = ((500.0, 300.0, 600.0, 400.0),)
+    first = make_results(
+        make_result(0, hbox=box),
+        make_result(1, hbox=missed, work=make_work(tiles_encoded=999)),
+    )
+    second = make_results(
+        make_result(0, hbox=box), make_result(1, "", error="x", work=None, hbox=missed)
+    )
+    for found in (compare(first, second, EXACT), compare(second, first, EXACT)):
+        assert found.overall.questions == 2
+        assert found.regions[0] == found.regions[1]
+        assert found.costs[0] == found.costs[1]
+        assert found.regions[0] is not None
+        assert found.regions[0].recall == 1.0
 
 
 def test_runs_over_other_questions_cannot_be_compared() -> None:

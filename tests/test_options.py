@@ -48,6 +48,7 @@ def test_overrides_replace_single_values() -> None:
     ("options", "message"),
     [
         ({"policy": "reference", "prune": "random"}, "--policy full"),
+        ({"policy": "reference", "max_tiles": 9}, "leave --max-tiles out"),
         ({"policy": "reference", "search": "exhaustive"}, "--policy full"),
         ({"search": "exhaustive", "prune": "none"}, "--search pyramid"),
         ({"search": "exhaustive", "prune": "fastv"}, "--search pyramid"),

@@ -27,7 +27,7 @@ from lrs_edge.errors import ExportError
 from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
 from lrs_edge.export.sessions import open_session
 from lrs_edge.pruning.prumerge import CLUSTER, PruMerge, outliers
-from lrs_edge.pruning.tower import OUTPUTS, Patches
+from lrs_edge.pruning.tower import OUTPUTS, Patches, TowerEncoder
 from lrs_edge.pruning.visionzip import VisionZip, kept_counts
 from tests.checkpoints import GRID, PATCH, write_nano, write_qwen
 
@@ -253,6 +253,35 @@ def test_the_command_writes_them(checkpoint: Path, tmp_path: Path) -> None:
 
 
 # -- questions -----------------------------------------------------------------------------------
+
+
+class FixedGraph:
+    """A graph that gives the same arrays, whatever it is fed."""
+
+    def __init__(self, inputs: tuple[str, ...], outputs: dict[str, np.ndarray]) -> None:
+        self.inputs, self.outputs = dict.fromkeys(inputs), outputs
+
+    def run(self, _feeds: object, outputs: tuple[str, ...]) -> list[np.ndarray]:
+        return [self.outputs[name] for name in outputs]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_tower_of_other_shapes_is_refused(engine: Engine, name: str) -> None:
+    given = {part: np.ones((1, PATCHES, 5), np.float32) for part in OUTPUTS}
+    given |= {part: given[part][..., 0] for part in OUTPUTS if part.endswith("attention")}
+    spec, rule = engine.manifest.vision, VisionZip(0.5)
+    tile, inside = np.zeros((3, TILE, TILE), np.float32), np.arange(PATCHES)
+    tokens = np.ones((1, rule.most(PATCHES), 7), np.float32)
+    projector = FixedGraph(("features",), {"tokens": tokens})
+
+    def encode(outputs: dict[str, np.ndarray]) -> None:
+        tower = FixedGraph(("pixel_values",), outputs)
+        TowerEncoder(lambda: (tower, projector), spec, 7).encode(tile, inside, rule)  # type: ignore[arg-type, return-value]
+
+    encode(given)
+    for odd in (given[name][..., None], given[name][:, 1:]):
+        with pytest.raises(BundleError, match="outputs do not fit"):
+            encode(given | {name: odd})
 
 
 def test_every_tile_of_a_level_gives_some_tokens(engine: Engine, image: Path) -> None:

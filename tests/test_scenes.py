@@ -78,6 +78,9 @@ class TestLibrary:
             ({"file": "images/none.png"}, "does not exist"),
             ({"file": 7}, "'file' must be a path"),
             ({"file": "a\0b"}, "'file' must be a path"),
+            ({"file": "a" * 3000}, "no usable path|does not exist"),
+            ({"file": "\ud800.png"}, "no usable path"),
+            ({"file": "images/circle.png"}, "no usable path|does not exist"),
             ({"width": 100_000}, "'width' and 'height'"),
             ({"width": True}, "'width' and 'height'"),
             ({"height": "48"}, "'width' and 'height'"),
@@ -95,6 +98,7 @@ class TestLibrary:
         picture(1).save(root / "images" / "a.png")
         picture(1).save(tmp_path / "outside.png")
         (root / "images" / "link.png").symlink_to(tmp_path / "outside.png")
+        (root / "images" / "circle.png").symlink_to(root / "images" / "circle.png")
         line = {"file": "images/a.png", "width": 48, "height": 48, "scene": "Pond"}
         write_labels(root, [line, line | change])
         with pytest.raises(LrsEdgeError, match=said) as raised:

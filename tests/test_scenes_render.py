@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,24 @@ class TestTiles:
         path = tmp_path / "tile.png"
         path.write_bytes(content)
         with pytest.raises(ImageError, match=r"tile\.png cannot be decoded"):
+            decode(LabelledTile(path, "pond", 48, 48))
+
+    def test_a_tile_that_claims_gigapixels_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "tile.png"
+        picture(1, 48).save(path)
+        data = bytearray(path.read_bytes())
+        # Width and height in the header, whose checksum follows.
+        data[16:24] = struct.pack(">II", 60_000, 60_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=r"tile\.png cannot be decoded"):
+            decode(LabelledTile(path, "pond", 48, 48))
+
+    @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+    def test_tiles_of_more_than_8_bits_are_refused(self, tmp_path: Path, dtype: type) -> None:
+        path = tmp_path / "tile.tif"
+        Image.fromarray(np.full((48, 48), 3000, dtype)).save(path)
+        with pytest.raises(ImageError, match="more than 8 bits"):
             decode(LabelledTile(path, "pond", 48, 48))
 
     def test_a_cut_off_tile_is_refused(self, tmp_path: Path) -> None:

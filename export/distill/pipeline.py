@@ -83,6 +83,8 @@ def distill(
     """
     options = options or DistillOptions()
     device = _device(options.device)
+    # "." has no name, and its parent is not beside it.
+    target = target.absolute()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     found = find_checkpoint(checkpoint)

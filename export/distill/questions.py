@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from lrs_edge.errors import UsageError
+from lrs_edge.evaluation.questions import MAX_BOXES, MAX_COORDINATE, stays_inside
 
 #: A line longer than this is refused; a question is a few hundred bytes.
 MAX_LINE_BYTES = 1 << 20
@@ -83,7 +84,8 @@ def image_folder(data: Path, given: Path | None, questions: list[Question]) -> P
     folders = [given] if given is not None else [home, home / "images"]
     first = questions[0].image
     for folder in folders:
-        if (folder / first).is_file():
+        # Not `Path.is_file`: it raises where the name is too long for a file.
+        if os.path.isfile(folder / first):
             return folder
     tried = " or ".join(str(folder) for folder in folders)
     raise UsageError(f"the image {first} is not in {tried}; name its folder with --images")
@@ -117,7 +119,7 @@ def _question(where: str, line: bytes) -> Question:
     for name, value in (("image", image), ("text", text)):
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"{where}: {name} must be text that is not empty; correct the file")
-    if not _is_inside(str(image)):
+    if not stays_inside(str(image)):
         raise UsageError(
             f"{where}: the image {str(image)[:80]!r} is not a path inside the folder of images; "
             "correct the file"
@@ -131,13 +133,15 @@ def _boxes(where: str, value: Any) -> tuple[Box, ...]:
     listed = value if isinstance(value, list) else [value]
     if listed and not isinstance(listed[0], list):
         listed = [listed]
+    if len(listed) > MAX_BOXES:
+        raise UsageError(f"{where}: hbox has more than {MAX_BOXES} boxes; correct the file")
     return tuple(_box(where, box) for box in listed)
 
 
 def _box(where: str, value: Any) -> Box:
     numbers: list[Any] = value if isinstance(value, list) and len(value) == 4 else []
     sound = numbers and all(
-        isinstance(part, int | float) and not isinstance(part, bool) and math.isfinite(part)
+        isinstance(part, int | float) and not isinstance(part, bool) and abs(part) < MAX_COORDINATE
         for part in numbers
     )
     if not sound or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
@@ -147,16 +151,3 @@ def _box(where: str, value: Any) -> Box:
         )
     x0, y0, x1, y1 = (float(part) for part in numbers)
     return x0, y0, x1, y1
-
-
-def _is_inside(name: str) -> bool:
-    """True for a plain relative path in both path syntaxes, without `..`."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    return (
-        "\0" not in name
-        and not posix.is_absolute()
-        and not windows.is_absolute()
-        and not windows.drive
-        and ".." not in posix.parts
-        and ".." not in windows.parts
-    )

@@ -164,10 +164,15 @@ def _tile(root: Path, facts: dict[str, Any], where: str) -> LabelledTile:
     file, label = facts.get("file"), facts["scene"]
     if not isinstance(file, str) or not file or "\0" in file:
         raise LrsEdgeError(f"{where}: 'file' must be a path relative to {root}")
-    path = (root / file).resolve()
+    try:
+        path = (root / file).resolve()
+        exists = path.is_file()
+    # A name that is too long or no Unicode; links in a circle.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LrsEdgeError(f"{where}: 'file' {file[:80]!r} is no usable path ({error})") from error
     if Path(file).is_absolute() or not path.is_relative_to(root):
         raise LrsEdgeError(f"{where}: {file!r} lies outside {root}; keep tiles inside the folder")
-    if not path.is_file():
+    if not exists:
         raise LrsEdgeError(f"{where}: {file!r} does not exist in {root}")
     name = spoken_name(label) if isinstance(label, str) else ""
     if not name or len(name) > MAX_LABEL or not re.fullmatch(r"[^\W_](?:[\w' ]*\w)?", name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 _KEPT_SIDE = 1024
 #: Aspect ratios beyond this are cut to the middle of the tile.
 _MAX_ASPECT = 1.25
+
+#: What Pillow raises for damaged files and for files that claim gigapixels.
+_UNREADABLE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError),
+    *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error),
+)
 
 _QUARTERS = (
     None,
@@ -104,8 +111,13 @@ def decode(tile: LabelledTile) -> Image.Image:
                         f"{tile.path} has {opened.width} x {opened.height} pixels, not "
                         f"{tile.width} x {tile.height}; correct labels.jsonl"
                     )
+                # Pillow would cut such values at 255: a white tile.
+                if opened.mode.startswith(("I", "F")):
+                    raise ImageError(
+                        f"{tile.path} has more than 8 bits per value; convert it to 8 bits"
+                    )
                 image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ImageError(
             f"{tile.path} cannot be decoded ({error}); replace it or take it out of labels.jsonl"
         ) from error

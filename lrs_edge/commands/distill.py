@@ -10,17 +10,15 @@ import click
 from lrs_edge.commands.common import (
     debug_option,
     format_option,
-    number_list,
     one_line,
     write_json,
     write_result,
 )
+from lrs_edge.commands.search_options import layer_list as layer_list_type
 from lrs_edge.errors import ExportError
 
 if TYPE_CHECKING:
     from lrs_edge.export.distill import DistillResult
-
-_LIST_LENGTHS = tuple(range(1, 65))
 
 
 @click.command()
@@ -66,7 +64,7 @@ _LIST_LENGTHS = tuple(range(1, 65))
 )
 @click.option(
     "--layer-list",
-    type=number_list(int, _LIST_LENGTHS),
+    type=layer_list_type,
     metavar="5,9",
     help="Learn from these layers (counted from 0) instead of measuring which localise best.",
 )

@@ -223,18 +223,26 @@ def _ask(values: dict[str, Any], settings: RunSettings, matcher: Matcher, tell: 
         threads=values["threads"],
         verify=values["verify"],
     ) as engine:
+        runner.check_bundle(settings, engine)
         header = runner.make_header(settings, engine, values["bundle"])
         known, writer = open_results(values["output"], header)
-        total = len(runner.chosen_questions(settings))
+        chosen = [question.index for question in runner.chosen_questions(settings)]
+        waiting = {question.index for question in runner.unanswered(settings, known)}
         shown = not values["quiet"] and sys.stderr is not None and sys.stderr.isatty()
-        with writer, EvalProgress(total, enabled=shown) as progress:
-            for result in known:
+        with writer, EvalProgress(len(chosen), enabled=shown) as progress:
+
+            def count(result: Result) -> None:
                 progress.add(correct=_is_correct(matcher, result), failed=bool(result.error))
+
+            # Not what lies beyond a smaller --limit, nor errors that are asked again.
+            for index in chosen:
+                if index not in waiting:
+                    count(known.by_index[index])
             told = 0
 
             def on_result(result: Result) -> None:
                 nonlocal told
-                progress.add(correct=_is_correct(matcher, result), failed=bool(result.error))
+                count(result)
                 if result.error and told < _MOST_ERRORS_TOLD:
                     told += 1
                     tell(f"question {result.question_id} failed: {result.error}")

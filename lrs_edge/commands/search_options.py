@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -225,7 +226,7 @@ def check_value_range(value_range: tuple[float, ...] | None) -> None:
     """Check `--range`.
 
     Raises:
-        UsageError: The numbers are not in ascending order.
+        UsageError: The numbers are not finite, or not in ascending order.
     """
-    if value_range is not None and not value_range[0] < value_range[1]:
+    if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise UsageError("--range takes two numbers, the lower one first, such as 0,3000")

@@ -50,8 +50,9 @@ class Comparison:
         lost: Ids of the questions that A answered right and B wrong.
         p_value: McNemar's exact test, two-sided: how likely a difference in won and lost at least
             as large is where both runs are equally good.
-        regions: Region recall of A and of B, None where no question has boxes.
-        costs: Mean costs of A and of B, None where nothing was answered.
+        regions: Region recall of A and of B on the questions with boxes that neither failed; None
+            where there are none.
+        costs: Mean costs of A and of B on the questions that neither failed; None without any.
     """
 
     first: Header
@@ -85,6 +86,9 @@ def compare(first: Results, second: Results, matcher: Matcher) -> Comparison:
     ]
     if not pairs:
         raise UsageError("no question has a result in both runs; there is nothing to compare")
+    # Means over other questions each would not be a comparison.
+    answered = [(a, b) for a, b in pairs if a.result.work and b.result.work]
+    located = [(a, b) for a, b in answered if a.coverage and b.coverage]
     won = tuple(a.result.question_id for a, b in pairs if b.correct and not a.correct)
     lost = tuple(a.result.question_id for a, b in pairs if a.correct and not b.correct)
     return Comparison(
@@ -96,8 +100,8 @@ def compare(first: Results, second: Results, matcher: Matcher) -> Comparison:
         won=won,
         lost=lost,
         p_value=mcnemar(len(won), len(lost)),
-        regions=(region_figures(a for a, _ in pairs), region_figures(b for _, b in pairs)),
-        costs=(cost_figures(a for a, _ in pairs), cost_figures(b for _, b in pairs)),
+        regions=(region_figures(a for a, _ in located), region_figures(b for _, b in located)),
+        costs=(cost_figures(a for a, _ in answered), cost_figures(b for _, b in answered)),
     )
 
 

@@ -70,8 +70,9 @@ def graph_costs(manifest: Manifest) -> dict[str, GraphCost] | None:
     }
     if rfm.masked_graph is not None:
         costs[rfm.masked_graph] = scoring
-    if vision.tower is not None:
-        tower = vision.tower
+    tower = vision.tower
+    # Graphs without a cost are not known: what they do gives no figure.
+    if tower is not None and min(tower.flops, tower.projector_flops) > 0:
         costs[tower.graph] = GraphCost("vision", per_tile=tower.flops)
         costs[tower.projector] = GraphCost("vision", per_token=tower.projector_flops)
     for segment in llm.segments:

@@ -7,7 +7,6 @@ image paths must stay inside the folder that the user names.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,12 +25,16 @@ Box = tuple[float, float, float, float]
 
 #: A larger file is refused unread; LRS-VQA's has 2 MB, MME-RealWorld's 25 MB.
 MAX_FILE_BYTES = 256 << 20
+#: A larger JSON array is refused: it is read as a whole, and small values take 20 times the space.
+MAX_ARRAY_BYTES = 64 << 20
 #: A longer line is refused.
 MAX_LINE_BYTES = 1 << 20
 #: More questions are refused.
 MAX_QUESTIONS = 1_000_000
 #: More evidence boxes of one question than that are no evidence.
 MAX_BOXES = 256
+#: Edges of boxes beyond this many pixels are no evidence.
+MAX_COORDINATE = 1e9
 MAX_CHOICES = 26
 
 #: What the authors' runner puts after an MME-RealWorld question, on a line of its own.
@@ -211,6 +214,10 @@ def _jsonl_rows(path: Path, data: bytes) -> Iterator[_Row]:
 
 
 def _mme_rows(path: Path, data: bytes) -> Iterator[_Row]:
+    if len(data) > MAX_ARRAY_BYTES:
+        raise UsageError(
+            f"{path} is a JSON array of more than {MAX_ARRAY_BYTES >> 20} MiB; split it into files"
+        )
     rows = _decoded(str(path), data)
     assert isinstance(rows, list)
     for number, row in enumerate(rows, 1):
@@ -297,7 +304,8 @@ def _box(row: object) -> Box | None:
     for number in row:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             return None
-        if not (math.isfinite(number) and abs(number) < 1e9):
+        # False for NaN too; a whole number may be too large for `math.isfinite`.
+        if not abs(number) < MAX_COORDINATE:
             return None
     x0, y0, x1, y1 = (float(number) for number in row)
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -9,9 +9,9 @@ by `cat`: a header in the middle must say the same as the first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import msgspec
 
@@ -27,6 +27,13 @@ MAX_LINE_BYTES = 16 << 20
 #: A larger file is refused; an answer takes about 2 kB.
 MAX_FILE_BYTES = 4 << 30
 
+#: Numbers in a results file beyond these would not fit the arithmetic, and mean nothing.
+_MOST = 1 << 62
+_LONGEST_SIDE = 1 << 31
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=_LONGEST_SIDE)]
+
 
 class QuestionSource(msgspec.Struct, frozen=True):
     """The question file: name, SHA-256 of its bytes, format, number of questions."""
@@ -34,7 +41,7 @@ class QuestionSource(msgspec.Struct, frozen=True):
     file: str
     sha256: str
     format: QuestionFormat
-    count: int
+    count: Count
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +68,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     lrs_edge: str
     model: str
     manifest_sha256: str
-    tile: int
+    tile: Side
     provider: str
     questions: QuestionSource
     options: dict[str, Any]
@@ -95,19 +102,19 @@ def _flat(header: Header) -> dict[str, Any]:
 class FinestLevel(msgspec.Struct, frozen=True):
     """The finest level searched: size in pixels, tiles, and (row, col) of those looked at."""
 
-    height: int
-    width: int
-    tile_rows: int
-    tile_cols: int
-    tiles: tuple[tuple[int, int], ...]
+    height: Side
+    width: Side
+    tile_rows: Side
+    tile_cols: Side
+    tiles: tuple[tuple[Count, Count], ...]
 
 
 class FlopCounts(msgspec.Struct, frozen=True):
     """Floating-point operations of one question by stage."""
 
-    vision: int
-    rfm: int
-    llm: int
+    vision: Count
+    rfm: Count
+    llm: Count
 
     @property
     def total(self) -> int:
@@ -130,15 +137,21 @@ class Work(msgspec.Struct, frozen=True):
         finest: None where only the global view was looked at.
     """
 
-    image_size: tuple[int, int]
+    image_size: tuple[Side, Side]
     search_end: str
     finish_reason: str
-    tiles_encoded: int
-    tiles_from_cache: int
+    tiles_encoded: Count
+    tiles_from_cache: Count
     tokens: TokenCounts
     seconds: Timings
     flops: FlopCounts | None = None
     finest: FinestLevel | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse counts and times that no run has; msgspec tells where in the file."""
+        for name, values in (("tokens", astuple(self.tokens)), ("seconds", astuple(self.seconds))):
+            if not all(0 <= value <= _MOST for value in values):
+                raise ValueError(f"{name} out of range")
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -159,7 +172,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         work: What was done; None where there is no answer.
     """
 
-    index: int
+    index: Count
     question_id: str
     image: str
     category: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -34,7 +35,8 @@ from lrs_edge.evaluation.results import (
     ResultsWriter,
     Work,
 )
-from lrs_edge.options import AskOptions
+from lrs_edge.options import INSIDE, AskOptions
+from lrs_edge.pruning.inside import plan_pruning
 from lrs_edge.scene import Scene
 
 #: Told about every recorded answer.
@@ -84,7 +86,14 @@ def question_options(questions: QuestionFile, options: AskOptions) -> AskOptions
     """Options with the instruction that the authors put behind MME-RealWorld's questions.
 
     An instruction of the user's own stays.
+
+    Raises:
+        UsageError: It is no text, and could not be recorded.
     """
+    try:
+        options.end_str.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("--end-str is not valid Unicode text; write it in UTF-8") from error
     if questions.format == "mme-realworld" and not options.end_str:
         return replace(options, end_str=MME_END_STR)
     return options
@@ -109,7 +118,10 @@ def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> H
         tile=engine.manifest.vision.tile,
         provider=engine.provider,
         questions=QuestionSource(
-            questions.path.name, questions.sha256, questions.format, len(questions.questions)
+            _shown(questions.path.name),
+            questions.sha256,
+            questions.format,
+            len(questions.questions),
         ),
         options=_plain(asdict(settings.options)),
         bands=settings.bands,
@@ -119,11 +131,27 @@ def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> H
     )
 
 
+def _shown(name: str) -> str:
+    """A file's name as JSON can hold it: bytes that are no Unicode become question marks."""
+    return name.encode(errors="replace").decode()
+
+
 def _plain(options: dict[str, object]) -> dict[str, object]:
     """Options as JSON gives them back: lists instead of tuples."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
     }
+
+
+def check_bundle(settings: RunSettings, engine: Engine) -> None:
+    """Refuse a way to prune that the bundle cannot do: every single question would fail.
+
+    Raises:
+        UsageError: The language model is not cut at a layer that was asked for.
+        BundleError: It is not cut at all.
+    """
+    if settings.options.prune in INSIDE:
+        plan_pruning(settings.options, engine.manifest.llm.segments)
 
 
 def check_images(settings: RunSettings) -> None:
@@ -135,7 +163,8 @@ def check_images(settings: RunSettings) -> None:
         UsageError: None of the images is there.
     """
     names = dict.fromkeys(question.image for question in chosen_questions(settings))
-    if names and not any((settings.images / name).is_file() for name in names):
+    # Not `Path.is_file`: it raises where a name is too long for a file.
+    if names and not any(os.path.isfile(settings.images / name) for name in names):
         raise UsageError(
             f"none of the {len(names)} images of {settings.questions.path} is in "
             f"{settings.images}; --images names the folder that {next(iter(names))!r} is in"
@@ -156,6 +185,16 @@ def chosen_questions(settings: RunSettings) -> list[Question]:
     count, parts = len(ordered), settings.num_chunks
     start, end = (count * place // parts for place in (settings.chunk, settings.chunk + 1))
     return ordered[start:end]
+
+
+def unanswered(settings: RunSettings, known: Results) -> list[Question]:
+    """Those of `chosen_questions` that an earlier run left to be asked."""
+    return [
+        question
+        for question in chosen_questions(settings)
+        if question.index not in known.by_index
+        or (settings.retry_errors and known.by_index[question.index].error)
+    ]
 
 
 def run(
@@ -182,12 +221,7 @@ def run(
         BundleError: A graph is not what the manifest says.
         LrsEdgeError: The results cannot be written.
     """
-    todo = [
-        question
-        for question in chosen_questions(settings)
-        if question.index not in known.by_index
-        or (settings.retry_errors and known.by_index[question.index].error)
-    ]
+    todo = unanswered(settings, known)
     for image, group in groupby(todo, key=lambda question: question.image):
         for result in _image_results(engine, settings, image, list(group)):
             writer.append(result)

@@ -163,8 +163,8 @@ def _coverage(result: Result, tile: int) -> Coverage | None:
     # Where only the global view was looked at, no tile of a level was.
     finest = work.finest or FinestLevel(tile, tile, 1, 1, ())
     level = Level(finest.height, finest.width, finest.tile_rows, finest.tile_cols, tile)
-    sound = min(tile, level.height, level.width, width, height) > 0
-    sound = sound and 0 < level.tile_rows * level.tile_cols <= _MAX_TILES
+    sides = (tile, level.height, level.width, width, height, level.tile_rows, level.tile_cols)
+    sound = min(sides) > 0 and level.tile_count <= _MAX_TILES
     inside = all(
         0 <= row < level.tile_rows and 0 <= col < level.tile_cols for row, col in finest.tiles
     )

@@ -47,6 +47,8 @@ class Patches(NamedTuple):
 
 #: Names of the tower's outputs, in the order of `Patches`.
 OUTPUTS = ("features", "cls_attention", "keys", "next_cls_attention", "next_keys")
+#: Their numbers of dimensions.
+_RANKS = (3, 2, 3, 2, 3)
 
 
 class Compressed(NamedTuple):
@@ -103,7 +105,8 @@ class TowerEncoder:
         """
         tower, projector = self._loaded()
         found = tower.run({"pixel_values": tile[None]}, OUTPUTS)
-        if any(values.shape[:2] != (1, self._patches) for values in found):
+        shaped = all(values.shape[:2] == (1, self._patches) for values in found)
+        if not shaped or tuple(values.ndim for values in found) != _RANKS:
             raise BundleError("the vision tower's outputs do not fit; export the bundle again")
         kept = rule.compress(Patches(*(values[0] for values in found)).take(inside))
         (tokens,) = projector.run({"features": kept.values[None]}, ["tokens"])

@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="names of rows, separated by commas")
     parser.add_argument("--limit", type=int, help="the first so many questions only")
     parser.add_argument("--tiles-per-level", type=int, default=12)
+    parser.add_argument("--threads", type=int, help="threads of one run")
     return parser.parse_args()
 
 
@@ -72,6 +73,7 @@ def run(row: Row, options: argparse.Namespace) -> dict[str, Any] | None:
         "--tiles-per-level", str(options.tiles_per_level), "--max-tokens", "12", *row.options,
         *(["--model", str(bundle)] if bundle else []),
         *(["--limit", str(options.limit)] if options.limit else []),
+        *(["--threads", str(options.threads)] if options.threads else []),
     ]  # fmt: skip
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, Any] = json.loads(done.stdout)

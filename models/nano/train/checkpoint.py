@@ -60,12 +60,14 @@ def save_checkpoint(
     rfm_layers: int,
     notes: dict[str, Any],
     rfm: LanguageModel | None = None,
+    name: str | None = None,
 ) -> None:
     """Write the checkpoint folder; every file is replaced in one step, the weights last.
 
-    Without an RFM of its own, the checkpoint gets a copy of the language model's first layers.
+    Without an RFM of its own, the checkpoint gets a copy of the language model's first layers. A
+    name is that of another folder in the work folder.
     """
-    folder = paths.checkpoint
+    folder = paths.work / name if name else paths.checkpoint
     folder.mkdir(parents=True, exist_ok=True)
     config = model.llm.config
     tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))

@@ -140,13 +140,14 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         layers: int | None = None,
+        first: int = 0,
     ) -> list[Tensor]:
-        """Hidden states before layer 0, 1, ... and after the last one that is run."""
+        """Hidden states before layer `first`, the next, ... and after the last one that is run."""
         if positions is None:
             positions = torch.arange(x.shape[1])[None]
         cos, sin = rope(positions, self.config)
         found = [x]
-        for layer in list(self.layers)[:layers]:
+        for layer in list(self.layers)[first:layers]:
             x = layer(x, cos, sin, mask)
             found.append(x)
         return found
@@ -195,6 +196,22 @@ class ImagePosition(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(torch.randn(POSITIONS, hidden) * 0.01)
         self.cols = nn.Parameter(torch.randn(POSITIONS, hidden) * 0.01)
+
+    @torch.no_grad()
+    def start_from_words(self, words: dict[str, Tensor], share: float = 4.0) -> None:
+        """Add the embeddings of the words for the image's edges, fading to nothing in its middle.
+
+        A language model with tied embeddings can then read off an attended token where it lies.
+
+        Args:
+            words: Embeddings [hidden] of top, bottom, left and right.
+            share: Their factor at the edges.
+        """
+        places = torch.linspace(-1, 1, POSITIONS)
+        strength = share * ((places.abs() - 0.2) / 0.6).clamp(0, 1)[:, None]
+        first = (places < 0)[:, None]
+        self.rows += strength * torch.where(first, words["top"], words["bottom"])
+        self.cols += strength * torch.where(first, words["left"], words["right"])
 
     def forward(self, centres: Tensor) -> Tensor:
         """Embeddings [n, hidden] of token centres [n, 2], (y, x) in shares of the picture."""

@@ -20,7 +20,10 @@ from views import View
 
 TEXT, NEWLINE = -1, -2
 """Marks in `Sequence.source` of places that are not vision tokens."""
-WEIGHTS = {"caption": 0.3, "listing": 0.4}
+WEIGHTS = {
+    "caption": 0.3, "position": 3.0, "where": 3.0, "category": 3.0, "beside": 3.0, "count": 2.0
+}  # fmt: skip
+"""Of an answer in the loss, by kind of question; others 1."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from lrs_edge.export.scenes.plan import ScenePlan
 BATCHES = {"scene": 8, "photo": 4, "large": 4, "search": 2}
 """Sequences in one step, by kind: large shows kept tokens of the finest level, search all tokens of
 some tiles of one level, as the RFM sees them."""
-QUESTIONS = {"scene": 6, "photo": 8, "large": 8, "search": 10}
+QUESTIONS = {"scene": 6, "photo": 8, "large": 20, "search": 16}
 PHOTO_FULL = 0.45
 """Share of the photographs of which all local tokens are kept."""
 TILES = (6, 14)
@@ -117,11 +117,11 @@ class Store:
         """Questions on one large scene, some on what its places' captions mention."""
         plan = self.plan(picture["split"], picture["seed"])
         asked = large_questions(plan, draw, count)
-        return asked + hidden_objects(plan, self.captions, draw, max(count // 4, 1))
+        return asked + hidden_objects(plan, self.captions, draw, 4)
 
     def draw_large(self, picture: dict[str, Any], writer: Writer, draw: random.Random) -> Sequence:
         """Kept tokens of some tiles of the finest level, and questions that these can answer."""
-        asked = self.large_asked(picture, draw, 2 * QUESTIONS["large"])
+        asked = self.large_asked(picture, draw, 40)
         with_boxes = [q for q in asked if q.boxes]
         main = draw.sample(with_boxes, min(len(with_boxes), draw.choice([1, 1, 2, 3])))
         boxes = [box for q in main for box in q.boxes]
@@ -145,7 +145,7 @@ class Store:
 
     def draw_search(self, picture: dict[str, Any], writer: Writer, draw: random.Random) -> Sequence:
         """All tokens of some tiles of one level, as the RFM sees them."""
-        asked = self.large_asked(picture, draw, 2 * QUESTIONS["search"])
+        asked = self.large_asked(picture, draw, 40)
         level = draw.choice([0, *range(len(picture["levels"]))])
         main = draw.sample(asked, min(3, len(asked)))
         shown = self._tiles(picture, level, [box for q in main for box in q.boxes], draw)

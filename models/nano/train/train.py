@@ -29,10 +29,12 @@ from torch import Tensor
 from torch.nn import functional
 from warmup import align, decode, warmed_model
 
-MIX = {"scene": 0.34, "large": 0.36, "search": 0.14, "photo": 0.16}
+MIX = {"scene": 0.24, "large": 0.52, "search": 0.10, "photo": 0.14}
 """Share of the steps of each kind."""
 WARM_STEPS = 400
 ALIGN_STEPS = 250
+EARLY = 0.25
+"""Weight of the answers read from layers before the last."""
 RFM_LAYERS = 2
 AUXILIARY = 0.4
 """Weight of the localisation loss."""
@@ -95,18 +97,28 @@ def localisation_loss(
     return torch.stack(found)
 
 
-def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Answer loss, and localisation loss where evidence is known."""
+def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What is minimised for the answers, the answer loss, and localisation where it is known.
+
+    The layers behind the one that looks must each make the answer readable: what the attended
+    tokens say, their place in the image among it, would otherwise take long to get through.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         states = model.llm.states(embed(model, batch), batch.positions, batch.mask)
-        hidden = model.llm.norm(states[-1])
-        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.label_places]
-        logits = model.llm.logits(hidden).float()
+        answer = [answer_loss(model, batch, state) for state in states[RFM_LAYERS + 1 :]]
         place = None
         if len(batch.query_batch):
             place = localisation_loss(model.llm, batch, states)
+    return answer[-1] + EARLY * torch.stack(answer[:-1]).sum(), answer[-1], place
+
+
+def answer_loss(model: Nano, batch: Batch, state: Tensor) -> Tensor:
+    """Cross-entropy of the answers read from one layer's output."""
+    hidden = model.llm.norm(state)
+    hidden = hidden.reshape(-1, hidden.shape[-1])[batch.label_places]
+    logits = model.llm.logits(hidden).float()
     each = functional.cross_entropy(logits, batch.labels, reduction="none")
-    return (each * batch.weights).sum() / batch.weights.sum(), place
+    return (each * batch.weights).sum() / batch.weights.sum()
 
 
 def parameter_groups(model: Nano, rate: float) -> list[dict[str, Any]]:
@@ -137,6 +149,47 @@ def continue_from(model: Nano, folder: Path) -> None:
         parts = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj")
         state = {k: v for k, v in layer.state_dict().items() if index < last or k.startswith(parts)}
         model.llm.layers[index].load_state_dict(state, strict=False)
+
+
+def place_words(model: Nano, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Embeddings of the words for the image's edges, as they stand first and later in an answer."""
+    found = {}
+    for word in ("top", "bottom", "left", "right"):
+        ids = [tokenizer.encode(text).ids for text in (word, f" {word}")]
+        rows = torch.tensor([part[0] for part in ids])
+        found[word] = model.llm.embed_tokens.weight[rows].mean(0).detach()
+    return found
+
+
+@torch.no_grad()
+def start_copying(model: Nano, words: dict[str, Tensor], batch: Batch) -> None:
+    """Let the layer that looks pass on where the tokens that it looks at lie.
+
+    One channel each for up-down and left-right in the values of every key-value head of layer
+    `RFM_LAYERS` reads the direction from one edge's word to the other's, and its query heads write
+    it to the residual stream again. Only a start: training goes on from there.
+    """
+    part = model.llm.layers[RFM_LAYERS]
+    values, out = part.self_attn.v_proj.weight, part.self_attn.o_proj.weight
+    width = model.llm.config.head_dim
+    sharing = part.self_attn.heads // part.self_attn.kv_heads
+    states = model.llm.states(embed(model, batch), batch.positions, batch.mask)
+    at = (batch.query_batch, batch.query_places)
+    residual = states[RFM_LAYERS + 1][at].norm(dim=-1).mean()
+    local = states[RFM_LAYERS].reshape(-1, values.shape[1])[batch.vision_places]
+    scale = part.input_layernorm.weight
+    for group in range(part.self_attn.kv_heads):
+        columns = [(group * sharing + head) * width for head in range(sharing)]
+        here = slice(group * width, (group + 1) * width)
+        load = values[here].norm(dim=1) * sum(out[:, c : c + width].norm(dim=0) for c in columns)
+        edges = ("top", "bottom"), ("left", "right")
+        for channel, pair in zip(load.argsort(), edges, strict=False):
+            direction = functional.normalize(words[pair[0]] - words[pair[1]], dim=0)
+            # Dimensions that the norm nearly switches off are left to it.
+            row = direction / scale.clamp(min=0.3 * float(scale.median()))
+            values[group * width + channel] = row / (part.input_layernorm(local) @ row).std()
+            for column in columns:
+                out[:, column + channel] = 0.25 * residual / part.self_attn.heads * direction
 
 
 class Trainer:
@@ -171,10 +224,14 @@ class Trainer:
                 warmed_model(paths, self.model, self.store, tokenizer, WARM_STEPS)
             else:
                 continue_from(self.model, start)
+            words = place_words(self.model, tokenizer)
+            self.model.position.start_from_words(words)
             if start_features is not None:
                 shape = self.store.variants[0].shape
                 earlier = np.memmap(start_features, np.uint8, "r", shape=shape)
                 align(self.model, self.store, earlier, ALIGN_STEPS)
+            large = self.store.draw_batch("large", self.writer, random.Random(0))
+            start_copying(self.model, words, collate(large))
 
     def save(self) -> None:
         """Training state and released checkpoint, each replaced in one step."""
@@ -198,7 +255,7 @@ class Trainer:
         kind = draw.choices(list(MIX), list(MIX.values()))[0]
         return kind, collate(self.store.draw_batch(kind, self.writer, draw))
 
-    def run(self, save_every: float = 240.0, most_steps: int | None = None) -> None:
+    def run(self, save_every: float = 120.0, most_steps: int | None = None) -> None:
         """Train until the time is spent."""
         self.model.train()
         saved_at, mean = self.spent, {}
@@ -220,8 +277,8 @@ class Trainer:
                 )
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["base"] * slope
-                answer, place = losses(self.model, batch)
-                loss = answer if place is None else answer + AUXILIARY * place.sum()
+                every, answer, place = losses(self.model, batch)
+                loss = every if place is None else every + AUXILIARY * place.sum()
                 self.optimizer.zero_grad()
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
