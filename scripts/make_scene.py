@@ -1,8 +1,9 @@
 """Compose the large scene of the README's picture from the sample images, whose licence is clear.
 
     python scripts/make_scene.py scene.tif
-    lrs-edge ask scene.tif "Where is the forest?" --tiles-per-level 8 --format json -q > answer.json
-    python scripts/draw_search.py answer.json docs/search.png
+    lrs-edge ask scene.tif "Where is the forest?" --tiles-per-level 8 --format json \\
+        --trace trace.npz > answer.json
+    python scripts/draw_search.py answer.json trace.npz docs/search.png
 
 A meadow of 9,000 x 7,000 pixels (the open western part of examples/yellowstone.tif, repeated) with
 one small wood (part of examples/road.tif) in it.
@@ -29,7 +30,7 @@ SIDE = 400
 MEADOW = ((20, 60), (20, 700), (120, 1150), (60, 300))
 WOOD = (780, 420, 460)
 #: Where the wood lies, in scene pixels.
-BOX = (6600, 900, 7240, 1540)
+BOX = (6500, 700, 7500, 1700)
 
 
 def main(target: str) -> None:

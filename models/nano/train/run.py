@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--vision-minutes", default="20", help="fine-tuning the encoder")
     parser.add_argument("--minutes", default="90", help="projector and language model")
     parser.add_argument("--rfm-minutes", default="10", help="distilling the RFM")
+    parser.add_argument("--answer-minutes", default="15", help="what lies behind the looking")
     parser.add_argument("--start", help="checkpoint to go on from (default: SmolLM2)")
     options = parser.parse_args()
     paths = Paths()
@@ -54,6 +55,7 @@ def main() -> None:
     learned = ["--data", str(data), "-o", str(paths.work / "distilled"), "--force"]
     weights = ["--evidence-weight", "1", "--minutes", options.rfm_minutes]
     run(*tool, "distill", str(paths.checkpoint), *learned, *weights)
+    step("answers.py", "--minutes", options.answer_minutes)
 
 
 if __name__ == "__main__":
