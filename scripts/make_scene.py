@@ -1,7 +1,7 @@
-"""Compose the large scene of the README's picture from the sample images, whose licence is clear.
+r"""Compose the large scene of the README's picture from the sample images, whose licence is clear.
 
     python scripts/make_scene.py scene.tif
-    lrs-edge ask scene.tif "Where is the forest?" --tiles-per-level 8 --format json \\
+    lrs-edge ask scene.tif "Where is the forest?" --tiles-per-level 8 --format json \
         --trace trace.npz > answer.json
     python scripts/draw_search.py answer.json trace.npz docs/search.png
 

@@ -201,7 +201,7 @@ def test_a_failed_swap_restores_the_old_bundle(
     rename = Path.rename
 
     def fail_for_new(self: Path, to: Path) -> Path:
-        if self.name == "bundle" and self != target:
+        if self.name == "new" and self != target:
             raise OSError(28, "No space left on device")
         return rename(self, to)
 
