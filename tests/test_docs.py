@@ -9,15 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import lrs_edge
 from lrs_edge import report
 from lrs_edge.bundle import default_bundle_path
 from lrs_edge.cli import PROGRAM
 from lrs_edge.errors import BundleError
 from scripts import draw_search
-from tests.test_report import make_answer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,13 +67,20 @@ def test_readme_commands_run(command: str, tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_search_can_be_drawn(tmp_path: Path) -> None:
-    image = report.ImageFacts(str(ROOT / "examples" / "florida.tif"), 400, 400)
-    answer = tmp_path / "answer.json"
-    answer.write_text(report.to_json(make_answer(), image))
-    draw_search.main(str(answer), str(tmp_path / "search.png"))
-    with Image.open(tmp_path / "search.png") as picture:
-        assert picture.width > draw_search.PANEL
-        assert picture.height > draw_search.PANEL
+    path, trace = ROOT / "examples" / "yellowstone.tif", tmp_path / "trace.npz"
+    with lrs_edge.load(provider="cpu") as engine, engine.open(path) as scene:
+        answer = scene.ask("Is there a forest?", tiles_per_level=4, trace=trace)
+        image = report.ImageFacts(str(path), scene.raster.width, scene.raster.height)
+    written = tmp_path / "answer.json"
+    written.write_text(report.to_json(answer, image))
+    picture = tmp_path / "search.png"
+    draw_search.main(str(written), str(trace), str(picture))
+    with np.load(trace) as arrays:
+        tokens = draw_search.kept_tokens(dict(arrays), 2)
+    assert 0 < len(tokens) <= 4 * 144 // 4
+    with Image.open(picture) as drawn:
+        assert drawn.width > 2 * draw_search.PANEL * 0.9
+        assert len(drawn.getcolors(1 << 16) or []) > 50
 
 
 def test_links_to_files_lead_somewhere() -> None:
