@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
-from lrs_edge.errors import LrsEdgeError, UsageError
+from lrs_edge.errors import ExportError, LrsEdgeError, UsageError
 from lrs_edge.files import replacing
 
 #: Set in the root context's `obj` by `--debug`.
@@ -83,6 +84,37 @@ def printable(text: str) -> str:
     return "".join(
         char for char in text if char in "\n\t" or char.isprintable() or char == "\u200d"
     )
+
+
+@contextmanager
+def export_packages(doing: str) -> Iterator[None]:
+    """Around imports of `lrs_edge.export`: says what to install where a package is missing.
+
+    Args:
+        doing: What needs it, such as "exporting".
+
+    Raises:
+        ExportError: A package outside lrs-edge is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lrs_edge"):
+            raise
+        raise ExportError(
+            f"{doing} needs the package {error.name}, which is not installed; "
+            "run, where lrs-edge was installed from: pip install '.[cpu,export]'"
+        ) from error
+
+
+def step_teller(*, quiet: bool) -> Callable[[str], None]:
+    """Writes one line per step of a long command to standard error, or nothing."""
+
+    def tell(step: str) -> None:
+        if not quiet:
+            click.echo(one_line(step), err=True)
+
+    return tell
 
 
 def one_line(text: str) -> str:

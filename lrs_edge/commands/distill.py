@@ -9,13 +9,13 @@ import click
 
 from lrs_edge.commands.common import (
     debug_option,
+    export_packages,
     format_option,
-    one_line,
+    step_teller,
     write_json,
     write_result,
 )
 from lrs_edge.commands.search_options import layer_list as layer_list_type
-from lrs_edge.errors import ExportError
 
 if TYPE_CHECKING:
     from lrs_edge.export.distill import DistillResult
@@ -167,19 +167,8 @@ def distill(
     layers it learns from is measured on questions with evidence boxes. CHECKPOINT is a folder, or a
     name on the Hugging Face hub; it is only read.
     """
-    try:
+    with export_packages("distilling"):
         from lrs_edge.export import distill as distillation
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("lrs_edge"):
-            raise
-        raise ExportError(
-            f"distilling needs the package {error.name}, which is not installed; "
-            "run, where lrs-edge was installed from: pip install '.[cpu,export]'"
-        ) from error
-
-    def progress(step: str) -> None:
-        if not quiet:
-            click.echo(one_line(step), err=True)
 
     if steps is None and minutes is None:
         steps = distillation.TrainOptions().steps
@@ -206,7 +195,7 @@ def distill(
         threads=threads,
         force=force,
     )
-    result = distillation.distill(checkpoint, data, target, options, progress)
+    result = distillation.distill(checkpoint, data, target, options, step_teller(quiet=quiet))
     if output_format == "json":
         write_json(dict(result.report))
     else:

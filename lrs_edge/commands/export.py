@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lrs_edge.commands.common import debug_option, one_line, write_result
+from lrs_edge.commands.common import debug_option, export_packages, step_teller, write_result
 from lrs_edge.commands.search_options import layer_list
-from lrs_edge.errors import ExportError
 
 if TYPE_CHECKING:
     from lrs_edge.export import ExportResult
@@ -83,19 +82,8 @@ def export(
 
     CHECKPOINT is a folder, the name of a recipe (models/*.toml), or a name on the Hugging Face hub.
     """
-    try:
+    with export_packages("exporting"):
         from lrs_edge.export import ExportOptions, Precisions, export_bundle
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("lrs_edge"):
-            raise
-        raise ExportError(
-            f"exporting needs the package {error.name}, which is not installed; "
-            "run, where lrs-edge was installed from: pip install '.[cpu,export]'"
-        ) from error
-
-    def progress(step: str) -> None:
-        if not quiet:
-            click.echo(one_line(step), err=True)
 
     options = ExportOptions(
         vision_tower=vision_tower,
@@ -108,7 +96,8 @@ def export(
         attention_layers=attention_layers or (),
         vision_attention=vision_attention,
     )
-    write_result(_report(export_bundle(checkpoint, target, options, progress)), None)
+    result = export_bundle(checkpoint, target, options, step_teller(quiet=quiet))
+    write_result(_report(result), None)
 
 
 def _report(result: ExportResult) -> str:

@@ -162,18 +162,6 @@ class LanguageModel(nn.Module):
         """Scores over the vocabulary."""
         return functional.linear(hidden, self.embed_tokens.weight)
 
-    def attention_logits(
-        self, state: Tensor, layer: int, positions: Tensor, queries: Tensor
-    ) -> Tensor:
-        """Scaled q.k at one layer, [B, heads, Q, T], of the query places [B, Q]; nothing masked."""
-        part = self.layers[layer]
-        normed = part.input_layernorm(state)
-        cos, sin = rope(positions, self.config)
-        q, k = part.self_attn.queries_keys(normed, cos, sin)
-        place = queries[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
-        picked = q.gather(2, place)
-        return (picked @ k.transpose(2, 3)).float() / self.config.head_dim**0.5
-
 
 class Projector(nn.Module):
     """Vision features to the language model's width."""

@@ -57,10 +57,6 @@ class Store:
         self.train = [
             i for i, s in enumerate(self.scenes) if s["split"] == "train" and not is_dev(s["file"])
         ]
-        self.dev = [
-            i for i, s in enumerate(self.scenes) if s["split"] == "train" and is_dev(s["file"])
-        ]
-        self.test = [i for i, s in enumerate(self.scenes) if s["split"] == "test"]
         self.photos = self._of("train", {"simd", "open"})
         self.large = self._of("train", {"large"})
         self.plan = lru_cache(maxsize=1024)(self._plan)
