@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,18 @@ def test_the_licence_goes_with_the_words() -> None:
 def test_letters_are_found_as_the_authors_find_them(answer: str, letter: str) -> None:
     assert chosen_letter(answer, CHOICES) == letter
     assert Matcher(None).match(answer, "C", CHOICES) == ("choice" if letter == "C" else None)
+
+
+def test_no_file_of_wordnet_stays_open(tmp_path: Path) -> None:
+    pytest.importorskip("nltk", reason="synonyms need the `eval` extra")
+    folder = private_wordnet(tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        words = WordNet(folder)
+        assert words.similarity("ship", "ships") == 1.0
+        del words
+        (folder / "index.verb").write_text("nothing of the sort\n")
+        with pytest.raises(LrsEdgeError, match="cannot be read as WordNet"):
+            WordNet(folder)
+        gc.collect()
+    assert [str(w.message) for w in told if w.category is ResourceWarning] == []

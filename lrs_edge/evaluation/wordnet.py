@@ -141,6 +141,8 @@ def _reader_class() -> Any:
             if folder and file.endswith(".exc") and not (Path(folder) / file).is_file():
                 # npm's package has none: irregular forms are then unknown words.
                 return io.StringIO("")
-            return super().open(file)
+            # Read whole (16 MB at most): NLTK would keep its files open until it is collected.
+            with super().open(file) as stream:
+                return io.StringIO(stream.read())
 
     return Reader
