@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": "Run a bundle over a question file and score its answers.",
     "info": "Show facts about an image or a bundle.",
     "doctor": "Check what this machine can run, and say what to do.",
+    "bench": "Measure each stage on this machine, against its floor.",
     "models": "List and verify model bundles.",
     "export": "Turn a checkpoint into a bundle.",
     "scenes": "Make large question-answer scenes from labelled tiles.",
