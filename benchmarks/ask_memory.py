@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.raster_memory import write_image
+from benchmarks.measure import write_image
 
 QUESTION = "What kind of place is this?"
 

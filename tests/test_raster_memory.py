@@ -16,7 +16,7 @@ from tests.rasters import UTM, noise
 ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
 import json, sys
-from benchmarks.raster_memory import read_tiles
+from benchmarks.whole_image import read_tiles
 print(json.dumps(read_tiles(sys.argv[1], sys.argv[2], 8)))
 """
 

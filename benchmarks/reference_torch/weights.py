@@ -1,0 +1,101 @@
+"""A checkpoint's weights as tensors in memory, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrs_edge.export.checkpoint import find_checkpoint
+from lrs_edge.export.families import read_model
+from lrs_edge.export.stages import DecoderConfig, DecoderStage, Model, VisionStage
+from lrs_edge.export.tensors import Array, Scoped
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A stack of decoder layers: sizes, and tensors by their names in the stack."""
+
+    config: DecoderConfig
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All of a checkpoint.
+
+    Attributes:
+        model: Its description (prompt, limits, normalisation).
+        vision: Tower and projector, as `lrs_edge.export.reference.vision_tokens` takes them.
+        rfm: Region Focus Module.
+        llm: Language model's layers and `norm.weight`.
+        embed_tokens: float32 [V, D].
+        lm_head: float32 [V, D].
+        newline: float32 [D].
+        tables: Position embeddings of image rows and columns, float32 [G, D] each, or None.
+    """
+
+    model: Model
+    vision: VisionStage
+    rfm: DecoderWeights
+    llm: DecoderWeights
+    embed_tokens: Tensor
+    lm_head: Tensor
+    newline: Tensor
+    tables: tuple[Tensor, Tensor] | None
+
+
+class _InMemory:
+    """A `TensorSource` whose tensors have been read."""
+
+    def __init__(self, tensors: dict[str, Array]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> Iterable[str]:
+        """All names."""
+        return self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor. Raises KeyError when it is not there."""
+        return self._tensors[name].shape
+
+    def read(self, name: str) -> Array:
+        """One tensor, not copied. Raises KeyError when it is not there."""
+        return self._tensors[name]
+
+
+def load_weights(folder: Path) -> Weights:
+    """Read a checkpoint folder of any family that `lrs-edge export` reads.
+
+    Raises:
+        ExportError: The checkpoint is not usable.
+    """
+    model = read_model(find_checkpoint(str(folder)))
+    tower = replace(model.vision.tower, tensors=_in_memory(model.vision.tower.tensors))
+    tables = model.positions
+    return Weights(
+        model=model,
+        vision=replace(model.vision, tower=tower, projector=_in_memory(model.vision.projector)),
+        rfm=_decoder(model.rfm),
+        llm=_decoder(model.llm),
+        embed_tokens=torch.from_numpy(model.embed_tokens()),
+        lm_head=torch.from_numpy(model.lm_head()),
+        newline=torch.from_numpy(model.image_newline()),
+        tables=None
+        if tables is None
+        else (torch.from_numpy(tables.rows()), torch.from_numpy(tables.cols())),
+    )
+
+
+def _in_memory(tensors: Scoped) -> Scoped:
+    return Scoped(_InMemory({name: tensors.read(name) for name in tensors.names()}), "")
+
+
+def _decoder(stage: DecoderStage) -> DecoderWeights:
+    wanted = ("layers.", "norm.")
+    names = [name for name in stage.tensors.names() if name.startswith(wanted)]
+    tensors = {name: torch.from_numpy(stage.tensors.read(name)) for name in names}
+    return DecoderWeights(stage.config, tensors)
