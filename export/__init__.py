@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrs_edge.export.bundle_writer import (
+        AccuracyCheck,
         ExportOptions,
         ExportResult,
         Precisions,
         export_bundle,
     )
 
-__all__ = ["ExportOptions", "ExportResult", "Precisions", "export_bundle"]
+__all__ = ["AccuracyCheck", "ExportOptions", "ExportResult", "Precisions", "export_bundle"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save
+from typing import TYPE_CHECKING
 
 from lrs_edge.errors import ExportError
-from lrs_edge.export import decoder_graph, parity, vision_graph
-from lrs_edge.export.checkpoint import Checkpoint, file_sha256, find_checkpoint, source_hash
+from lrs_edge.export import parity
+from lrs_edge.export.checkpoint import Checkpoint, find_checkpoint, source_hash
+from lrs_edge.export.embeddings import write_embeddings
+from lrs_edge.export.export_options import AccuracyCheck, ExportOptions, Precisions
 from lrs_edge.export.families import read_model
-from lrs_edge.export.flops import graph_flops
-from lrs_edge.export.model_card import model_card
-from lrs_edge.export.onnx_writer import Precision, WeightFile
+from lrs_edge.export.kv_scales import kv_scales
+from lrs_edge.export.manifest_writer import EMBEDDINGS, MANIFEST, TOKENIZER, BundleFolder, Origin
+from lrs_edge.export.planning import Planned, Planner
 from lrs_edge.export.recipes import Recipe, find_recipe
-from lrs_edge.export.stages import ClipTower, DecoderStage, Model
+from lrs_edge.export.rows import Rows
+from lrs_edge.export.stage_writer import (
+    LLM,
+    LLM_INT8_KV,
+    RFM,
+    STAGES,
+    VISION,
+    StageWriter,
+    clip_tower,
+)
+from lrs_edge.export.stages import Model
 from lrs_edge.export.target import check_target, replacing_folder
 from lrs_edge.export.tensors import Array
 from lrs_edge.manifest import (
@@ -30,87 +35,33 @@ from lrs_edge.manifest import (
     IMAGE_NEWLINE,
     POSITION_COLS,
     POSITION_ROWS,
-    SCHEMA_VERSION,
-    DecoderSpec,
-    FileEntry,
     Manifest,
-    SearchSpec,
-    SegmentSpec,
     Source,
-    TowerSpec,
-    VisionSpec,
 )
 
-VISION, RFM, RFM_MASKED, LLM = "vision.onnx", "rfm.onnx", "rfm_masked.onnx", "llm.onnx"
-TOWER, PROJECTOR = "vision_tower.onnx", "projector.onnx"
-EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"
-MANIFEST, CARD = "manifest.json", "MODEL_CARD.md"
+if TYPE_CHECKING:
+    from lrs_edge.export.accuracy import AccuracyReport
 
-_ROLES = {
-    VISION: "vision",
-    TOWER: "vision",
-    PROJECTOR: "vision",
-    RFM: "rfm",
-    RFM_MASKED: "rfm",
-    LLM: "llm",
-    EMBEDDINGS: "embeddings",
-    TOKENIZER: "tokenizer",
-    CARD: "documentation",
-}
-
-_TOOLS = ("lrs-edge", "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch")
-
-
-@dataclass(frozen=True)
-class Precisions:
-    """Precision of the weights, per stage."""
-
-    vision: Precision = "fp32"
-    rfm: Precision = "fp32"
-    llm: Precision = "fp32"
-
-    @classmethod
-    def all(cls, precision: Precision) -> Precisions:
-        """The same for every stage."""
-        return cls(precision, precision, precision)
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the user can choose.
-
-    Attributes:
-        vision_tower: Folder or hub name of the vision tower; None to follow config.json.
-        name: Of the bundle; None takes the checkpoint's.
-        precisions: Of the weights.
-        licence: Of the weights; None takes the recipe's.
-        parity: Whether to compare with PyTorch at the end.
-        parity_images: Folder of images for that; None takes synthetic ones.
-        force: Replace an existing target.
-        attention_layers: Layers after which the LLM is also cut into segments, for ways to prune
-            that need attention from inside it; ascending.
-        vision_attention: Also write tower and projector apart, for ways to prune that need
-            attention from inside a CLIP tower.
-    """
-
-    vision_tower: str | None = None
-    name: str | None = None
-    precisions: Precisions = field(default_factory=Precisions)
-    licence: str | None = None
-    parity: bool = True
-    parity_images: Path | None = None
-    force: bool = False
-    attention_layers: tuple[int, ...] = ()
-    vision_attention: bool = False
+__all__ = ["AccuracyCheck", "ExportOptions", "ExportResult", "Precisions", "export_bundle"]
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: the bundle's directory, its manifest, and the parity report, if any."""
+    """What was written, and what was measured.
+
+    Attributes:
+        path: The bundle's directory.
+        manifest: Its manifest.
+        report: Of the parity check, if there was one.
+        planned: Plans of the stages, and what they are based on.
+        accuracy: Of the finished bundle, if questions were given.
+    """
 
     path: Path
     manifest: Manifest
     report: parity.ParityReport | None
+    planned: Planned
+    accuracy: AccuracyReport | None = None
 
 
 def export_bundle(
@@ -131,8 +82,8 @@ def export_bundle(
         progress: Called with one line per step.
 
     Raises:
-        ExportError: The checkpoint is not usable, the target is in the way or cannot be written,
-            or the parity check fails.
+        ExportError: The checkpoint is not usable, the target is in the way or cannot be written, or
+            the parity or the accuracy check fails.
     """
     options = options or ExportOptions()
     check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
@@ -145,65 +96,90 @@ def export_bundle(
         raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
     _check_cuts(options.attention_layers, model.llm.config.layers)
     if options.vision_attention:
-        _clip_tower(model).check_next_layer()
+        clip_tower(model).check_next_layer()
     try:
         with replacing_folder(target) as folder:
-            writer = _BundleWriter(folder, model, options, progress)
-            writer.write_parts()
-            report = writer.compare() if options.parity else None
+            planner = Planner(model, options, folder, progress)
+            planned = planner.plan()
+            with _writer(model, folder, options, planner) as stages:
+                parts = _Parts(stages, planned, planner, options, progress)
+                parts.write()
+                report = parts.compare() if options.parity else None
             progress("hashing the checkpoint")
-            source = Source(_source_name(found), source_hash(model.folders))
-            manifest = writer.finish(source, _licence(options, recipe), report, found.card())
+            origin = Origin(
+                name=options.name or _source_name(found).rsplit("/", 1)[-1],
+                source=Source(_source_name(found), source_hash(model.folders)),
+                licence=_licence(options, recipe),
+                card=found.card(),
+            )
+            bundle = BundleFolder(folder, model, options, origin)
+            measured = planned.values() | (report.values() if report else {})
+            manifest = bundle.write_manifest(planned.plans, report, measured)
+            accuracy = None
+            if options.accuracy is not None:
+                from lrs_edge.export.accuracy import measure_accuracy
+
+                progress("asking the finished bundle")
+                accuracy = measure_accuracy(folder, options.accuracy)
+                accuracy.raise_if_failed()
+                measured |= accuracy.values()
+                manifest = bundle.write_manifest(planned.plans, report, measured)
     except OSError as error:
         raise ExportError(f"{target} cannot be written ({error})") from error
-    return ExportResult(target, manifest, report)
+    return ExportResult(target, manifest, report, planned, accuracy)
 
 
-class _BundleWriter:
-    """Writes the parts of one bundle into one folder."""
+def _writer(model: Model, folder: Path, options: ExportOptions, planner: Planner) -> StageWriter:
+    return StageWriter(
+        model,
+        folder,
+        cuts=options.attention_layers,
+        vision_attention=options.vision_attention,
+        tiles=lambda: planner.data.tiles,
+    )
+
+
+class _Parts:
+    """Writes and checks everything but the manifest and the model card."""
 
     def __init__(
-        self, folder: Path, model: Model, options: ExportOptions, progress: Callable[[str], None]
+        self,
+        stages: StageWriter,
+        planned: Planned,
+        planner: Planner,
+        options: ExportOptions,
+        progress: Callable[[str], None],
     ) -> None:
-        self._folder = folder
-        self._model = model
+        self._writer = stages
+        self._folder = stages.folder
+        self._model = stages.model
+        self._planned = planned
+        self._planner = planner
         self._options = options
         self._progress = progress
 
-    def write_parts(self) -> None:
+    def write(self) -> None:
         """Graphs, embeddings and tokenizer."""
-        model, precisions = self._model, self._options.precisions
-        self._progress(f"writing {VISION} ({precisions.vision})")
-        with self._weights(VISION, precisions.vision) as weights:
-            vision_graph.write_vision(model.vision, self._folder / VISION, weights)
-            if self._options.vision_attention:
-                parts = self._folder / TOWER, self._folder / PROJECTOR
-                tower = _clip_tower(model)
-                vision_graph.write_tower(model.vision, tower, *parts, weights)
-        self._progress(f"writing {RFM} and {RFM_MASKED} ({precisions.rfm})")
-        with self._weights(RFM, precisions.rfm) as weights:
-            decoder_graph.write_rfm(model.rfm, "gqa", self._folder / RFM, weights)
-            decoder_graph.write_rfm(model.rfm, "masked", self._folder / RFM_MASKED, weights)
-        self._progress(f"writing {LLM} ({precisions.llm})")
-        head = decoder_graph.LanguageHead(model.vocabulary, model.lm_head)
-        with self._weights(LLM, precisions.llm) as weights:
-            decoder_graph.write_llm(model.llm, head, self._folder / LLM, weights)
-            cuts = self._options.attention_layers
-            if cuts:
-                self._progress(f"writing the layers of {LLM} in {len(cuts) + 1} segments")
-                paths = [self._folder / name for name in _segment_names(len(cuts) + 1)]
-                decoder_graph.write_llm_segments(model.llm, head, cuts, paths, weights)
+        for stage in STAGES:
+            plan = self._planned.plans.of(stage)
+            self._progress(f"writing {stage} ({plan.precision})")
+            self._writer.write(stage, plan)
+        if self._options.int8_kv:
+            self._progress("finding the scales of an int8 KV cache")
+            weights = self._writer.weights["llm"]
+            pruned = self._planner.data.pruned
+            self._writer.write_int8_kv(kv_scales(self._model.llm, weights, pruned))
         self._progress(f"writing {EMBEDDINGS} and {TOKENIZER}")
-        rounded = precisions.llm != "fp32"
-        tables = {
-            EMBED_TOKENS: _halved(model.embed_tokens(), rounded=rounded),
-            IMAGE_NEWLINE: _halved(model.image_newline(), rounded=rounded),
+        tables: dict[str, Rows | Array] = {
+            EMBED_TOKENS: self._model.embed_tokens,
+            IMAGE_NEWLINE: self._model.image_newline(),
         }
-        if model.positions is not None:
-            tables[POSITION_ROWS] = _halved(model.positions.rows(), rounded=rounded)
-            tables[POSITION_COLS] = _halved(model.positions.cols(), rounded=rounded)
-        (self._folder / EMBEDDINGS).write_bytes(save(tables))
-        (self._folder / TOKENIZER).write_bytes(model.tokenizer_json.encode())
+        if self._model.positions is not None:
+            tables[POSITION_ROWS] = self._model.positions.rows()
+            tables[POSITION_COLS] = self._model.positions.cols()
+        rounded = self._planned.plans.llm.precision != "fp32"
+        write_embeddings(self._folder / EMBEDDINGS, tables, rounded=rounded)
+        (self._folder / TOKENIZER).write_bytes(self._model.tokenizer_json.encode())
 
     def compare(self) -> parity.ParityReport:
         """Compare with PyTorch. Raises ExportError above a limit."""
@@ -212,84 +188,19 @@ class _BundleWriter:
             vision=self._folder / VISION,
             rfm=self._folder / RFM,
             llm=self._folder / LLM,
+            llm_kv=self._folder / LLM_INT8_KV if self._options.int8_kv else None,
+            rfm_weights=self._writer.weights["rfm"],
+            llm_weights=self._writer.weights["llm"],
         )
-        precisions = self._options.precisions
+        plans = self._planned.plans
         report = parity.compare(
             self._model,
             graphs,
-            (precisions.vision, precisions.rfm, precisions.llm),
+            (plans.vision.precision, plans.rfm.precision, plans.llm.precision),
             self._options.parity_images,
         )
         report.raise_if_failed()
         return report
-
-    def finish(
-        self, source: Source, licence: str, report: parity.ParityReport | None, about: str
-    ) -> Manifest:
-        """Model card (with what the checkpoint says about itself) and manifest."""
-        files = {path.name: _entry(path) for path in sorted(self._folder.iterdir())}
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            name=self._options.name or source.name.rsplit("/", 1)[-1],
-            family=self._model.family,
-            licence=licence,
-            source=source,
-            created=_now(),
-            tools={name: _version(name) for name in _TOOLS},
-            files=files,
-            vision=self._vision_spec(),
-            rfm=_decoder_spec(
-                self._model.rfm, RFM, self._options.precisions.rfm, masked_graph=RFM_MASKED
-            ),
-            llm=_decoder_spec(
-                self._model.llm,
-                LLM,
-                self._options.precisions.llm,
-                vocabulary=self._model.vocabulary,
-                cuts=self._options.attention_layers,
-            ),
-            prompt=self._model.prompt,
-            search=SearchSpec(base_side=self._model.base_side),
-            limits=self._model.limits,
-            embeddings=EMBEDDINGS,
-            tokenizer=TOKENIZER,
-            repetition_penalty=self._model.repetition.penalty,
-            penalised_ids=self._model.repetition.penalised_ids,
-            parity=report.values() if report else {},
-        )
-        card = self._folder / CARD
-        card.write_text(model_card(manifest, report, about), encoding="utf-8")
-        manifest = msgspec.structs.replace(manifest, files=files | {CARD: _entry(card)})
-        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        (self._folder / MANIFEST).write_bytes(encoded + b"\n")
-        return manifest
-
-    def _weights(self, graph: str, precision: Precision) -> WeightFile:
-        return WeightFile(self._folder / f"{graph}.data", precision)
-
-    def _tower_spec(self) -> TowerSpec:
-        counted = (graph_flops(self._folder / name) for name in (TOWER, PROJECTOR))
-        return TowerSpec(TOWER, PROJECTOR, *counted)
-
-    def _vision_spec(self) -> VisionSpec:
-        stage = self._model.vision
-        return VisionSpec(
-            graph=VISION,
-            tile=stage.tile,
-            grid=stage.tower.grid,
-            local_pool=stage.local_pool,
-            mean=stage.mean,
-            std=stage.std,
-            precision=self._options.precisions.vision,
-            positions=0 if self._model.positions is None else self._model.positions.entries,
-            flops=graph_flops(self._folder / VISION),
-            tower=self._tower_spec() if self._options.vision_attention else None,
-        )
-
-
-def _segment_names(count: int) -> list[str]:
-    """Files of the LLM's segments."""
-    return [f"llm_segment{number}.onnx" for number in range(count)]
 
 
 def _check_cuts(cuts: tuple[int, ...], layers: int) -> None:
@@ -298,54 +209,6 @@ def _check_cuts(cuts: tuple[int, ...], layers: int) -> None:
             f"--attention-layers {','.join(map(str, cuts))} does not cut the {layers} layers of "
             f"the language model; name ascending layers from 1 to {layers - 1}"
         )
-
-
-def _clip_tower(model: Model) -> ClipTower:
-    tower = model.vision.tower
-    if not isinstance(tower, ClipTower):
-        raise ExportError(
-            f"--vision-attention needs a CLIP tower; that of a {model.family} checkpoint is a "
-            "convolutional network, which has no attention to give out"
-        )
-    return tower
-
-
-def _entry(path: Path) -> FileEntry:
-    name = path.name.removesuffix(".data")
-    role = "llm" if name.startswith("llm_segment") else _ROLES[name]
-    return FileEntry(role, path.stat().st_size, file_sha256(path))
-
-
-def _decoder_spec(
-    stage: DecoderStage,
-    graph: str,
-    precision: Precision,
-    *,
-    vocabulary: int = 0,
-    masked_graph: str | None = None,
-    cuts: tuple[int, ...] = (),
-) -> DecoderSpec:
-    config = stage.config
-    edges = (0, *cuts, config.layers)
-    segments = tuple(
-        SegmentSpec(name, first, end - first)
-        for name, first, end in zip(
-            _segment_names(len(cuts) + 1), edges[:-1], edges[1:], strict=True
-        )
-    )
-    return DecoderSpec(
-        graph=graph,
-        layers=config.layers,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        hidden=config.hidden,
-        vocabulary=vocabulary,
-        masked_graph=masked_graph,
-        precision=precision,
-        intermediate=config.intermediate,
-        segments=segments if cuts else (),
-    )
 
 
 def _source_name(checkpoint: Checkpoint) -> str:
@@ -357,25 +220,3 @@ def _licence(options: ExportOptions, recipe: Recipe | None) -> str:
     if options.licence is not None:
         return options.licence
     return recipe.licence if recipe else "not stated"
-
-
-def _halved(table: Array, *, rounded: bool) -> NDArray[np.float16] | Array:
-    """A table as float16 where nothing is lost, or where rounding is asked for."""
-    with np.errstate(over="ignore"):
-        half = table.astype(np.float16)
-    lossless = np.array_equal(half.astype(np.float32), table)
-    fits = bool(np.isfinite(half).all())
-    return half if lossless or (rounded and fits) else table
-
-
-def _now() -> str:
-    """UTC time; SOURCE_DATE_EPOCH fixes it for reproducible bundles."""
-    seconds = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

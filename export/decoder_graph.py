@@ -17,18 +17,19 @@ left alone (checked by `tests/test_export_graphs.py` under default optimisation)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from onnx import TensorProto
 
-from lrs_edge.export.onnx_writer import CONTRIB, GraphWriter, WeightFile
+from lrs_edge.export.onnx_writer import CONTRIB, GraphWriter
 from lrs_edge.export.stages import DecoderConfig, DecoderStage
 from lrs_edge.export.tensors import Array
+from lrs_edge.export.weight_file import Load, WeightFile
 
 Flavour = Literal["gqa", "masked"]
 
@@ -41,11 +42,11 @@ class LanguageHead:
 
     Attributes:
         vocabulary: Tokens V.
-        load: Reads the projection, float32 [V, D].
+        load: Reads the projection, float32 [V, D], whole or row by row.
     """
 
     vocabulary: int
-    load: Callable[[], Array]
+    load: Load
 
 
 def inverse_frequencies(config: DecoderConfig) -> Array:
@@ -55,7 +56,13 @@ def inverse_frequencies(config: DecoderConfig) -> Array:
     return frequencies
 
 
-def write_llm(stage: DecoderStage, head: LanguageHead, path: Path, weights: WeightFile) -> None:
+def write_llm(
+    stage: DecoderStage,
+    head: LanguageHead,
+    path: Path,
+    weights: WeightFile,
+    kv_scales: Mapping[str, Array] | None = None,
+) -> None:
     """Write the language model's graph: logits of the last position only.
 
     Args:
@@ -63,17 +70,19 @@ def write_llm(stage: DecoderStage, head: LanguageHead, path: Path, weights: Weig
         head: Output projection.
         path: The graph file.
         weights: Its external data.
+        kv_scales: Per buffer (`key_0`, `value_0`, ...) one scale per channel, float32
+            [kv_heads * head_dim]: the buffers are int8; None for buffers of the graph's floats.
     """
-    builder = _DecoderBuilder(stage, "gqa", weights, "llm")
+    builder = DecoderBuilder(stage, "gqa", weights, "llm", kv_scales)
     _write_logits(builder, builder.layers(0, stage.config.layers), head, path)
 
 
-def _write_logits(builder: _DecoderBuilder, states: str, head: LanguageHead, path: Path) -> None:
+def _write_logits(builder: DecoderBuilder, states: str, head: LanguageHead, path: Path) -> None:
     """Final norm and output projection of the last of the states [1, L, D]."""
     graph = builder.graph
     last = builder.last_token(states)
     flat = graph.node("Squeeze", builder.norm(last, "norm.weight"), graph.constant([1]))
-    logits = graph.linear(flat, "lm_head", head.load)
+    logits = graph.to_float32(graph.linear(flat, "lm_head", head.load))
     graph.node("Identity", logits, out="logits")
     graph.output("logits", (1, head.vocabulary))
     builder.save(path)
@@ -97,14 +106,14 @@ def write_llm_segments(
     """
     edges = [0, *cuts, stage.config.layers]
     for first, end, path in zip(edges[:-1], edges[1:], paths, strict=True):
-        builder = _DecoderBuilder(stage, "gqa", weights, f"llm_layers_{first}_{end - 1}")
+        builder = DecoderBuilder(stage, "gqa", weights, f"llm_layers_{first}_{end - 1}")
         if end == stage.config.layers:
             _write_logits(builder, builder.layers(first, end), head, path)
         else:
             _write_states(builder, first, end, path)
 
 
-def _write_states(builder: _DecoderBuilder, first: int, end: int, path: Path) -> None:
+def _write_states(builder: DecoderBuilder, first: int, end: int, path: Path) -> None:
     """Hidden states after layer end - 1, and the last token's attention there and in layer end."""
     graph, heads = builder.graph, builder.heads
     states = builder.layers(first, end)
@@ -112,7 +121,7 @@ def _write_states(builder: _DecoderBuilder, first: int, end: int, path: Path) ->
         "attention": builder.last_attention(end - 1),
         "next_attention": builder.scores(states, end),
     }
-    graph.node("Identity", states, out="hidden_states")
+    graph.node("Identity", graph.to_float32(states), out="hidden_states")
     graph.output("hidden_states", (1, "L", builder.hidden))
     for name, value in outputs.items():
         graph.node("Identity", value, out=name)
@@ -129,7 +138,7 @@ def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: Weight
         path: The graph file.
         weights: Its external data, shared by both flavours.
     """
-    builder = _DecoderBuilder(stage, flavour, weights, "rfm")
+    builder = DecoderBuilder(stage, flavour, weights, "rfm")
     end = stage.config.layers
     logits = builder.scores(builder.layers(0, end), end)
     builder.graph.node("Identity", logits, out="logits")
@@ -137,25 +146,31 @@ def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: Weight
     builder.save(path)
 
 
-class _DecoderBuilder:
+class DecoderBuilder:
     """Shared parts of both graphs; values are names in `graph`."""
 
     def __init__(
-        self, stage: DecoderStage, flavour: Flavour, weights: WeightFile, name: str
+        self,
+        stage: DecoderStage,
+        flavour: Flavour,
+        weights: WeightFile,
+        name: str,
+        kv_scales: Mapping[str, Array] | None = None,
     ) -> None:
         config = stage.config
+        self._kv_scales = kv_scales
         self._stage = stage
         self._config = config
         self._buffers: list[str] = []
         self._queries: dict[int, str] = {}
         self.graph = graph = GraphWriter(f"{name}_{flavour}", weights)
-        self._embeds = graph.input("inputs_embeds", (1, "L", config.hidden))
+        self._embeds = graph.from_float32(graph.input("inputs_embeds", (1, "L", config.hidden)))
         positions = graph.input("position_ids", (1, "L"), np.int64)
         self._past = graph.input("past_length", (1,), np.int64)
         self._bias = ""
         if flavour == "masked":
             bias = graph.input("attention_bias", (1, 1, "L", "T"))
-            self._bias = graph.node("Unsqueeze", bias, graph.constant([1]))
+            self._bias = graph.from_float32(graph.node("Unsqueeze", bias, graph.constant([1])))
         new = graph.node("Shape", positions, start=1, end=2)
         self._total = graph.node("Add", self._past, new)
         total = graph.node("Cast", self._total, to=TensorProto.INT32)
@@ -167,23 +182,30 @@ class _DecoderBuilder:
         """Cosine and sine [1, L, head_dim / 2] of the positions' angles."""
         graph = self.graph
         column = graph.node("Unsqueeze", positions, graph.constant([2]))
-        frequencies = graph.weight("inverse_frequencies", lambda: inverse_frequencies(self._config))
+        frequencies = graph.weight(
+            "inverse_frequencies", lambda: inverse_frequencies(self._config), np.float32
+        )
         angles = graph.node("Mul", graph.node("Cast", column, to=TensorProto.FLOAT), frequencies)
-        return graph.node("Cos", angles), graph.node("Sin", angles)
+        cosine, sine = (graph.node(function, angles) for function in ("Cos", "Sin"))
+        return graph.from_float32(cosine), graph.from_float32(sine)
 
     def save(self, path: Path) -> None:
         """Declare the buffers as outputs, in the order of the inputs, and write the graph."""
         for name in self._buffers:
-            self.graph.output(f"present_{name}", self._buffer_shape)
+            self.graph.output(f"present_{name}", self._buffer_shape, self._buffer_kind)
         self.graph.save(path)
 
     @property
     def _buffer_shape(self) -> tuple[int | str, ...]:
         return (1, self._config.kv_heads, "S", self._config.head_dim)
 
+    @property
+    def _buffer_kind(self) -> type:
+        return self.graph.floats if self._kv_scales is None else np.int8
+
     def _buffer(self, name: str) -> str:
         self._buffers.append(name)
-        return self.graph.input(f"past_{name}", self._buffer_shape)
+        return self.graph.input(f"past_{name}", self._buffer_shape, self._buffer_kind)
 
     @property
     def heads(self) -> int:
@@ -247,7 +269,9 @@ class _DecoderBuilder:
         grouped = graph.node(
             "Reshape", query, graph.constant([1, config.kv_heads, -1, config.head_dim])
         )
-        products = graph.node("MatMul", self._scaled(grouped), keys)
+        # In float32 whatever the graph's type: keys of Qwen2 are large, and this is one row.
+        scaled = graph.to_float32(self._scaled(grouped))
+        products = graph.node("MatMul", scaled, graph.to_float32(keys))
         return graph.node("Reshape", products, graph.constant([config.heads, -1]))
 
     def _attention(self, x: str, layer: int) -> str:
@@ -270,15 +294,27 @@ class _DecoderBuilder:
         return graph.node("Add", x, self._linear(wide, layer, "mlp.down_proj"))
 
     def _attend_gqa(self, query: str, key: str, value: str, layer: int) -> str:
-        past_key, past_value = self._buffer(f"key_{layer}"), self._buffer(f"value_{layer}")
+        names = f"key_{layer}", f"value_{layer}"
+        buffers = [self._buffer(name) for name in names]
+        inputs = [query, key, value, *buffers, self._last_place, self._total_scalar]
+        attributes: dict[str, Any] = {
+            "num_heads": self._config.heads,
+            "kv_num_heads": self._config.kv_heads,
+        }
+        if self._kv_scales is not None:
+            # Inputs 7 to 11 are RoPE's, a bias and sinks, none of them used.
+            inputs += [""] * 5 + [self._kv_scale(name) for name in names]
+            attributes |= {"kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL"}
+            attributes["v_quant_type"] = "PER_CHANNEL"
+        outputs = ("", *(f"present_{name}" for name in names))
         return self.graph.nodes(
-            "GroupQueryAttention",
-            *(query, key, value, past_key, past_value, self._last_place, self._total_scalar),
-            outs=("", f"present_key_{layer}", f"present_value_{layer}"),
-            domain=CONTRIB,
-            num_heads=self._config.heads,
-            kv_num_heads=self._config.kv_heads,
+            "GroupQueryAttention", *inputs, outs=outputs, domain=CONTRIB, **attributes
         )[0]
+
+    def _kv_scale(self, name: str) -> str:
+        assert self._kv_scales is not None
+        scales = self._kv_scales[name]
+        return self.graph.weight(f"{name}.scale", lambda: scales, np.float32)
 
     def _attend_masked(self, query: str, key: str, value: str, layer: int) -> str:
         """Attention as [1, kv, group, L, d] against [1, kv, 1, T, d]."""
@@ -332,5 +368,4 @@ class _DecoderBuilder:
         return self.graph.node("RotaryEmbedding", x, self._cos, self._sin, num_heads=heads)
 
     def _scaled(self, x: str) -> str:
-        factor = self.graph.constant(self._config.head_dim**-0.5, np.float32)
-        return self.graph.node("Mul", x, factor)
+        return self.graph.node("Mul", x, self.graph.real(self._config.head_dim**-0.5))

@@ -18,13 +18,13 @@ from lrs_edge.export.families import (
     repetition,
     stop_ids,
 )
+from lrs_edge.export.rows import first_rows
 from lrs_edge.export.stages import (
     ClipTower,
     DecoderStage,
     Model,
     VisionStage,
     check_vocabulary,
-    first_rows,
 )
 from lrs_edge.export.tensors import Scoped, open_tensors
 from lrs_edge.export.tokenizer_json import TokenizerFile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrs_edge.export.parity import ParityReport
+from lrs_edge.export.parity_report import ParityReport
 from lrs_edge.manifest import DecoderSpec, Manifest
 
 _MIB = 1 << 20
@@ -35,6 +35,7 @@ def model_card(manifest: Manifest, report: ParityReport | None, about: str) -> s
         ),
         "## Parity with PyTorch",
         _parity(report),
+        *_accuracy(manifest),
         "## Use",
         f'    lrs-edge ask image.tif "How many ships are there?" -m path/to/{manifest.name}',
         "Check the files with `lrs-edge models verify`. Nothing in a bundle is executable.",
@@ -76,8 +77,32 @@ def _decoder(spec: DecoderSpec) -> str:
 def _parity(report: ParityReport | None) -> str:
     if report is None:
         return "The check was skipped (`--no-parity`)."
+    stages = [
+        (stage.stage, stage.precision, f"{stage.size / _MIB:.2f}", stage.mode)
+        for stage in report.stages
+    ]
     rows = [(row.stage, row.measure, row.shown, f"{row.sign} {row.limit:g}") for row in report.rows]
-    return f"On {report.images}.\n\n" + _table(("stage", "measure", "value", "limit"), rows)
+    parts = [
+        f"On {report.images}, none of them used to calibrate.",
+        _table(("stage", "precision", "MiB", "compared"), stages),
+        _table(("stage", "measure", "value", "limit"), rows),
+    ]
+    return "\n\n".join(parts)
+
+
+def _accuracy(manifest: Manifest) -> list[str]:
+    """The section on answers, where any were counted."""
+    found = manifest.parity
+    if "accuracy" not in found:
+        return []
+    text = (
+        f"{found['accuracy_correct']} of {found['accuracy_total']} questions of "
+        f"{found['accuracy_dataset']} answered right (`lrs-edge eval`, "
+        f"{found['accuracy_matching']})"
+    )
+    if "accuracy_baseline_correct" in found:
+        text += f"; {found['accuracy_baseline_correct']} before quantization"
+    return ["## Accuracy", f"{text}."]
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -18,6 +18,7 @@ from lrs_edge.export.families import (
     repetition,
     stop_ids,
 )
+from lrs_edge.export.rows import first_rows
 from lrs_edge.export.stages import (
     DecoderStage,
     EfficientNetTower,
@@ -25,7 +26,6 @@ from lrs_edge.export.stages import (
     PositionTables,
     VisionStage,
     check_vocabulary,
-    first_rows,
 )
 from lrs_edge.export.tensors import Scoped
 from lrs_edge.export.tokenizer_json import copied

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,112 +16,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lrs_edge.export.tensors import Array
+from lrs_edge.export.weight_file import Load, Stored, WeightFile
 
 #: RotaryEmbedding and RMSNormalization are standard operators since 23.
 OPSET = 23
 IR_VERSION = 11
 CONTRIB = "com.microsoft"
-
-Precision = Literal["fp32", "int8"]
-
-#: Offsets in the data file are multiples of this, so that engines can map it into memory.
-_ALIGNMENT = 4096
-
-#: Smaller weights stay in the graph file (bytes), and in float32 (elements): nothing is won there.
-_INLINE_BYTES = 1024
-_MIN_QUANTIZED = 16384
-
-
-class WeightFile:
-    """External data that several graphs may share: a weight is written when first asked for.
-
-    Args:
-        path: The data file; it is created.
-        precision: `int8` stores large matrices as int8 with one float32 scale per output channel.
-    """
-
-    def __init__(self, path: Path, precision: Precision) -> None:
-        self.path = path
-        self.precision = precision
-        self._stream = path.open("wb")
-        self._written: dict[str, tuple[TensorProto, ...]] = {}
-
-    def __enter__(self) -> WeightFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stream.close()
-
-    def weight(self, name: str, load: Callable[[], Array]) -> TensorProto:
-        """A float32 tensor, loaded and written if no graph has asked for it yet."""
-        if name not in self._written:
-            self._written[name] = (self._add(name, load()),)
-        return self._written[name][0]
-
-    def matrix(self, name: str, load: Callable[[], Array], axis: int) -> tuple[TensorProto, ...]:
-        """A weight at this file's precision, loaded and written if no graph has asked for it yet.
-
-        Args:
-            name: Of the weight.
-            load: Gives it in the layout that the operator wants.
-            axis: Output channels in that layout.
-
-        Returns:
-            The weight itself, or what DequantizeLinear makes it from: integers and scales.
-        """
-        if name not in self._written:
-            value = load()
-            if self.precision == "fp32" or value.size < _MIN_QUANTIZED:
-                self._written[name] = (self._add(name, value),)
-            else:
-                integers, scale = quantize(value, axis)
-                stored = self._add(f"{name}.int8", integers), self._add(f"{name}.scale", scale)
-                self._written[name] = stored
-        return self._written[name]
-
-    def _add(self, name: str, array: NDArray[Any]) -> TensorProto:
-        """Write a tensor; small ones become part of the graph file instead."""
-        if array.nbytes < _INLINE_BYTES:
-            return numpy_helper.from_array(np.ascontiguousarray(array), name)
-        return self._write(name, array)
-
-    def _write(self, name: str, array: NDArray[Any]) -> TensorProto:
-        gap = -self._stream.tell() % _ALIGNMENT
-        self._stream.write(bytes(gap))
-        offset = self._stream.tell()
-        np.ascontiguousarray(array).tofile(self._stream)
-        # tofile writes behind the buffered stream's back; seek makes the two agree again.
-        self._stream.seek(offset + array.nbytes)
-        tensor = TensorProto(name=name, dims=array.shape)
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        tensor.data_location = TensorProto.EXTERNAL
-        place = {"location": self.path.name, "offset": offset, "length": array.nbytes}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor
-
-
-def quantize(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
-    """Symmetric int8 with one scale per output channel.
-
-    Args:
-        weight: float32, any shape.
-        axis: The output channels.
-
-    Returns:
-        int8 of the same shape, and float32 scales [channels]: weight = int8 * scale.
-    """
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.abs(weight).max(axis=others).astype(np.float32) / np.float32(127)
-    scale[scale == 0] = 1.0
-    shape = tuple(-1 if i == axis else 1 for i in range(weight.ndim))
-    rounded = np.rint(weight / scale.reshape(shape))
-    return np.clip(rounded, -127, 127).astype(np.int8), scale
 
 
 class GraphWriter:
@@ -130,12 +29,13 @@ class GraphWriter:
 
     Args:
         name: Name of the graph.
-        weights: Where weights go.
+        weights: Where weights go; its plan says what is computed in which precision.
     """
 
     def __init__(self, name: str, weights: WeightFile) -> None:
         self._name = name
         self._weights = weights
+        self.floats = weights.plan.floats
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -152,7 +52,13 @@ class GraphWriter:
         self._outputs.append(_value_info(name, shape, kind))
 
     def node(
-        self, op: str, *inputs: str, out: str = "", domain: str = "", **attributes: Any
+        self,
+        op: str,
+        *inputs: str,
+        out: str = "",
+        domain: str = "",
+        label: str = "",
+        **attributes: Any,
     ) -> str:
         """Add a node with one output.
 
@@ -161,19 +67,26 @@ class GraphWriter:
             *inputs: Values; an empty string leaves an optional input out.
             out: Name of the output; made up when empty.
             domain: Of the operator.
+            label: Name of the node, which profilers and quantizers see; made up when empty.
             **attributes: Of the node.
 
         Returns:
             The output's name.
         """
-        return self.nodes(op, *inputs, outs=(out,), domain=domain, **attributes)[0]
+        return self.nodes(op, *inputs, outs=(out,), domain=domain, label=label, **attributes)[0]
 
     def nodes(
-        self, op: str, *inputs: str, outs: tuple[str, ...], domain: str = "", **attributes: Any
+        self,
+        op: str,
+        *inputs: str,
+        outs: tuple[str, ...],
+        domain: str = "",
+        label: str = "",
+        **attributes: Any,
     ) -> list[str]:
         """Add a node with several outputs; see `node`."""
         names = [out or self._fresh(op) for out in outs]
-        label = self._fresh(f"{op}_node")
+        label = label or self._fresh(f"{op}_node")
         self._nodes.append(
             helper.make_node(op, inputs, names, name=label, domain=domain, **attributes)
         )
@@ -191,36 +104,92 @@ class GraphWriter:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def weight(self, name: str, load: Callable[[], Array]) -> str:
-        """A float32 weight; see `WeightFile.weight`."""
-        self._initializers[name] = self._weights.weight(name, load)
-        return name
+    def real(self, value: float) -> str:
+        """A float constant of the graph's type."""
+        return self.constant(value, self.floats)
 
-    def matrix(self, name: str, load: Callable[[], Array], axis: int) -> str:
-        """A weight at the file's precision, as a float32 value; see `WeightFile.matrix`."""
-        tensors = self._weights.matrix(name, load, axis)
-        self._initializers |= {tensor.name: tensor for tensor in tensors}
-        if len(tensors) == 1:
-            return name
-        return self.node("DequantizeLinear", *(tensor.name for tensor in tensors), axis=axis)
+    def cast(self, x: str, kind: type) -> str:
+        """A value as another type; `x` must not be of that type already."""
+        return self.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+
+    def from_float32(self, x: str) -> str:
+        """A float32 value as the graph's type."""
+        return x if self.floats is np.float32 else self.cast(x, self.floats)
+
+    def to_float32(self, x: str) -> str:
+        """A value of the graph's type as float32."""
+        return x if self.floats is np.float32 else self.cast(x, np.float32)
+
+    def weight(
+        self, name: str, load: Callable[[], Array], kind: type[np.floating] | None = None
+    ) -> str:
+        """A weight that is never quantized, of the graph's type or another."""
+        return self._use(self._weights.vector(name, load, kind or self.floats))[0]
+
+    def kernel(self, name: str, load: Callable[[], Array]) -> str:
+        """A convolution's kernel as a value of the graph's type; see `WeightFile.kernel`."""
+        names = self._use(self._weights.kernel(name, load))
+        return names[0] if len(names) == 1 else self.node("DequantizeLinear", *names, axis=0)
 
     def linear(
         self,
         x: str,
         name: str,
-        load: Callable[[], Array],
+        load: Load,
         bias: Callable[[], Array] | None = None,
     ) -> str:
         """Multiply by a weight, x @ weight.T + bias.
 
         Args:
             x: Value [..., K].
-            name: Of the weight, without `.weight`.
+            name: Of the layer, without `.weight`.
             load: Gives the weight [N, K], as torch's Linear keeps it.
             bias: Gives the bias [N]; None for none.
         """
-        y = self.node("MatMul", x, self.matrix(f"{name}.weight", lambda: load().T, axis=1))
+        stored = self._weights.matrix(name, load)
+        names = self._use(stored)
+        if stored.precision == "int8-dynamic":
+            y = self._dynamic(x, name, *names)
+        else:
+            weight = names[0]
+            if len(names) > 1:
+                blocks: dict[str, Any] = {"axis": 1}
+                if stored.block:
+                    blocks = {"axis": 0, "block_size": stored.block}
+                weight = self.node("DequantizeLinear", *names, **blocks)
+            if stored.precision == "int8-static":
+                x, weight = self._static(x, name, stored), self.from_float32(weight)
+            y = self.node("MatMul", x, weight, label=name)
         return y if bias is None else self.node("Add", y, self.weight(f"{name}.bias", bias))
+
+    def _use(self, stored: Stored) -> list[str]:
+        self._initializers |= {tensor.name: tensor for tensor in stored.tensors}
+        return [tensor.name for tensor in stored.tensors]
+
+    def _dynamic(self, x: str, name: str, integers: str, scales: str) -> str:
+        """A product in int8 with inputs quantized as they come, one scale for all of them.
+
+        ONNX Runtime makes one operator of these nodes, DynamicQuantizeMatMul.
+        """
+        quantized, scale, zero = self.nodes(
+            "DynamicQuantizeLinear", self.to_float32(x), outs=("", "", "")
+        )
+        product = self.node("MatMulInteger", quantized, integers, zero, label=name)
+        both = self.node("Mul", scale, scales)
+        return self.from_float32(
+            self.node("Mul", self.node("Cast", product, to=TensorProto.FLOAT), both)
+        )
+
+    def _static(self, x: str, name: str, stored: Stored) -> str:
+        """A value through uint8 and back, in the range that it had on the calibration data."""
+        if stored.inputs is None:
+            raise ValueError(f"{name} is to be quantized statically, but its inputs are not known")
+        low, high = min(stored.inputs.low, 0.0), max(stored.inputs.high, 0.0)
+        scale = max(high - low, 1e-8) / 255
+        zero = self.constant(round(-low / scale), np.uint8)
+        step = self.constant(scale, np.float32)
+        integers = self.node("QuantizeLinear", self.to_float32(x), step, zero)
+        return self.from_float32(self.node("DequantizeLinear", integers, step, zero))
 
     def save(self, path: Path) -> None:
         """Write the graph file. The same calls give the same bytes."""

@@ -17,6 +17,9 @@ from lrs_edge.export.tensors import Array
 SIDE = 2
 MOST = 3
 
+#: Of the synthetic images; calibration has others.
+SEEDS = (1000, 1001)
+
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -38,8 +41,8 @@ def load_samples(stage: VisionStage, folder: Path | None) -> tuple[list[Sample],
         ExportError: The folder holds no image that can be read.
     """
     if folder is None:
-        images = [synthetic_image(SIDE * stage.tile, seed) for seed in (0, 1)]
-        return [_sample(stage, image) for image in images], "2 synthetic images"
+        images = [synthetic_image(SIDE * stage.tile, seed) for seed in SEEDS]
+        return [_sample(stage, image) for image in images], f"{len(SEEDS)} synthetic images"
     if not folder.is_dir():
         raise ExportError(f"{folder} is not a folder; name one that holds images")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)[:MOST]

@@ -10,18 +10,26 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lrs_edge.errors import ExportError
-from lrs_edge.export.stages import DecoderConfig
 from lrs_edge.export.tensors import Array
 
 
-def open_session(path: Path) -> Any:
+def open_session(path: Path, *, lean: bool = False) -> Any:
     """A session under the engine's default optimisation.
+
+    Args:
+        path: The graph file.
+        lean: Keep float weights as they are in the file, mapped, instead of a second copy in
+            memory in the order that the engine's products want; slower.
 
     Raises:
         ExportError: The engine does not take the graph.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Freed memory goes back at once: sessions of many layers follow each other.
+    options.enable_cpu_mem_arena = False
+    if lean:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions share no base class below Exception.
@@ -30,25 +38,36 @@ def open_session(path: Path) -> Any:
         raise ExportError(f"onnxruntime cannot load {path.name} ({reason})") from error
 
 
+#: Types of key and value buffers.
+_BUFFER_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
+
+
 class DecoderSession:
-    """A decoder graph over buffers of its own, bound as past and present at once.
+    """A decoder graph, or one of some of its layers, over buffers of its own.
+
+    Buffers have the type and shape that the graph says, and are bound as past and present at once.
 
     Args:
         path: The graph file.
-        config: Sizes of the stack.
-        scoring: True for the RFM, whose last layer has keys only.
         capacity: Places S of the buffers.
+        lean: See `open_session`.
     """
 
-    def __init__(self, path: Path, config: DecoderConfig, *, scoring: bool, capacity: int) -> None:
-        self._session = open_session(path)
-        names = [f"{part}_{i}" for i in range(config.layers) for part in ("key", "value")]
-        if scoring:
-            names.append(f"key_{config.layers}")
-        shape = (1, config.kv_heads, capacity, config.head_dim)
-        self._buffers = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for name in names
-        }
+    def __init__(self, path: Path, *, capacity: int, lean: bool = False) -> None:
+        self._session = open_session(path, lean=lean)
+        self._buffers = {}
+        for value in self._session.get_inputs():
+            if value.name.startswith("past_") and value.name != "past_length":
+                shape = [capacity if isinstance(size, str) else size for size in value.shape]
+                empty = np.zeros(shape, _BUFFER_TYPES[value.type])
+                buffer = ort.OrtValue.ortvalue_from_numpy(empty)
+                self._buffers[value.name.removeprefix("past_")] = buffer
+        names = [value.name for value in self._session.get_outputs()]
+        self._outputs = [name for name in names if not name.startswith("present_")]
         self.length = 0
 
     def run(
@@ -65,7 +84,7 @@ class DecoderSession:
             bias: float32 [L, length + L] for the masked flavour.
 
         Returns:
-            `logits`, float32.
+            The graph's first output, float32: `logits`, or `hidden_states` of single layers.
         """
         if positions is None:
             positions = np.arange(self.length, self.length + len(embeds), dtype=np.int64)
@@ -79,20 +98,22 @@ class DecoderSession:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        binding.bind_output("logits", "cpu")
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
         for name, value in self._buffers.items():
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
         self._session.run_with_iobinding(binding)
         self.length += len(embeds)
-        logits: Array = binding.get_outputs()[0].numpy()
-        return logits
+        found: Array = binding.get_outputs()[0].numpy()
+        return found
 
     def keep(self, places: NDArray[np.int64]) -> None:
-        """Compact the buffers to some of their filled places."""
+        """Compact the buffers to some of their filled places; what is behind them becomes NaN."""
         for value in self._buffers.values():
             compacted = value.numpy().copy()
             compacted[:, :, : len(places)] = compacted[:, :, places]
-            compacted[:, :, len(places) :] = np.nan
+            if np.issubdtype(compacted.dtype, np.floating):
+                compacted[:, :, len(places) :] = np.nan
             value.update_inplace(compacted)
         self.length = len(places)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrs_edge.errors import ExportError
+from lrs_edge.export.rows import Rows
 from lrs_edge.export.tensors import Array, Scoped
 from lrs_edge.manifest import Limits, PromptSpec
 
@@ -312,8 +313,8 @@ class Model:
         vision: Vision encoder with projector.
         rfm: Region Focus Module.
         llm: Language model's layers and `norm.weight`.
-        embed_tokens: Reads the embedding table, float32 [V, D].
-        lm_head: Reads the output projection, float32 [V, D].
+        embed_tokens: The embedding table, [V, D].
+        lm_head: The output projection, [V, D].
         image_newline: Reads the newline vector, float32 [D].
         vocabulary: V, the tokenizer's length: rows beyond it can never be chosen.
         tokenizer_json: The tokenizer in the format of the `tokenizers` library.
@@ -329,8 +330,8 @@ class Model:
     vision: VisionStage
     rfm: DecoderStage
     llm: DecoderStage
-    embed_tokens: Callable[[], Array]
-    lm_head: Callable[[], Array]
+    embed_tokens: Rows
+    lm_head: Rows
     image_newline: Callable[[], Array]
     vocabulary: int
     tokenizer_json: str
@@ -362,20 +363,3 @@ def check_vocabulary(tensors: Scoped, rows: int) -> None:
                 f"{tensors.prefix}embed_tokens.weight has {found[0]} rows, config.json says "
                 f"vocab_size {rows}; weights and config do not belong together"
             )
-
-
-def first_rows(tensors: Scoped, name: str, rows: int, width: int) -> Callable[[], Array]:
-    """Reader of the first `rows` rows of a table [at least rows, width].
-
-    Raises:
-        ExportError: The table is missing, shorter, or of another width.
-    """
-    if not tensors.has(name):
-        tensors.require({name: (rows, width)}, "vocabulary")
-    shape = tensors.shape(name)
-    if len(shape) != 2 or shape[0] < rows or shape[1] != width:
-        raise ExportError(
-            f"{tensors.prefix}{name} has shape {list(shape)}, tokenizer and config.json ask for at "
-            f"least [{rows}, {width}]; they do not belong to these weights"
-        )
-    return lambda: tensors.read(name)[:rows]

@@ -1,6 +1,8 @@
-"""Weights of a checkpoint, read one tensor at a time and never all at once.
+"""Weights of a checkpoint, read one tensor or some of its rows at a time, never all at once.
 
-Knows file formats, not models. Every reader hands out float32 numpy arrays.
+Knows file formats, not models. Every reader hands out float32 numpy arrays, and keeps nothing:
+files are read in blocks rather than mapped, because mapped pages count as memory of the process
+for as long as the mapping lives.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
@@ -25,6 +28,12 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 #: An index longer than this is refused unread; that of a 70B model has a tenth of it.
 MAX_INDEX_BYTES = 16 << 20
 
+#: Bytes of a file that are in memory at once, besides the float32 values made of them.
+_BLOCK = 8 << 20
+
+#: How safetensors files store floating-point values; bfloat16, which numpy lacks, as its bits.
+_STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
 
 class TensorSource(Protocol):
     """Named tensors; nothing is read before it is asked for."""
@@ -39,6 +48,21 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> Array:
         """One tensor as float32. Raises KeyError when it is not there, ExportError when damaged."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Some rows of a tensor, along its first axis, as float32; nothing else is read.
+
+        Args:
+            name: Of the tensor, which has an axis.
+            start: First row.
+            stop: Row behind the last; 0 <= start <= stop <= rows.
+
+        Raises:
+            KeyError: The tensor is not there.
+            ExportError: It is damaged.
+            ValueError: It does not have these rows.
+        """
         ...
 
 
@@ -61,6 +85,10 @@ class Scoped:
     def read(self, name: str) -> Array:
         """One tensor as float32. Raises KeyError when it is not there."""
         return self._source.read(self.prefix + name)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Some rows of a tensor; see `TensorSource.rows`."""
+        return self._source.rows(self.prefix + name, start, stop)
 
     def has(self, name: str) -> bool:
         """True where the tensor is there."""
@@ -95,8 +123,18 @@ class Scoped:
                 )
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in a safetensors file: type, shape, and its first byte."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+
+
 class SafetensorsSource:
-    """Tensors of safetensors files, memory-mapped.
+    """Tensors of safetensors files. A file is open only while it is read.
 
     Args:
         files: File of each tensor by name.
@@ -104,7 +142,7 @@ class SafetensorsSource:
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = dict(files)
-        self._open: dict[Path, Any] = {}
+        self._listed: dict[Path, dict[str, _Stored]] = {}
 
     def names(self) -> list[str]:
         """All names."""
@@ -112,58 +150,148 @@ class SafetensorsSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor. Raises KeyError when it is not there."""
-        handle, path = self._handle(name)
-        try:
-            return tuple(handle.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
+        return self._find(name).shape
 
     def read(self, name: str) -> Array:
         """One tensor as float32. Raises KeyError when it is not there, ExportError when damaged."""
-        handle, path = self._handle(name)
-        try:
-            return _float32(handle.get_tensor(name), name)
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
+        stored = self._find(name)
+        return _read_values(stored, name, 0, math.prod(stored.shape)).reshape(stored.shape)
 
-    def _handle(self, name: str) -> tuple[Any, Path]:
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Some rows of a tensor; see `TensorSource.rows`."""
+        stored = self._find(name)
+        shape = _rows_shape(name, stored.shape, start, stop)
+        width = math.prod(shape[1:])
+        return _read_values(stored, name, start * width, stop * width).reshape(shape)
+
+    def _find(self, name: str) -> _Stored:
         path = self._files[name]
-        if path not in self._open:
-            # The torch reader, because numpy knows no bfloat16.
-            self._open[path] = open_safetensors(path)
-        return self._open[path], path
+        if path not in self._listed:
+            self._listed[path] = _list_tensors(path)
+        try:
+            return self._listed[path][name]
+        except KeyError:
+            raise _damaged(path, f"it does not hold {name}") from None
+
+
+def _list_tensors(path: Path) -> dict[str, _Stored]:
+    """The places of all tensors in a file: 8 bytes of header length, JSON header, data.
+
+    Raises:
+        ExportError: The file is missing or damaged.
+    """
+    # The library checks the header on opening: its form, and that it covers the file exactly.
+    with open_safetensors(path), path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: _Stored(
+            path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
+
+
+def _read_values(stored: _Stored, name: str, start: int, stop: int) -> Array:
+    """Values start .. stop - 1 of a tensor, flat, read and widened block by block."""
+    if stored.kind not in _STORED:
+        raise _not_float(name, stored.kind)
+    dtype = np.dtype(_STORED[stored.kind])
+    values = np.empty(stop - start, np.float32)
+    step = _BLOCK // dtype.itemsize
+    try:
+        with stored.path.open("rb", buffering=0) as stream:
+            stream.seek(stored.offset + start * dtype.itemsize)
+            for place in range(0, len(values), step):
+                part = values[place : place + step]
+                block = np.fromfile(stream, dtype, len(part))
+                if len(block) != len(part):
+                    raise _damaged(stored.path, "it ends too early")
+                _widen(block, stored.kind, part)
+                _check_finite(part, name)
+    except OSError as error:
+        raise _damaged(stored.path, error) from error
+    return values
+
+
+def _widen(block: NDArray[Any], kind: str, target: Array) -> None:
+    """Write stored values as float32."""
+    if kind == "BF16":
+        # The upper half of a float32.
+        np.left_shift(block, 16, out=target.view(np.uint32), dtype=np.uint32)
+    else:
+        with np.errstate(over="ignore"):  # Infinities are found right behind.
+            target[:] = block
 
 
 class TorchSource:
     """Tensors of `pytorch_model*.bin` files, read without unpickling code.
+
+    A file is mapped anew for every read: PyTorch offers no other way to let go of its pages. At the
+    worst, the pages of one tensor are in memory besides its float32 values. Files in PyTorch's
+    format from before 1.6 cannot be mapped, and are refused.
 
     Raises:
         ExportError: A file is not a plain dictionary of tensors.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._tensors: dict[str, torch.Tensor] = {}
+        self._places: dict[str, tuple[Path, tuple[int, ...]]] = {}
         for path in paths:
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            # torch.load raises whatever the damaged or hostile file provokes.
-            except Exception as error:
-                raise _damaged(path, error) from error
-            if not isinstance(state, dict):
-                raise ExportError(f"{path} holds no dictionary of tensors; use safetensors files")
-            self._tensors |= {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+            for name, tensor in _load_torch(path).items():
+                self._places[name] = path, tuple(tensor.shape)
 
     def names(self) -> list[str]:
         """All names."""
-        return list(self._tensors)
+        return list(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor. Raises KeyError when it is not there."""
-        return tuple(self._tensors[name].shape)
+        return self._places[name][1]
 
     def read(self, name: str) -> Array:
         """One tensor as float32. Raises KeyError when it is not there."""
-        return _float32(self._tensors[name], name)
+        path, shape = self._places[name]
+        return _copy_torch(_load_torch(path)[name].reshape(-1), name).reshape(shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Some rows of a tensor; see `TensorSource.rows`."""
+        path, whole = self._places[name]
+        shape = _rows_shape(name, whole, start, stop)
+        return _copy_torch(_load_torch(path)[name][start:stop].reshape(-1), name).reshape(shape)
+
+
+def _load_torch(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, mapped. Raises ExportError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # torch.load raises whatever the damaged or hostile file provokes.
+    except Exception as error:
+        raise _damaged(path, error) from error
+    if not isinstance(state, dict):
+        raise ExportError(f"{path} holds no dictionary of tensors; use safetensors files")
+    return {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def _copy_torch(tensor: torch.Tensor, name: str) -> Array:
+    """A flat tensor's values, in memory of their own."""
+    if not tensor.is_floating_point():
+        raise _not_float(name, str(tensor.dtype))
+    values = np.empty(len(tensor), np.float32)
+    step = _BLOCK // tensor.element_size()
+    for place in range(0, len(values), step):
+        part = values[place : place + step]
+        part[:] = tensor[place : place + step].detach().to(torch.float32).numpy()
+        _check_finite(part, name)
+    return values
+
+
+def _rows_shape(name: str, shape: tuple[int, ...], start: int, stop: int) -> tuple[int, ...]:
+    """Shape of some rows. Raises ValueError where the tensor has no such rows."""
+    if not shape or not 0 <= start <= stop <= shape[0]:
+        raise ValueError(f"{name} of shape {list(shape)} has no rows {start}..{stop}")
+    return (stop - start, *shape[1:])
 
 
 def open_tensors(folder: Path) -> TensorSource:
@@ -180,7 +308,8 @@ def open_tensors(folder: Path) -> TensorSource:
             return TorchSource(sorted(set(shards.values())))
     single = folder / "model.safetensors"
     if single.is_file():
-        return SafetensorsSource(dict.fromkeys(open_safetensors(single).keys(), single))
+        with open_safetensors(single) as handle:
+            return SafetensorsSource(dict.fromkeys(handle.keys(), single))
     pickled = folder / "pytorch_model.bin"
     if pickled.is_file():
         return TorchSource([pickled])
@@ -243,18 +372,16 @@ def _is_plain_name(name: str) -> bool:
     )
 
 
-def _float32(tensor: torch.Tensor, name: str) -> Array:
-    if not tensor.is_floating_point():
-        raise ExportError(
-            f"{name} is {tensor.dtype}; export from the checkpoint before it was quantized"
-        )
-    array: Array = tensor.detach().to(torch.float32).numpy()
-    if not math.isfinite(float(array.sum(dtype=np.float64))):
+def _check_finite(values: Array, name: str) -> None:
+    if not np.isfinite(values).all():
         raise ExportError(f"{name} holds values that are not finite; the checkpoint is damaged")
-    return array
 
 
-def _damaged(path: Path, error: Exception) -> ExportError:
+def _not_float(name: str, kind: str) -> ExportError:
+    return ExportError(f"{name} is {kind}; export from the checkpoint before it was quantized")
+
+
+def _damaged(path: Path, error: Exception | str) -> ExportError:
     reason = " ".join(str(error).split())[:200]
     return ExportError(f"{path} cannot be read ({reason}); download it again")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrs_edge.export.onnx_writer import GraphWriter, WeightFile
+from lrs_edge.export.onnx_writer import GraphWriter
 from lrs_edge.export.stages import (
     ClipTower,
     EfficientNetTower,
@@ -14,6 +14,7 @@ from lrs_edge.export.stages import (
     same_padding,
 )
 from lrs_edge.export.tensors import Array, Scoped
+from lrs_edge.export.weight_file import WeightFile
 
 
 def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
@@ -25,7 +26,7 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
         weights: Its external data.
     """
     graph = GraphWriter("vision", weights)
-    pixels = graph.input("pixel_values", ("N", 3, stage.tile, stage.tile))
+    pixels = graph.from_float32(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
     if isinstance(stage.tower, ClipTower):
         features = _Clip(graph, stage.tower).features(pixels)
     else:
@@ -51,7 +52,8 @@ def write_tower(
     places = tower.grid**2
     graph = GraphWriter("vision_tower", weights)
     clip = _Clip(graph, tower)
-    features = clip.features(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
+    pixels = graph.input("pixel_values", ("N", 3, stage.tile, stage.tile))
+    features = clip.features(graph.from_float32(pixels))
     attention, keys = clip.last_attention()
     next_attention, next_keys = clip.next_attention()
     for name, value, shape in (
@@ -61,11 +63,11 @@ def write_tower(
         ("next_cls_attention", next_attention, ("N", places)),
         ("next_keys", next_keys, ("N", places, tower.hidden)),
     ):
-        graph.node("Identity", value, out=name)
+        graph.node("Identity", graph.to_float32(value), out=name)
         graph.output(name, shape)
     graph.save(path)
     graph = GraphWriter("projector", weights)
-    _project(graph, stage, graph.input("features", ("N", "M", tower.hidden)))
+    _project(graph, stage, graph.from_float32(graph.input("features", ("N", "M", tower.hidden))))
     graph.output("tokens", ("N", "M", stage.hidden))
     graph.save(projector)
 
@@ -75,7 +77,7 @@ def _project(graph: GraphWriter, stage: VisionStage, features: str) -> None:
     hidden = _affine(graph, features, stage.projector, "0", "projector.0")
     hidden = graph.node("Gelu", hidden)
     tokens = _affine(graph, hidden, stage.projector, "2", "projector.2")
-    graph.node("Identity", tokens, out="tokens")
+    graph.node("Identity", graph.to_float32(tokens), out="tokens")
 
 
 def _affine(graph: GraphWriter, x: str, tensors: Scoped, name: str, label: str) -> str:
@@ -123,7 +125,7 @@ class _Clip:
         first = graph.node("Gather", normed, graph.constant([0]), axis=1)
         query = self._linear(first, f"{name}.self_attn.q_proj")
         keys = self._linear(normed, f"{name}.self_attn.k_proj")
-        scale = graph.constant(self._tower.hidden**-0.5, np.float32)
+        scale = graph.real(self._tower.hidden**-0.5)
         products = graph.node(
             "MatMul",
             graph.node("Mul", query, scale),
@@ -147,11 +149,12 @@ class _Clip:
     def _embedded(self, pixels: str) -> str:
         """Class token and patches with their positions, [N, 1 + grid * grid, hidden]."""
         graph, tower = self._graph, self._tower
-        name = "embeddings.patch_embedding.weight"
-        kernel = graph.matrix(name, lambda: tower.tensors.read(name), axis=0)
+        name = "embeddings.patch_embedding"
+        kernel = graph.kernel(name, lambda: tower.tensors.read(f"{name}.weight"))
         patches = graph.node(
             "Conv",
             *(pixels, kernel),
+            label=name,
             kernel_shape=[tower.patch] * 2,
             strides=[tower.patch] * 2,
         )
@@ -182,7 +185,7 @@ class _Clip:
 
     def _attention(self, x: str, name: str) -> str:
         graph, tower = self._graph, self._tower
-        scale = graph.constant(self._head_dim**-0.5, np.float32)
+        scale = graph.real(self._head_dim**-0.5)
         query = self._heads(self._linear(x, f"{name}.self_attn.q_proj"), [0, 2, 1, 3])
         key = self._heads(self._linear(x, f"{name}.self_attn.k_proj"), [0, 2, 3, 1])
         value = self._heads(self._linear(x, f"{name}.self_attn.v_proj"), [0, 2, 1, 3])
@@ -200,7 +203,7 @@ class _Clip:
     def _activated(self, x: str) -> str:
         graph = self._graph
         if self._tower.activation == "quick_gelu":
-            factor = graph.constant(1.702, np.float32)
+            factor = graph.real(1.702)
             return graph.node("Mul", x, graph.node("Sigmoid", graph.node("Mul", x, factor)))
         tanh = self._tower.activation == "gelu_tanh"
         return graph.node("Gelu", x, approximate="tanh" if tanh else "none")
@@ -240,12 +243,13 @@ class _EfficientNet:
         self, x: str, name: str, norm: str, *, kernel: int = 1, stride: int = 1, groups: int = 1
     ) -> str:
         graph = self._graph
-        weight = graph.matrix(f"{name}.weight", lambda: self._folded(name, norm)[0], axis=0)
+        weight = graph.kernel(name, lambda: self._folded(name, norm)[0])
         bias = graph.weight(f"{name}.bias", lambda: self._folded(name, norm)[1])
         before, after = same_padding(kernel, stride)
         return graph.node(
             "Conv",
             *(x, weight, bias),
+            label=name,
             kernel_shape=[kernel, kernel],
             strides=[stride, stride],
             pads=[before, before, after, after],
@@ -264,5 +268,5 @@ class _EfficientNet:
         return kernel.astype(np.float32), (shift - mean * gain).astype(np.float32)
 
     def _relu6(self, x: str) -> str:
-        low, high = (self._graph.constant(bound, np.float32) for bound in (0.0, 6.0))
+        low, high = self._graph.real(0.0), self._graph.real(6.0)
         return self._graph.node("Clip", x, low, high)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +17,6 @@ from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.errors import UsageError
 from lrs_edge.manifest import Manifest
 from lrs_edge.queueing import RequestQueue
-from lrs_edge.raster import Raster
 from lrs_edge.scene import Scene
 from lrs_edge.stages import Stages, load_stages
 
@@ -32,9 +34,14 @@ class Engine:
     """
 
     def __init__(
-        self, bundle: Bundle, options: BackendOptions, *, feature_cache_bytes: int
+        self,
+        bundle: Bundle,
+        options: BackendOptions,
+        *,
+        feature_cache_bytes: int,
+        kv_cache: str = "float",
     ) -> None:
-        self._stages: Stages | None = load_stages(bundle, options)
+        self._stages: Stages | None = load_stages(bundle, options, kv_cache)
         self._bundle = bundle
         self._feature_cache_bytes = feature_cache_bytes
         self._queue = RequestQueue()
@@ -96,6 +103,9 @@ class Engine:
         Raises:
             ImageError: The image cannot be read, or is refused.
         """
+        # GDAL takes a tenth of a second to import; a loaded engine does not need it yet.
+        from lrs_edge.raster import Raster
+
         stages = self._loaded()
         raster = Raster.open(path, bands=bands, value_range=value_range)
         scene = Scene(raster, stages, self._queue, self._feature_cache_bytes)
@@ -116,6 +126,7 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    kv_cache: str = "float",
 ) -> Engine:
     """Load a model bundle.
 
@@ -125,6 +136,8 @@ def load(
         threads: Threads of one operation; None lets the engine choose.
         verify: False skips the hashes of large files.
         feature_cache_bytes: Tokens of tiles kept per scene.
+        kv_cache: Type of the language model's key/value buffers: `float`, or `int8` (a quarter of
+            the memory; the bundle must have been exported with it).
 
     Raises:
         BundleError: The bundle is not as its manifest says.
@@ -133,8 +146,17 @@ def load(
     """
     if provider not in ("auto", "cpu", "cuda"):
         raise UsageError(f"provider {provider!r} is unknown; use 'auto', 'cpu' or 'cuda'")
+    if kv_cache not in ("float", "int8"):
+        raise UsageError(f"kv_cache {kv_cache!r} is unknown; use 'float' or 'int8'")
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise UsageError(f"threads is {threads!r}; it must be a whole number of 1..{MAX_THREADS}")
-    opened = open_bundle(None if bundle is None else Path(bundle), verify=verify)
+    path = None if bundle is None else Path(bundle)
+    with ThreadPoolExecutor(1) as pool:
+        # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is
+        # looked at before all hashes are right.
+        opening = pool.submit(open_bundle, path, verify=verify)
+        with suppress(ImportError):
+            import_module("lrs_edge.backends.onnx")
+        opened = opening.result()
     options = BackendOptions(provider, threads)
-    return Engine(opened, options, feature_cache_bytes=feature_cache_bytes)
+    return Engine(opened, options, feature_cache_bytes=feature_cache_bytes, kv_cache=kv_cache)

@@ -129,10 +129,16 @@ class DecoderSpec(msgspec.Struct, frozen=True):
         hidden: Width D of the embeddings.
         vocabulary: Tokens V the logits cover; 0 for the RFM.
         masked_graph: The RFM's flavour with an attention bias.
-        precision: Of the weights.
+        precision: How weights are stored and products computed, such as `fp32`, `int8-dynamic` or
+            `int4-weight` (`lrs_edge.export.precision`); `int8` in bundles of the first versions
+            means int8 weights alone.
         intermediate: Width of the gated MLP; 0 in bundles that were exported before it was noted.
         segments: The LLM once more, cut between layers (`--attention-layers`); together they are
             all its layers. Empty where it was exported whole only.
+        int8_kv_graph: The LLM once more over key/value buffers of int8, one scale per channel; None
+            where it was not exported.
+        floats: Type of everything that is not quantized, key/value buffers included. ONNX Runtime's
+            attention over such buffers needs `float16` on CUDA.
     """
 
     graph: str
@@ -146,6 +152,8 @@ class DecoderSpec(msgspec.Struct, frozen=True):
     precision: str = "fp32"
     intermediate: int = 0
     segments: tuple[SegmentSpec, ...] = ()
+    int8_kv_graph: str | None = None
+    floats: str = "float32"
 
 
 class PromptSpec(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from lrs_edge.backends.base import BackendOptions, Graph
 from lrs_edge.backends.metered import Meter, MeteredGraph
 from lrs_edge.bundle import Bundle, Embeddings
 from lrs_edge.decoder import Decoder
-from lrs_edge.errors import BackendError
+from lrs_edge.errors import BackendError, UsageError
 from lrs_edge.llm import LanguageModel
 from lrs_edge.manifest import DecoderSpec, Manifest
 from lrs_edge.prompt import Prompt
@@ -38,30 +38,55 @@ class Stages:
     tower: TowerEncoder | None = None
 
 
-def load_stages(bundle: Bundle, options: BackendOptions) -> Stages:
+def unpacks_weights(precision: str) -> bool:
+    """Whether a vision graph's weights are better dequantized once, when the graph is loaded.
+
+    Not those of a graph that computes in int8: there the engine works on the integers.
+    """
+    return precision != "int8-static"
+
+
+def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float") -> Stages:
     """Load all stages of a bundle, all on the same provider.
 
-    `auto` means whatever works. ONNX Runtime's attention with a KV cache has CUDA kernels for fp16
-    only, so bundles of other precisions run on the CPU; where CUDA is listed but a graph does not
-    load on it, all graphs are loaded on the CPU, and every answer says so.
+    `auto` means whatever works. ONNX Runtime's attention with a KV cache has CUDA kernels for
+    float16 only, so other bundles run on the CPU; where CUDA is listed but a graph does not load on
+    it, all graphs are loaded on the CPU, and every answer says so.
+
+    Args:
+        bundle: The bundle.
+        options: How graphs are run.
+        kv_cache: Type of the language model's key/value buffers, `float` or `int8`.
 
     Raises:
         BundleError: A graph, the tokenizer or the embeddings do not fit the manifest.
         BackendError: An engine cannot be loaded.
     """
     if options.provider != "auto":
-        return _load(bundle, options)
+        return _load(bundle, options, kv_cache)
     decoders = (bundle.manifest.rfm, bundle.manifest.llm)
-    if any(spec.precision != "fp16" for spec in decoders):
-        return _load(bundle, replace(options, provider="cpu"))
+    if any(spec.floats != "float16" for spec in decoders):
+        return _load(bundle, replace(options, provider="cpu"), kv_cache)
     try:
-        return _load(bundle, options)
+        return _load(bundle, options, kv_cache)
     except BackendError as error:
-        stages = _load(bundle, replace(options, provider="cpu"))
+        stages = _load(bundle, replace(options, provider="cpu"), kv_cache)
         return replace(stages, warnings=(f"running on the CPU because CUDA failed: {error}",))
 
 
-def _load(bundle: Bundle, options: BackendOptions) -> Stages:
+def _llm_graph(spec: DecoderSpec, kv_cache: str) -> str:
+    """The language model's graph for a type of key/value buffers. Raises UsageError."""
+    if kv_cache == "float":
+        return spec.graph
+    if spec.int8_kv_graph is None:
+        raise UsageError(
+            "this bundle has no language model over an int8 KV cache; export it with --int8-kv, or "
+            "use --kv-cache float"
+        )
+    return spec.int8_kv_graph
+
+
+def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
     manifest, meter = bundle.manifest, Meter()
     load_graph = partial(_graph, bundle, meter)
     hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
@@ -69,7 +94,10 @@ def _load(bundle: Bundle, options: BackendOptions) -> Stages:
         bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
     )
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
-    vision_graph = load_graph(manifest.vision.graph, replace(options, unpack_weights=True))
+    vision_graph = load_graph(
+        manifest.vision.graph,
+        replace(options, unpack_weights=unpacks_weights(manifest.vision.precision)),
+    )
     vision = VisionEncoder(vision_graph, manifest.vision, hidden, embeddings.positions)
     masked = manifest.rfm.masked_graph
     rfm = Decoder(
@@ -78,7 +106,8 @@ def _load(bundle: Bundle, options: BackendOptions) -> Stages:
         scoring=True,
         load_masked=None if masked is None else partial(load_graph, masked, options),
     )
-    llm_decoder = Decoder(load_graph(manifest.llm.graph, options), manifest.llm, scoring=False)
+    llm_graph = load_graph(_llm_graph(manifest.llm, kv_cache), options)
+    llm_decoder = Decoder(llm_graph, manifest.llm, scoring=False)
     focus = RegionFocus(rfm)
     return Stages(
         manifest=manifest,

@@ -114,7 +114,7 @@ def test_the_source_hash_covers_weights_tower_and_settings(tmp_path: Path) -> No
 def test_int8_keeps_large_weights_as_integers(tmp_path: Path) -> None:
     folder = write_nano(tmp_path / "checkpoint")
     sizes = {}
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "int8-weight"):
         target = tmp_path / precision
         options = ExportOptions(precisions=Precisions.all(precision), parity=False)
         manifest = export_bundle(str(folder), target, options).manifest
@@ -122,8 +122,8 @@ def test_int8_keeps_large_weights_as_integers(tmp_path: Path) -> None:
             precision
         }
         sizes[precision] = manifest.files["vision.onnx.data"].size
-    assert sizes["int8"] < 0.4 * sizes["fp32"]
-    graph = onnx.load(tmp_path / "int8" / "vision.onnx", load_external_data=False).graph
+    assert sizes["int8-weight"] < 0.4 * sizes["fp32"]
+    graph = onnx.load(tmp_path / "int8-weight" / "vision.onnx", load_external_data=False).graph
     assert sum(node.op_type == "DequantizeLinear" for node in graph.node) > 10
 
 
@@ -133,7 +133,7 @@ def test_int8_agrees_with_pytorch_on_a_golden_checkpoint(tmp_path: Path) -> None
     source = checkpoint("llama")
     if source is None:
         pytest.skip("the golden checkpoint of llama is not here")
-    options = ExportOptions(precisions=Precisions.all("int8"))
+    options = ExportOptions(precisions=Precisions.all("int8-weight"))
     parity_values = export_bundle(str(source), tmp_path / "bundle", options).manifest.parity
     assert parity_values["llm_cosine"] > 0.99
     assert parity_values["rfm_top-k_overlap"] > 0.9
@@ -147,13 +147,13 @@ def test_embeddings_are_halved_only_without_loss(tmp_path: Path) -> None:
     weights["model.embed_tokens.weight"] += np.float32(1e-5)
     save_file(weights, folder / "model.safetensors")
     kinds = {}
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "int8-weight"):
         options = ExportOptions(precisions=Precisions.all(precision), parity=False)
         export_bundle(str(folder), tmp_path / precision, options)
         tables = load_file(tmp_path / precision / "embeddings.safetensors")
         kinds[precision] = (tables["embed_tokens"].dtype, tables["image_newline"].dtype)
     assert kinds["fp32"] == (np.float32, np.float16)
-    assert kinds["int8"] == (np.float16, np.float16)
+    assert kinds["int8-weight"] == (np.float16, np.float16)
 
 
 def test_a_failed_parity_check_leaves_nothing(

@@ -88,7 +88,7 @@ def test_values_that_are_not_finite(folder: Path) -> None:
 
 def test_quantized_weights(folder: Path) -> None:
     save_without(folder, **{"model.image_newline": np.ones(64, np.int8)})
-    with pytest.raises(ExportError, match="int8"):
+    with pytest.raises(ExportError, match="I8"):
         read(folder).image_newline()
 
 

@@ -15,11 +15,9 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from lrs_edge.bundle import open_bundle
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
 from lrs_edge.export.sessions import DecoderSession, open_session
 from lrs_edge.export.tokenizer_json import from_byte_level
-from lrs_edge.manifest import DecoderSpec, Manifest
+from lrs_edge.manifest import Manifest
 
 VARIANTS = ("qwen", "llama")
 IMAGE_TOKEN = -200
@@ -43,12 +41,6 @@ def first_run(variant: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     assert found.shape == wanted.shape
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
-def session(path: Path, spec: DecoderSpec, capacity: int) -> DecoderSession:
-    config = read_model(find_checkpoint(str(checkpoint_of(path.parent)))).llm.config
-    shaped = type(config)(**{**config.__dict__, "layers": spec.layers})
-    return DecoderSession(path, shaped, scoring=spec.vocabulary == 0, capacity=capacity)
 
 
 def checkpoint_of(bundle: Path) -> Path:
@@ -83,7 +75,7 @@ def test_rfm_logits(bundle: tuple[str, Path, Manifest], flavour: str) -> None:
     if flavour == "masked":
         assert manifest.rfm.masked_graph is not None
         bias, graph = np.triu(np.full((len(embeds),) * 2, -3e4, np.float32), 1), "rfm_masked.onnx"
-    logits = session(path / graph, manifest.rfm, len(embeds) + 5).run(embeds, bias=bias)
+    logits = DecoderSession(path / graph, capacity=len(embeds) + 5).run(embeds, bias=bias)
     local = logits[:, info["rfm1_local_begin"] : info["rfm1_local_end"]]
     assert relative(local, arrays["rfm1_logits_heads"]) < 1e-4
 
@@ -92,7 +84,7 @@ def test_llm_logits(bundle: tuple[str, Path, Manifest]) -> None:
     variant, path, manifest = bundle
     arrays, _ = first_run(variant)
     embeds = arrays["final_embeds_full"]
-    logits = session(path / manifest.llm.graph, manifest.llm, len(embeds)).run(embeds)
+    logits = DecoderSession(path / manifest.llm.graph, capacity=len(embeds)).run(embeds)
     assert relative(logits[0], arrays["prefill_last_logits"]) < 1e-4
     assert manifest.llm.vocabulary == arrays["step_logits"].shape[1]
 

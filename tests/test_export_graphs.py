@@ -19,10 +19,10 @@ from lrs_edge.export import reference
 from lrs_edge.export.checkpoint import find_checkpoint
 from lrs_edge.export.decoder_graph import LanguageHead, write_llm, write_rfm
 from lrs_edge.export.families import read_model
-from lrs_edge.export.onnx_writer import WeightFile, quantize
 from lrs_edge.export.sessions import DecoderSession, open_session
 from lrs_edge.export.stages import Model
 from lrs_edge.export.vision_graph import write_vision
+from lrs_edge.export.weight_file import WeightFile, quantize
 
 Open = Callable[..., DecoderSession]
 
@@ -40,18 +40,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture(scope="module")
 def opened(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Open:
     folder = tmp_path_factory.mktemp("graphs")
-    with WeightFile(folder / "rfm.onnx.data", "fp32") as weights:
+    with WeightFile(folder / "rfm.onnx.data") as weights:
         write_rfm(model.rfm, "gqa", folder / "rfm.onnx", weights)
         write_rfm(model.rfm, "masked", folder / "masked.onnx", weights)
-    with WeightFile(folder / "llm.onnx.data", "fp32") as weights:
+    with WeightFile(folder / "llm.onnx.data") as weights:
         head = LanguageHead(model.vocabulary, model.lm_head)
         write_llm(model.llm, head, folder / "llm.onnx", weights)
 
     def open_graph(name: str, capacity: int = CAPACITY) -> DecoderSession:
-        scoring = name != "llm"
-        stage = model.rfm if scoring else model.llm
-        path = folder / f"{name}.onnx"
-        return DecoderSession(path, stage.config, scoring=scoring, capacity=capacity)
+        return DecoderSession(folder / f"{name}.onnx", capacity=capacity)
 
     return open_graph
 
@@ -145,7 +142,7 @@ def test_nan_behind_the_filled_places_is_not_seen(opened: Open, embeds: np.ndarr
 @pytest.mark.parametrize("write", [write_qwen, write_nano])
 def test_vision_towers(write: Callable[[Path], Path], tmp_path: Path) -> None:
     stage = read_model(find_checkpoint(str(write(tmp_path / "checkpoint")))).vision
-    with WeightFile(tmp_path / "vision.onnx.data", "fp32") as weights:
+    with WeightFile(tmp_path / "vision.onnx.data") as weights:
         write_vision(stage, tmp_path / "vision.onnx", weights)
     session = open_session(tmp_path / "vision.onnx")
     shape = (3, 3, stage.tile, stage.tile)

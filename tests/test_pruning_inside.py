@@ -153,7 +153,7 @@ class Masked:
         stage, config = self._stage, self._stage.config
         norm = reference._read(stage.tensors, f"layers.{layer}.input_layernorm.weight")
         normed = reference._rms_norm(x, norm, config.eps)
-        cos, sin = reference._rope(config, len(x), None)
+        cos, sin = reference.rope(config, len(x), None)
         query = reference._rotate(reference._heads(stage, layer, "q", normed), cos, sin)
         key = reference._rotate(reference._heads(stage, layer, "k", normed), cos, sin)
         value = reference._heads(stage, layer, "v", normed)
@@ -190,15 +190,15 @@ def close(found: np.ndarray, wanted: np.ndarray, limit: float = 2e-5) -> None:
 # -- segments ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8-weight"])
 @pytest.mark.parametrize("length", [LENGTH, PREFILL_CHUNK + 40])
 def test_without_a_cut_segments_are_the_whole_model(
     checkpoint: Path, bundle: Path, tmp_path: Path, precision: str, length: int
 ) -> None:
-    if precision == "int8":
+    if precision == "int8-weight":
         bundle = tmp_path / "int8"
         options = ExportOptions(
-            parity=False, attention_layers=(1, 2), precisions=Precisions.all("int8")
+            parity=False, attention_layers=(1, 2), precisions=Precisions.all("int8-weight")
         )
         export_bundle(str(checkpoint), bundle, options)
     embeds, tokens = prompt(length)

@@ -19,34 +19,34 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
 
-def bundle_of(precision: str) -> Bundle:
+def bundle_of(floats: str) -> Bundle:
     bundle = open_bundle(default_bundle_path(), verify=False)
     manifest = msgspec.structs.replace(
         bundle.manifest,
-        rfm=msgspec.structs.replace(bundle.manifest.rfm, precision=precision),
-        llm=msgspec.structs.replace(bundle.manifest.llm, precision=precision),
+        rfm=msgspec.structs.replace(bundle.manifest.rfm, floats=floats),
+        llm=msgspec.structs.replace(bundle.manifest.llm, floats=floats),
     )
     return Bundle(bundle.path, manifest)
 
 
-def broken_cuda(_bundle: Bundle, options: BackendOptions) -> Loaded:
+def broken_cuda(_bundle: Bundle, options: BackendOptions, _kv_cache: str) -> Loaded:
     if options.provider != "cpu":
         raise BackendError("no driver")
     return Loaded(options.provider)
 
 
-def test_precisions_without_cuda_kernels_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_load", lambda _bundle, options: Loaded(options.provider))
-    for precision, provider in (("fp32", "cpu"), ("int8", "cpu"), ("fp16", "auto")):
-        assert stages.load_stages(bundle_of(precision), BackendOptions()).provider == provider
-    insisted = stages.load_stages(bundle_of("fp32"), BackendOptions("cuda"))
+def test_bundles_without_cuda_kernels_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_load", lambda _bundle, options, _kv: Loaded(options.provider))
+    for floats, provider in (("float32", "cpu"), ("float16", "auto")):
+        assert stages.load_stages(bundle_of(floats), BackendOptions()).provider == provider
+    insisted = stages.load_stages(bundle_of("float32"), BackendOptions("cuda"))
     assert insisted.provider == "cuda"
 
 
 def test_a_gpu_that_does_not_work_is_told_in_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "_load", broken_cuda)
-    loaded = stages.load_stages(bundle_of("fp16"), BackendOptions())
+    loaded = stages.load_stages(bundle_of("float16"), BackendOptions())
     assert loaded.provider == "cpu"
     assert "no driver" in loaded.warnings[0]
     with pytest.raises(BackendError, match="no driver"):
-        stages.load_stages(bundle_of("fp16"), BackendOptions("cuda"))
+        stages.load_stages(bundle_of("float16"), BackendOptions("cuda"))

@@ -20,8 +20,8 @@ from lrs_edge.backends.onnx import OnnxGraph
 from lrs_edge.budget import Clock
 from lrs_edge.errors import BackendError
 from lrs_edge.export import vision_graph
-from lrs_edge.export.onnx_writer import WeightFile
 from lrs_edge.export.stages import Model, VisionStage
+from lrs_edge.export.weight_file import WeightFile
 from lrs_edge.files import replacing
 from lrs_edge.manifest import VisionSpec
 from lrs_edge.options import Resampling
@@ -51,7 +51,7 @@ def open_encoder(
         ExportError: Weights are damaged.
     """
     stage = model.vision
-    with WeightFile(folder / f"{_GRAPH}.data", "fp32") as weights:
+    with WeightFile(folder / f"{_GRAPH}.data") as weights:
         vision_graph.write_vision(stage, folder / _GRAPH, weights)
     spec = VisionSpec(
         graph=_GRAPH,

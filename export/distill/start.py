@@ -105,3 +105,7 @@ class _Aliased:
     def read(self, name: str) -> Array:
         """One tensor as float32. Raises KeyError when it is not there."""
         return self._source.read(self._names[name])
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Some rows of a tensor; see `TensorSource.rows`."""
+        return self._source.rows(self._names[name], start, stop)

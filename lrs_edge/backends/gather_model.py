@@ -7,7 +7,7 @@ of onnx.proto3; IR version 8, opset 17: old enough for every engine).
 
 from __future__ import annotations
 
-_FLOAT_TYPES = {"float32": 1, "float16": 10}
+_TYPES = {"float32": 1, "float16": 10, "int8": 3}
 _INT64 = 7
 
 
@@ -15,9 +15,9 @@ def gather_model(dtype: str) -> bytes:
     """Serialized ModelProto: x [1, heads, old, dim] of `dtype`, indices int64 [n] -> y.
 
     Raises:
-        KeyError: `dtype` is neither `float32` nor `float16`.
+        KeyError: `dtype` is none of `float32`, `float16` and `int8`.
     """
-    element = _FLOAT_TYPES[dtype]
+    element = _TYPES[dtype]
     axis = _text(1, "axis") + _number(3, 2) + _number(20, 2)
     node = _text(1, "x") + _text(1, "indices") + _text(2, "y") + _text(4, "Gather") + _part(5, axis)
     graph = (

@@ -49,6 +49,7 @@ class Request:
     value_range: tuple[float, float] | None
     provider: str
     threads: int | None
+    kv_cache: str
     verify: bool
     trace: Path | None
     output: Path | None
@@ -130,6 +131,7 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
             request.bundle,
             provider=request.provider,
             threads=request.threads,
+            kv_cache=request.kv_cache,
             verify=request.verify,
         ) as engine,
         engine.open(request.image, bands=request.bands, value_range=request.value_range) as scene,

@@ -221,6 +221,7 @@ def _ask(values: dict[str, Any], settings: RunSettings, matcher: Matcher, tell: 
         values["bundle"],
         provider=values["provider"],
         threads=values["threads"],
+        kv_cache=values["kv_cache"],
         verify=values["verify"],
     ) as engine:
         runner.check_bundle(settings, engine)

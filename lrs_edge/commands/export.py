@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lrs_edge.commands.common import debug_option, export_packages, step_teller, write_result
 from lrs_edge.commands.search_options import layer_list
+from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrs_edge.export import ExportResult
+    from lrs_edge.export import ExportOptions, ExportResult
     from lrs_edge.export.parity import ParityRow
+
+#: `lrs_edge.export.precision.REQUESTS`, which cannot be imported without the `export` extra.
+_PRECISION = click.Choice(
+    ["fp32", "fp16", "int8", "int8-dynamic", "int8-static", "int8-weight", "int4-weight"]
+)
 
 
 @click.command("export")
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    "target",
+    "target_folder",
     type=click.Path(path_type=Path),
     required=True,
     metavar="BUNDLE",
@@ -35,10 +41,45 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the bundle; default: the checkpoint's.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8"]),
+    type=_PRECISION,
     default="fp32",
     show_default=True,
-    help="Of the weights; int8 (experimental) keeps one scale per output channel.",
+    help="Of all stages. int8 measures ways to compute in int8 and takes the better one; -weight "
+    "keeps only weights small.",
+)
+@click.option("--vision", type=_PRECISION, help="Precision of the vision encoder.")
+@click.option("--rfm", type=_PRECISION, help="Precision of the Region Focus Module.")
+@click.option("--llm", type=_PRECISION, help="Precision of the language model.")
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Engine that the bundle is for; cuda keeps all that is not quantized in float16.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Images, and questions.txt or questions.jsonl, that ranges and weights are fitted to; "
+    "default: those that come with the package.",
+)
+@click.option(
+    "--keep-higher",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Keep so much of each stage's weights, the most sensitive by measurement, at a higher "
+    "precision; default: 15 for int8-dynamic, int8-static and int4-weight, else 0.",
+)
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Report each weight's error when it alone is quantized.",
+)
+@click.option(
+    "--int8-kv",
+    is_flag=True,
+    help="Also write the language model over an int8 KV cache (ask --kv-cache int8).",
 )
 @click.option(
     "--attention-layers",
@@ -60,56 +101,92 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Images for the parity check; default: synthetic ones.",
 )
+@click.option(
+    "--eval",
+    "questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Questions (as for lrs-edge eval) that the finished bundle is asked.",
+)
+@click.option(
+    "--eval-images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Images of those questions.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Ask only the first N.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Asked the same; the export fails if it is more than --most-lost points better.",
+)
+@click.option(
+    "--most-lost",
+    type=click.FloatRange(0, 100),
+    default=2.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Accuracy that may be lost.",
+)
 @click.option("--no-parity", is_flag=True, help="Leave out the comparison with PyTorch.")
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr.")
 @debug_option
-def export(
-    checkpoint: str,
-    target: Path,
-    vision_tower: str | None,
-    name: str | None,
-    precision: str,
-    attention_layers: tuple[int, ...] | None,
-    vision_attention: bool,
-    licence: str | None,
-    parity_images: Path | None,
-    no_parity: bool,
-    force: bool,
-    quiet: bool,
-) -> None:
+def export(checkpoint: str, target_folder: Path, quiet: bool, **values: Any) -> None:
     """Turn CHECKPOINT into a bundle and compare it with PyTorch.
 
     CHECKPOINT is a folder, the name of a recipe (models/*.toml), or a name on the Hugging Face hub.
     """
     with export_packages("exporting"):
-        from lrs_edge.export import ExportOptions, Precisions, export_bundle
+        from lrs_edge.export import export_bundle
 
-    options = ExportOptions(
-        vision_tower=vision_tower,
-        name=name,
-        precisions=Precisions.all("int8" if precision == "int8" else "fp32"),
-        licence=licence,
-        parity=not no_parity,
-        parity_images=parity_images,
-        force=force,
-        attention_layers=attention_layers or (),
-        vision_attention=vision_attention,
-    )
-    result = export_bundle(checkpoint, target, options, step_teller(quiet=quiet))
+        options = _options(values)
+    result = export_bundle(checkpoint, target_folder, options, step_teller(quiet=quiet))
     write_result(_report(result), None)
 
 
+def _options(values: dict[str, Any]) -> ExportOptions:
+    from lrs_edge.export import AccuracyCheck, ExportOptions, Precisions
+
+    every = values.pop("precision")
+    stages = {name: values.pop(name) or every for name in ("vision", "rfm", "llm")}
+    questions, images = values.pop("questions"), values.pop("eval_images")
+    if (questions is None) != (images is None):
+        raise UsageError("--eval and --eval-images belong together; give both or neither")
+    asked = {name: values.pop(name) for name in ("limit", "baseline", "most_lost")}
+    check = None if questions is None else AccuracyCheck(questions, images, **asked)
+    return ExportOptions(
+        precisions=Precisions(**stages),
+        accuracy=check,
+        parity=not values.pop("no_parity"),
+        attention_layers=values.pop("attention_layers") or (),
+        **values,
+    )
+
+
 def _report(result: ExportResult) -> str:
-    """What was written and how well it agrees, as text."""
+    """What was written, what was measured, and how well it agrees, as text."""
+    from lrs_edge.export.sensitivity import sensitivity_table
+
     files = result.manifest.files.values()
     size = sum(entry.size for entry in files)
     lines = [f"{result.path}: {len(files)} files, {size / 1e6:.1f} MB"]
+    for stage, errors in result.planned.errors.items():
+        lines += ["", sensitivity_table(errors, result.planned.plans.of(stage).higher)]
+    for stage, candidates in result.planned.choices.items():
+        lines.append(f"int8 of {stage}, as measured here, the best first:")
+        lines += [
+            f"  {one.precision:<13} {one.seconds * 1e3:8.1f} ms   cosine {one.cosine:.6f}"
+            for one in candidates
+        ]
     if result.report is None:
         lines.append("parity: not checked")
     else:
         lines.append(f"parity with PyTorch on {result.report.images}:")
         lines += [_row(row) for row in result.report.rows]
+    if result.accuracy is not None:
+        lines.append(result.accuracy.shown)
     return "\n".join(lines) + "\n"
 
 

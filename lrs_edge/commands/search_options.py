@@ -161,6 +161,13 @@ _ENGINE_OPTIONS = (
     ),
     click.option("--threads", type=_AT_LEAST_ONE, metavar="N", help="Threads of one operation."),
     click.option(
+        "--kv-cache",
+        type=click.Choice(["float", "int8"]),
+        default="float",
+        show_default=True,
+        help="Type of the language model's KV cache; int8 needs a bundle exported with --int8-kv.",
+    ),
+    click.option(
         "--no-verify",
         "verify",
         flag_value=False,
@@ -209,7 +216,7 @@ def image_options(command: Decorated) -> Decorated:
 
 
 def engine_options(command: Decorated) -> Decorated:
-    """Decorator that adds `--provider`, `--threads` and `--no-verify` (called `verify`)."""
+    """Decorator that adds `--provider`, `--threads`, `--kv-cache` and `--no-verify` (`verify`)."""
     return _decorate(command, _ENGINE_OPTIONS)
 
 

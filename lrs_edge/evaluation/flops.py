@@ -70,6 +70,8 @@ def graph_costs(manifest: Manifest) -> dict[str, GraphCost] | None:
     }
     if rfm.masked_graph is not None:
         costs[rfm.masked_graph] = scoring
+    if llm.int8_kv_graph is not None:
+        costs[llm.int8_kv_graph] = costs[llm.graph]
     tower = vision.tower
     # Graphs without a cost are not known: what they do gives no figure.
     if tower is not None and min(tower.flops, tower.projector_flops) > 0:

@@ -1,0 +1,77 @@
+"""How many sensitive layers of a statically quantized vision graph are kept in float32.
+
+Errors of single layers do not tell: a float layer between quantized ones costs two conversions, and
+the engine fuses less. So the first few of the most sensitive layers are left out together, and what
+comes out is measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrs_edge.export import vision_graph
+from lrs_edge.export.precision import Plan
+from lrs_edge.export.probe import Probe, relative_error
+from lrs_edge.export.quantization import CalibrationData, StaticVision
+from lrs_edge.export.sensitivity import LayerError
+from lrs_edge.export.stages import Model
+from lrs_edge.export.weight_file import WeightFile
+
+#: Numbers of layers that are tried.
+COUNTS = (0, 1, 2, 3, 4, 6, 8)
+
+#: Of the variants within this factor of the fastest, the most faithful is taken.
+_SLOWER = 1.3
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Layers kept in float32, seconds of a tile, error relative to the graph in float32."""
+
+    kept: frozenset[str]
+    seconds: float
+    error: float
+
+
+def static_variants(
+    errors: Sequence[LayerError], model: Model, data: CalibrationData, tiles: int, folder: Path
+) -> list[Variant]:
+    """Measure variants that keep the most sensitive 0, 1, 2, ... layers.
+
+    Args:
+        errors: Sensitivity of every layer, the most sensitive first.
+        model: The checkpoint.
+        data: Calibration data.
+        tiles: Of them, so many are used to find ranges.
+        folder: Where graphs lie for a moment.
+    """
+    probe = Probe("vision", data)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "float.onnx"
+        with WeightFile(Path(place) / "float.onnx.data", Plan()) as weights:
+            vision_graph.write_vision(model.vision, path, weights)
+        wanted = probe.outputs(path, "fp32")
+        chosen = data.tiles[:: max(len(data.tiles) // tiles, 1)]
+        static = StaticVision(path, chosen, Path(place))
+        kept, paths = [], []
+        for count in COUNTS:
+            kept.append(frozenset(one.name for one in errors[:count]))
+            paths.append(Path(place) / f"kept{count}.onnx")
+            static.write(paths[-1], exclude=kept[-1])
+        rounds = [[probe.seconds(one, "int8-static") for one in paths] for _ in range(_ROUNDS)]
+        return [
+            Variant(names, min(times), relative_error(probe.outputs(one, "int8-static"), wanted))
+            for names, one, times in zip(kept, paths, zip(*rounds, strict=True), strict=True)
+        ]
+
+
+def best_variant(variants: Sequence[Variant]) -> Variant:
+    """The most faithful of those that are nearly as fast as the fastest."""
+    fastest = min(one.seconds for one in variants)
+    near = [one for one in variants if one.seconds <= _SLOWER * fastest]
+    return min(near, key=lambda one: one.error)

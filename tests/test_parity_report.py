@@ -1,0 +1,126 @@
+"""Parity: whole stages and layer by layer agree, what fails is named, what stays is nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import write_qwen
+
+pytest.importorskip("torch", reason="exporting needs the `export` extra")
+pytest.importorskip("onnx", reason="exporting needs the `export` extra")
+
+from lrs_edge.errors import ExportError
+from lrs_edge.export import parity
+from lrs_edge.export.checkpoint import find_checkpoint
+from lrs_edge.export.decoder_graph import LanguageHead, write_llm, write_rfm
+from lrs_edge.export.families import read_model
+from lrs_edge.export.parity_report import ParityReport, ParityRow, StageParity
+from lrs_edge.export.precision import PRECISIONS, Plan, Precision
+from lrs_edge.export.stages import Model
+from lrs_edge.export.vision_graph import write_vision
+from lrs_edge.export.weight_file import WeightFile
+
+#: Calibration is another test's.
+UNCALIBRATED: list[Precision] = [p for p in PRECISIONS if not p.endswith("static")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return read_model(find_checkpoint(str(write_qwen(tmp_path_factory.mktemp("qwen")))))
+
+
+@contextlib.contextmanager
+def exported(model: Model, folder: Path, precision: Precision) -> Iterator[parity.Graphs]:
+    """Graphs in a folder, their data files still open."""
+    paths = {name: folder / f"{name}.onnx" for name in ("vision", "rfm", "llm")}
+    files = {name: folder / f"{name}.onnx.data" for name in paths}
+    plan = Plan(precision)
+    with (
+        WeightFile(files["vision"]) as vision,
+        WeightFile(files["rfm"], plan) as rfm,
+        WeightFile(files["llm"], plan) as llm,
+    ):
+        write_vision(model.vision, paths["vision"], vision)
+        write_rfm(model.rfm, "gqa", paths["rfm"], rfm)
+        write_llm(model.llm, LanguageHead(model.vocabulary, model.lm_head), paths["llm"], llm)
+        yield parity.Graphs(**paths, rfm_weights=rfm, llm_weights=llm)
+
+
+@pytest.mark.parametrize("precision", UNCALIBRATED)
+def test_layer_by_layer_finds_what_the_whole_stage_finds(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    with exported(model, tmp_path, precision) as graphs:
+        before = {path: path.stat().st_size for path in tmp_path.iterdir()}
+        precisions: tuple[Precision, Precision, Precision] = ("fp32", precision, precision)
+        whole = parity.compare(model, graphs, precisions)
+        monkeypatch.setattr(parity, "LARGE", 0)
+        layers = parity.compare(model, graphs, precisions)
+        # Layers' graphs are gone, and no weight was written a second time.
+        assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before
+    assert [stage.mode for stage in whole.stages] == ["whole"] * 3
+    assert [stage.mode for stage in layers.stages] == ["whole", *["layer by layer"] * 2]
+    a, b = ({row.key: row for row in report.rows} for report in (whole, layers))
+    assert a.keys() == b.keys()
+    assert b["rfm_cosine"].value == pytest.approx(a["rfm_cosine"].value, abs=2e-3)
+    assert b["llm_cosine"].value > b["llm_cosine"].limit
+    assert b["rfm_relative_error"].value <= 2 * a["rfm_relative_error"].value + 1e-5
+    if precision == "fp32":
+        assert layers.passed
+        assert b["llm_relative_error"].value < 1e-4
+
+
+def test_a_wrong_layer_fails(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "LARGE", 0)
+    with exported(model, tmp_path, "fp32") as graphs:
+        stored = graphs.llm_weights
+        assert stored is not None
+        place = next(
+            int(entry.value)
+            for tensor in stored.matrix("layers.1.mlp.up_proj", lambda: np.empty(0)).tensors
+            for entry in tensor.external_data
+            if entry.key == "offset"
+        )
+        with (tmp_path / "llm.onnx.data").open("r+b") as stream:
+            stream.seek(place)
+            stream.write(bytes(4096))
+        report = parity.compare(model, graphs, ("fp32", "fp32", "fp32"))
+    failed = {row.stage for row in report.rows if not row.passed}
+    assert failed == {"llm"}
+    with pytest.raises(ExportError, match=r"llm relative error .* \(must be <= 0.001\)"):
+        report.raise_if_failed()
+
+
+def test_values_for_the_manifest() -> None:
+    rows = (
+        ParityRow("llm", "relative error", 0.5, "<=", 0.1),
+        ParityRow("llm-kv", "cosine", 0.9999, ">=", 0.99),
+    )
+    stages = (
+        StageParity("llm", "int4-weight", 123, "layer by layer"),
+        StageParity("llm-kv", "int4-weight", 45, "whole"),
+    )
+    assert ParityReport("3 images", stages, rows).values() == {
+        "images": "3 images",
+        "passed": False,
+        "llm_precision": "int4-weight",
+        "llm_bytes": 123,
+        "llm_mode": "layer by layer",
+        "llm_relative_error": 0.5,
+        "llm_relative_error_limit": 0.1,
+        "llm-kv_precision": "int4-weight",
+        "llm-kv_bytes": 45,
+        "llm-kv_mode": "whole",
+        "llm-kv_cosine": 0.9999,
+        "llm-kv_cosine_limit": 0.99,
+    }
+
+
+def test_a_value_that_is_no_number_fails() -> None:
+    for sign in ("<=", ">="):
+        assert not ParityRow("llm", "cosine", float("nan"), sign, 0.5).passed
