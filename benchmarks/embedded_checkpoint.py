@@ -25,13 +25,23 @@ from safetensors.numpy import load_file, save_file
 from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.errors import BundleError
 from lrs_edge.export.stages import EfficientNetTower
-from lrs_edge.manifest import EMBED_TOKENS, IMAGE_NEWLINE, POSITION_COLS, POSITION_ROWS, Manifest
+from lrs_edge.manifest import (
+    EMBED_TOKENS,
+    IMAGE_NEWLINE,
+    POSITION_COLS,
+    POSITION_ROWS,
+    DecoderSpec,
+    Manifest,
+)
 
 Array = NDArray[np.float32]
 
 #: `name.int8` with `name.scale`, and the like (`lrs_edge/export`); float16 has a suffix too.
 _INTEGERS = re.compile(r"(?P<name>.+\.weight)\.int(8|4)")
 _SCALES = ("scale", "scale8", "scale4")
+
+#: What onnxruntime's static quantization makes of a weight or a bias, and the names of its scales.
+_STATIC = re.compile(r"(?P<name>.+\.(weight|bias))_quantized")
 
 
 def write_checkpoint(bundle: Path | None, folder: Path) -> Path:
@@ -81,6 +91,10 @@ class _Graph:
             match = _INTEGERS.fullmatch(name)
             if match:
                 yield match["name"], self._dequantized(match["name"], self._floats(name))
+            elif static := _STATIC.fullmatch(name):
+                scales = (f"{static['name']}{part}" for part in ("_scale", "_quantized_scale"))
+                scale = self._floats(next(key for key in scales if key in self._raw))
+                yield static["name"], _by_channel(self._floats(name), scale)
             elif name.removesuffix(".fp16").endswith((".weight", ".bias")):
                 yield name.removesuffix(".fp16"), self._floats(name)
 
@@ -95,13 +109,17 @@ class _Graph:
         found = next(key for key in (f"{name}.{part}" for part in _SCALES) if key in self._raw)
         scale = self._floats(found)
         if scale.ndim == 1:
-            # Per output channel: the columns of a transposed matrix, the rows of a kernel.
-            shape = (1, -1) if integers.ndim == 2 else (-1,) + (1,) * (integers.ndim - 1)
-            return integers * scale.reshape(shape)
+            return _by_channel(integers, scale)
         block = -(-len(integers) // len(scale))
         # Blocks have a power of two inputs; the last may be shorter.
         block = 1 << (block - 1).bit_length()
         return integers * np.repeat(scale, block, axis=0)[: len(integers)]
+
+
+def _by_channel(integers: Array, scale: Array) -> Array:
+    """Per output channel: the columns of a transposed matrix, the rows of a kernel or a bias."""
+    shape = (1, -1) if integers.ndim == 2 else (-1,) + (1,) * (integers.ndim - 1)
+    return integers * scale.reshape(shape)
 
 
 def _tensors(bundle: Bundle, graphs: dict[str, _Graph]) -> dict[str, Array]:
@@ -124,10 +142,24 @@ def _tensors(bundle: Bundle, graphs: dict[str, _Graph]) -> dict[str, Array]:
             norm = _norm_behind(name.removesuffix(".bias"))
             found |= _identity_norm(f"model.vision_tower.{norm}", value)
     for stage, prefix in (("rfm", "model.mm_projector.token_pruner."), ("llm", "model.")):
+        spec: DecoderSpec = getattr(manifest, stage)
         for name, value in graphs[stage].weights():
-            whole = name if name == "lm_head.weight" else prefix + name
-            found[whole] = value.T if value.ndim == 2 else value
+            for part, rows in _unpacked(name, value.T if value.ndim == 2 else value, spec):
+                found[part if part == "lm_head.weight" else prefix + part] = rows
     return {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in found.items()}
+
+
+def _unpacked(name: str, value: Array, spec: DecoderSpec) -> Iterator[tuple[str, Array]]:
+    """A weight, or query, key and value out of one [(heads + 2 kv_heads) * d, ...]."""
+    if ".qkv_proj." not in name:
+        yield name, value
+        return
+    sizes = {"q_proj": spec.heads, "k_proj": spec.kv_heads, "v_proj": spec.kv_heads}
+    start = 0
+    for part, heads in sizes.items():
+        end = start + heads * spec.head_dim
+        yield name.replace("qkv_proj", part), value[start:end]
+        start = end
 
 
 def _norm_behind(convolution: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lrs_edge.errors import ExportError
 from lrs_edge.export import parity
+from lrs_edge.export.accuracy import AccuracyReport, measure_accuracy
 from lrs_edge.export.checkpoint import Checkpoint, find_checkpoint, source_hash
 from lrs_edge.export.embeddings import write_embeddings
 from lrs_edge.export.export_options import AccuracyCheck, ExportOptions, Precisions
@@ -38,9 +38,6 @@ from lrs_edge.manifest import (
     Manifest,
     Source,
 )
-
-if TYPE_CHECKING:
-    from lrs_edge.export.accuracy import AccuracyReport
 
 __all__ = ["AccuracyCheck", "ExportOptions", "ExportResult", "Precisions", "export_bundle"]
 
@@ -117,10 +114,8 @@ def export_bundle(
             manifest = bundle.write_manifest(planned.plans, report, measured)
             accuracy = None
             if options.accuracy is not None:
-                from lrs_edge.export.accuracy import measure_accuracy
-
                 progress("asking the finished bundle")
-                accuracy = measure_accuracy(folder, options.accuracy)
+                accuracy = measure_accuracy(folder, options.accuracy, progress=progress)
                 accuracy.raise_if_failed()
                 measured |= accuracy.values()
                 manifest = bundle.write_manifest(planned.plans, report, measured)

@@ -99,3 +99,11 @@ class ExportOptions:
     force: bool = False
     attention_layers: tuple[int, ...] = ()
     vision_attention: bool = False
+
+    def __post_init__(self) -> None:
+        folders = self.calibration, self.parity_images
+        if None not in folders and len({Path(str(one)).resolve() for one in folders}) == 1:
+            raise ExportError(
+                f"{self.calibration} is named both for calibration and for the parity check, which "
+                "would say little then; name two folders"
+            )

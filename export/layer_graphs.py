@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrs_edge.export.decoder_graph import DecoderBuilder, LanguageHead
+from lrs_edge.export.decoder_builder import DecoderBuilder
+from lrs_edge.export.decoder_graph import LanguageHead
 from lrs_edge.export.onnx_writer import GraphWriter
 from lrs_edge.export.stages import DecoderStage
 from lrs_edge.export.weight_file import WeightFile

@@ -69,7 +69,7 @@ LIMITS: dict[Precision, Limits] = {
     "int8-dynamic": Limits(error=0.4, cosine=0.97, overlap=0.85, greedy=0.5),
     "int8-static": Limits(error=0.5, cosine=0.98, overlap=0.85, greedy=0.5),
     "int8-weight": Limits(error=0.15, cosine=0.995, overlap=0.9, greedy=0.7),
-    "int4-weight": Limits(error=0.4, cosine=0.97, overlap=0.8, greedy=0.4),
+    "int4-weight": Limits(error=0.4, cosine=0.95, overlap=0.8, greedy=0.35),
 }
 
 #: Added to the LLM's limits where keys and values are rounded, too.

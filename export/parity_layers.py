@@ -71,7 +71,8 @@ def engine_logits(
     head = LanguageHead(model.vocabulary, model.lm_head)
     with _graph_beside(weights) as path:
         layer_graphs.write_head(model.llm, head, path, weights)
-        session = open_session(path, lean=True)
+        # Integers are small, and engines multiply them slowly as they are in the file.
+        session = open_session(path, lean=weights.plan.of("lm_head") in ("fp32", "fp16"))
         return [session.run(["logits"], {"states": x[-last:]})[0] for x in states]
 
 

@@ -22,12 +22,12 @@ from lrs_edge.export.stage_writer import (
     calibrated,
     check_plan,
 )
-from lrs_edge.export.stages import Model
+from lrs_edge.export.stages import ClipTower, Model
 from lrs_edge.export.static_choice import best_variant, static_variants
 
 #: Weights of a stage above which neither a choice nor sensitivity is measured: both need the whole
-#: stage in memory in float32.
-MOST_WEIGHTS = 1 << 29
+#: stage in memory in float32, several times over, and exports must be possible on small machines.
+MOST_WEIGHTS = 1 << 27
 
 #: Percentage of a stage's weights kept higher where nothing else is asked for, and the precisions
 #: for which that is worth the time it takes to find them: on the embedded model it takes the error
@@ -159,9 +159,14 @@ class Planner:
         return frozenset(f"layers.{layer}.mlp.down_proj" for layer in range(config.layers))
 
     def _is_large(self, stage: Stage) -> bool:
+        tower = self._model.vision.tower
         if stage == "vision":
-            return False
+            if not isinstance(tower, ClipTower):
+                return False
+            layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
+            return tower.layers * layer > MOST_WEIGHTS
         config = (self._model.rfm if stage == "rfm" else self._model.llm).config
         attention = 2 * config.hidden * config.head_dim * (config.heads + config.kv_heads)
         layer = attention + 3 * config.hidden * config.intermediate
-        return config.layers * layer > MOST_WEIGHTS
+        head = self._model.vocabulary * config.hidden if stage == "llm" else 0
+        return config.layers * layer + head > MOST_WEIGHTS

@@ -98,7 +98,72 @@ def test_bundle_facts(bundle: Path, name: str, printed: Read) -> None:
     assert facts["tokens_per_tile"] == 144
     assert len(facts["files"]) == len(FILES)
     assert run(["info", str(bundle / name)]) == 0
-    assert "vision_max_error 1e-06" in printed()
+    assert "vision" in (text := printed())
+    assert "max error 1e-06" in text
+
+
+def test_parity_and_accuracy_as_a_table(bundle: Path, printed: Read) -> None:
+    path = bundle / "manifest.json"
+    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    parity: dict[str, float | int | str | bool] = {
+        "images": "2 images",
+        "passed": False,
+        "llm-kv_cosine": 0.5,
+        "llm_precision": "int4-weight",
+        "llm_bytes": 1_234_567,
+        "llm_mode": "layer by layer",
+        "llm_kept_higher": "layers.0.mlp.down_proj lm_head",
+        "choice_llm_int8-static_ms": 12.5,
+        "llm_relative_error": 0.25,
+        "llm_relative_error_limit": 0.1,
+        "llm_cosine": 0.99,
+        "llm_cosine_limit": 0.98,
+        "accuracy": 0.75,
+        "accuracy_correct": 3,
+        "accuracy_total": 4,
+        "accuracy_dataset": "harbour",
+        "accuracy_baseline_correct": 4,
+    }
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity=parity)))
+    assert run(["info", str(bundle), "--format", "json"]) == 0
+    facts = json.loads(printed())
+    assert facts["parity"] == parity
+    assert facts["accuracy"] == {
+        "share": 0.75,
+        "correct": 3,
+        "total": 4,
+        "dataset": "harbour",
+        "baseline_correct": 4,
+    }
+    kv, llm = facts["stages"]
+    assert kv == {"stage": "llm-kv", "figures": {"cosine": {"value": 0.5}}}
+    assert (llm["precision"], llm["bytes"], llm["mode"]) == (
+        "int4-weight",
+        1_234_567,
+        "layer by layer",
+    )
+    error, cosine = llm["figures"]["relative_error"], llm["figures"]["cosine"]
+    assert (error["at_most"], error["passed"]) == (True, False)
+    assert (cosine["at_most"], cosine["passed"]) == (False, True)
+    assert run(["info", str(bundle)]) == 0
+    text = printed()
+    for part in (
+        "on 2 images",
+        "1.2 MB",
+        "relative error 0.25 (<= 0.1)",
+        "cosine 0.99 (>= 0.98)",
+        "layer by layer  2 layers kept higher  FAILED",
+        "accuracy on harbour: 3 of 4 right; 4 before quantization",
+    ):
+        assert part in text, part
+
+
+def test_a_bundle_that_was_not_checked(bundle: Path, printed: Read) -> None:
+    path = bundle / "manifest.json"
+    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity={})))
+    assert run(["info", str(bundle)]) == 0
+    assert "not checked" in printed()
 
 
 def test_a_model_that_is_named_must_be_there(

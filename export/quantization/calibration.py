@@ -22,6 +22,7 @@ from lrs_edge.evaluation.questions import read_questions
 from lrs_edge.export import reference
 from lrs_edge.export.quantization.calibrators import TILE_BATCH
 from lrs_edge.export.quantization.kept_tensors import KeptTensors
+from lrs_edge.export.rows import Rows
 from lrs_edge.export.sequences import PromptSequence, token_scores
 from lrs_edge.export.stages import DecoderStage, Model, VisionStage
 from lrs_edge.export.tensors import Array, Scoped
@@ -98,7 +99,7 @@ def load_calibration(
         questions = _questions(folder, paths)
         tiles = np.concatenate([_tiles(path, model.vision, side) for path in paths])
     tokens = _vision_tokens(model.vision, tiles).reshape(len(paths), views, -1, model.vision.hidden)
-    table = model.embed_tokens()
+    table = model.embed_tokens
     prompts = [
         PromptSequence(model, table, part, question=question)
         for part, question in zip(tokens, questions, strict=True)
@@ -224,7 +225,7 @@ def _is_cheap(stage: DecoderStage) -> bool:
     return config.layers * layer <= CHEAP_WEIGHTS
 
 
-def _answered(model: Model, table: Array, prompts: Sequence[Array]) -> list[Array]:
+def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array]:
     """Prompts, each with the reference's own greedy answer behind it."""
     stage = replace(model.llm, tensors=Scoped(KeptTensors(model.llm.tensors), ""))
     head, stops = model.lm_head(), set(model.prompt.stop_ids)

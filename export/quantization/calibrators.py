@@ -27,7 +27,7 @@ TILE_BATCH = 8
 
 #: Linears that share their input with another. The RFM's last query projection is given the last
 #: token only, too few for second moments; its key projection is given all of them.
-_SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+_SAME_INPUT = {"qkv_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 _SAME_SCORING = {"q_proj": "k_proj"}
 
 

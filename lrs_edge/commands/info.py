@@ -148,8 +148,88 @@ def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
         "max_length": manifest.limits.max_length,
         "max_positions": manifest.limits.max_positions,
         "parity": manifest.parity,
+        "stages": _stage_figures(manifest.parity),
+        "accuracy": _accuracy(manifest.parity),
         "tools": manifest.tools,
     }
+
+
+#: Entries of the manifest's parity, by stage, that are no figures.
+_NO_FIGURES = ("precision", "bytes", "mode", "kept_higher")
+
+#: First parts of entries that belong to no stage.
+_NO_STAGES = ("accuracy", "choice")
+
+
+def _stage_figures(parity: dict[str, float | int | str | bool]) -> list[dict[str, Any]]:
+    """What the exporter measured of each stage: the manifest's flat names taken apart.
+
+    Names are `{stage}_{measure}` and `{stage}_{measure}_limit`; errors must be at most their limit,
+    all else at least. Bundles from before limits were noted have neither limits nor sizes.
+    """
+    stages: dict[str, dict[str, Any]] = {}
+    for name, value in parity.items():
+        stage, _, measure = name.partition("_")
+        if not measure or stage in _NO_STAGES:
+            continue
+        found = stages.setdefault(stage, {"stage": stage, "figures": {}})
+        if measure in _NO_FIGURES:
+            found[measure] = value
+        elif not measure.endswith("_limit") and isinstance(value, float | int):
+            limit = parity.get(f"{name}_limit")
+            figure: dict[str, Any] = {"value": value}
+            if isinstance(limit, float | int):
+                at_most = measure.endswith("error")
+                passed = value <= limit if at_most else value >= limit
+                figure |= {"limit": limit, "at_most": at_most, "passed": passed}
+            found["figures"][measure] = figure
+    return list(stages.values())
+
+
+def _accuracy(parity: dict[str, float | int | str | bool]) -> dict[str, float | int | str | bool]:
+    """Answers to questions, where the exporter asked any."""
+    found = {name: value for name, value in parity.items() if name.startswith("accuracy_")}
+    short = {name.removeprefix("accuracy_"): value for name, value in found.items()}
+    return {"share": parity["accuracy"], **short} if "accuracy" in parity else {}
+
+
+def _parity_lines(facts: dict[str, Any]) -> list[str]:
+    """Parity as a table, one line per stage; accuracy below it."""
+    parity = facts["parity"]
+    if not parity:
+        return ["parity with the checkpoint: not checked"]
+    lines = [f"parity with the checkpoint, on {parity.get('images', 'unknown images')}:"]
+    for stage in facts["stages"]:
+        figures = stage["figures"]
+        known = [figure["passed"] for figure in figures.values() if "passed" in figure]
+        cells = [stage["stage"].ljust(7), str(stage.get("precision", "")).ljust(12)]
+        if "bytes" in stage:
+            cells.append(f"{stage['bytes'] / 1e6:9,.1f} MB")
+        cells += [_figure(name, figure) for name, figure in figures.items()]
+        if "mode" in stage:
+            cells.append(stage["mode"])
+        if "kept_higher" in stage:
+            cells.append(f"{len(str(stage['kept_higher']).split())} layers kept higher")
+        if known:
+            cells.append("passed" if all(known) else "FAILED")
+        lines.append("  " + "  ".join(cells))
+    accuracy = facts["accuracy"]
+    if accuracy:
+        before = accuracy.get("baseline_correct")
+        lines.append(
+            f"accuracy on {accuracy.get('dataset')}: {accuracy.get('correct')} of "
+            f"{accuracy.get('total')} right"
+            + (f"; {before} before quantization" if before is not None else "")
+        )
+    return lines
+
+
+def _figure(name: str, figure: dict[str, Any]) -> str:
+    """Such as `cosine 0.99993 (>= 0.98)`."""
+    shown = f"{name.replace('_', ' ')} {figure['value']:.5g}"
+    if "limit" not in figure:
+        return shown
+    return f"{shown} ({'<=' if figure['at_most'] else '>='} {figure['limit']:g})"
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -158,7 +238,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = []
     for name, value in facts.items():
         label = name.replace("_", " ").ljust(width)
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if name == "parity":
+            lines += _parity_lines(facts)
+        elif name in ("stages", "accuracy"):
+            continue
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             lines += [label.rstrip(), *("  " + _row(row) for row in value)]
         else:
             lines.append(f"{label}  {_text(value)}")
