@@ -109,7 +109,10 @@ class SegmentReport:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds spent per stage; `total` also holds what lies between the stages."""
+    """Seconds spent per stage; `total` also holds what lies between the stages.
+
+    `read` is the time that encoding waited for tiles, which a thread reads beside it.
+    """
 
     read: float
     encode: float

@@ -6,11 +6,13 @@ that every test here rests on: attention over a compacted cache equals attention
 with the dropped tokens masked.
 
 The cache knows what each token is (text, global view, tile at level/row/col, ...) but not how
-scores came about.
+scores came about. Of each it can also remember a fingerprint of its embedding, so that keys and
+values that are still right are recognised by content (`common_prefix`) and not computed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -68,50 +70,117 @@ def make_tokens(
     return tokens
 
 
+Fingerprints = NDArray[np.uint64]
+
+#: Fingerprint of a token that must never be recognised.
+UNKNOWN = np.uint64(0)
+
+
+def fingerprints(embeds: NDArray[np.float32]) -> Fingerprints:
+    """One 64-bit hash (BLAKE2b) per embedding, uint64 [n] of float32 [n, D].
+
+    Labels alone do not tell tokens apart: two of one tile can have equal ones.
+    """
+    rows = np.ascontiguousarray(embeds, np.float32)
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, np.uint64)
+
+
 class KVCache:
     """The tokens whose keys and values lie in one graph's buffers, in the order of the buffers."""
 
     def __init__(self, buffers: KVBuffers) -> None:
         self.buffers = buffers
-        self._tokens: Tokens = np.empty(0, TOKEN)
+        # Longer than the cache: decoding appends a token at a time.
+        self._labels: Tokens = np.empty(0, TOKEN)
+        self._marks: Fingerprints = np.empty(0, np.uint64)
+        self._length = 0
+        self._output: tuple[int, NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return self._length
 
     @property
     def tokens(self) -> Tokens:
         """Labels of the cached tokens, structured [length]; a copy."""
-        return self._tokens.copy()
+        return self._labels[: self._length].copy()
 
     @property
     def next_position(self) -> int:
         """The position after the last cached token's; gaps before it stay gaps."""
-        return int(self._tokens["position"][-1]) + 1 if len(self._tokens) else 0
+        return int(self._labels["position"][self._length - 1]) + 1 if self._length else 0
+
+    @property
+    def known(self) -> int:
+        """Tokens at the start that `common_prefix` can recognise."""
+        marks = self._marks[: self._length]
+        return self._length if marks.all() else int(np.argmin(marks != UNKNOWN))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that keys and values of one token take up."""
+        return self.buffers.nbytes // self.buffers.capacity
+
+    @property
+    def output(self) -> NDArray[np.float32] | None:
+        """What the graph gave after exactly these tokens, where that was remembered; a copy."""
+        if self._output is None or self._output[0] != self._length:
+            return None
+        return self._output[1].copy()
+
+    def remember(self, output: NDArray[np.float32]) -> None:
+        """Keep what the graph gave after the last token, as long as the tokens up to it stay."""
+        self._output = (self._length, output.copy())
 
     def reserve(self, count: int) -> None:
         """Make room for `count` more tokens; buffers grow, their content stays.
 
         Raises:
-            OutOfMemoryError: The larger buffers do not fit.
+            OutOfMemoryError: The larger buffers do not fit; the cache is empty then.
         """
         needed = len(self) + count
         if needed > self.buffers.capacity:
             capacity = -(-needed // GROWTH) * GROWTH
-            self.buffers.gather(np.arange(len(self), dtype=np.int64), capacity)
+            self._move(np.arange(len(self), dtype=np.int64), capacity)
 
-    def append(self, tokens: Tokens) -> None:
+    def _move(self, indices: NDArray[np.int64], capacity: int) -> None:
+        try:
+            self.buffers.gather(indices, capacity)
+        except BaseException:
+            # Some buffers have moved and others have not: nothing in them can be trusted.
+            self._cut(0)
+            raise
+
+    def _cut(self, length: int) -> None:
+        self._length = length
+        if self._output is not None and self._output[0] > length:
+            self._output = None
+
+    def append(self, tokens: Tokens, marks: Fingerprints | None = None) -> None:
         """Record tokens whose keys and values a graph has just written behind the others.
+
+        Args:
+            tokens: Labels [n].
+            marks: Their fingerprints [n], None where they are not worth recognising.
 
         Raises:
             ValueError: There is no room for them (`reserve` was not called), or their positions
                 do not ascend: attention is causal by place, so place and position must agree.
         """
-        if len(self) + len(tokens) > self.buffers.capacity:
+        end = self._length + len(tokens)
+        if end > self.buffers.capacity:
             raise ValueError(f"{len(tokens)} tokens do not fit behind {len(self)} cached ones")
-        positions = np.concatenate([self._tokens["position"][-1:], tokens["position"]])
-        if np.any(np.diff(positions) <= 0):
+        positions = tokens["position"]
+        ascends = len(positions) == 0 or int(positions[0]) >= self.next_position
+        if not ascends or np.any(positions[1:] <= positions[:-1]):
             raise ValueError("positions of cached tokens must ascend")
-        self._tokens = np.concatenate([self._tokens, tokens])
+        if end > len(self._labels):
+            more = max(end, self.buffers.capacity) - self._length
+            self._labels = np.concatenate([self._labels[: self._length], np.empty(more, TOKEN)])
+            self._marks = np.concatenate([self._marks[: self._length], np.zeros(more, np.uint64)])
+        self._labels[self._length : end] = tokens
+        self._marks[self._length : end] = UNKNOWN if marks is None else marks
+        self._length = end
 
     def truncate(self, length: int) -> None:
         """Return to the first `length` tokens. Costs nothing: the rest is overwritten later.
@@ -121,7 +190,7 @@ class KVCache:
         """
         if not 0 <= length <= len(self):
             raise ValueError(f"cannot truncate {len(self)} cached tokens to {length}")
-        self._tokens = self._tokens[:length]
+        self._cut(length)
 
     def release(self, length: int) -> None:
         """Return to the first `length` tokens and give back the memory of the rest.
@@ -132,7 +201,22 @@ class KVCache:
         self.truncate(length)
         capacity = max(-(-length // GROWTH), 1) * GROWTH
         if capacity < self.buffers.capacity:
-            self.buffers.gather(np.arange(length, dtype=np.int64), capacity)
+            self._move(np.arange(length, dtype=np.int64), capacity)
+        self._labels, self._marks = self._labels[:length].copy(), self._marks[:length].copy()
+
+    def copy(self, length: int) -> KVCache:
+        """A cache of its own that holds the first `length` tokens.
+
+        Raises:
+            ValueError: The cache holds fewer tokens.
+            OutOfMemoryError: It does not fit into memory.
+        """
+        if not 0 <= length <= len(self):
+            raise ValueError(f"cannot copy {length} of {len(self)} cached tokens")
+        capacity = max(-(-length // GROWTH), 1) * GROWTH
+        copied = KVCache(self.buffers.copy(length, capacity))
+        copied.append(self._labels[:length], self._marks[:length])
+        return copied
 
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Keep only the tokens at these places, each with its own position; compact the buffers.
@@ -142,16 +226,23 @@ class KVCache:
 
         Raises:
             ValueError: The indices are not ascending or outside the cache.
-            OutOfMemoryError: The spare buffer for the move does not fit.
+            OutOfMemoryError: The spare buffer for the move does not fit; the cache is empty then.
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and (
             indices[0] < 0 or indices[-1] >= len(self) or np.any(np.diff(indices) <= 0)
         ):
             raise ValueError("places to keep must ascend and lie inside the cache")
-        if len(indices) == 0 or indices[-1] != len(indices) - 1:
-            self.buffers.gather(indices, self.buffers.capacity)
-        self._tokens = self._tokens[indices]
+        stayed = int((indices == np.arange(len(indices))).sum())
+        if stayed < len(indices):
+            self._move(indices, self.buffers.capacity)
+        self._labels[: len(indices)] = self._labels[indices]
+        self._marks[: len(indices)] = self._marks[indices]
+        # Tokens behind a dropped one have seen it: what they hold is not what a cache that never
+        # had it would hold.
+        self._marks[stayed : len(indices)] = UNKNOWN
+        self._cut(stayed)
+        self._length = len(indices)
 
     def evict(self, scores: NDArray[np.float32], budget: int) -> int:
         """Drop the lowest-scored vision tokens until at most `budget` tokens are left.
@@ -174,7 +265,7 @@ class KVCache:
         surplus = len(self) - budget
         if surplus <= 0:
             return 0
-        kinds = self._tokens["kind"]
+        kinds = self._labels["kind"][: self._length]
         local = np.isin(kinds, (TokenKind.TILE, TokenKind.NEWLINE))
         places = np.flatnonzero(local | (kinds == TokenKind.GLOBAL))
         order = np.lexsort((-places, scores[places], ~local[places]))
@@ -182,6 +273,15 @@ class KVCache:
         self.keep(np.setdiff1d(np.arange(len(self), dtype=np.int64), dropped))
         return len(dropped)
 
-    def has_prefix(self, tokens: Tokens) -> bool:
-        """True where the cache still begins with exactly these tokens."""
-        return len(tokens) <= len(self) and bool(np.all(self._tokens[: len(tokens)] == tokens))
+    def common_prefix(self, tokens: Tokens, marks: Fingerprints) -> int:
+        """Tokens at the start that the cache holds just as they are here.
+
+        Args:
+            tokens: Labels [n].
+            marks: Their fingerprints [n]; `UNKNOWN` equals nothing.
+        """
+        count = min(self._length, len(tokens))
+        same = self._marks[:count] == marks[:count]
+        same &= marks[:count] != UNKNOWN
+        same &= self._labels[:count] == tokens[:count]
+        return count if same.all() else int(np.argmin(same))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.backends.base import Graph
-from lrs_edge.cache import KVCache, Tokens
+from lrs_edge.cache import UNKNOWN, Fingerprints, KVCache, Tokens, fingerprints
 from lrs_edge.errors import BackendError, BundleError
 from lrs_edge.manifest import DecoderSpec
 
 #: Tokens of a long prompt that run through the layers at once: attention holds heads x chunk x
-#: keys numbers, which for a whole level of a scene would be most of the memory that is needed.
-PREFILL_CHUNK = 512
+#: keys numbers, which for a whole level of a scene would be most of the memory that is needed. No
+#: slower than 512 on a CPU, and in `int8-dynamic`, whose scales are those of a run, nearer to fp32.
+PREFILL_CHUNK = 256
 
 
 class Decoder:
@@ -92,14 +94,79 @@ class Decoder:
                 and the bundle has no masked flavour.
         """
         cache.reserve(len(tokens))
+        return self._run(cache, embeds, tokens, None, attention_bias, _boundaries(len(tokens)))
+
+    def prefill(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        ends: Sequence[int],
+        attention_bias: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Make a cache hold exactly this sequence; what it holds of it already is not run again.
+
+        The sequence runs in parts that do not depend on what is there: a part is reused whole or
+        not at all. So the numbers are the same as from an empty cache, even where an engine
+        quantizes by the part.
+
+        Args:
+            cache: Anything.
+            embeds: float32 [T, D], the whole sequence.
+            tokens: Its labels [T].
+            ends: Ascending lengths at which this sequence and later ones may part; up to the last
+                of them its tokens can be recognised later. If that is T, so can be the result.
+            attention_bias: float32 [T - ends[0], T] as in `forward`, for the tokens behind the
+                first end, which are then never recognised.
+
+        Returns:
+            As `forward`.
+        """
+        total = len(tokens)
+        known = ends[0] if attention_bias is not None else ends[-1]
+        marks = np.full(total, UNKNOWN, np.uint64)
+        marks[:known] = fingerprints(embeds[:known])
+        same = cache.common_prefix(tokens, marks)
+        if same == total:
+            cache.truncate(total)
+            if (output := cache.output) is not None:
+                return output
+        bounds = _boundaries(*ends, total)
+        start = max(bound for bound in bounds if bound <= min(same, total - 1))
+        cache.truncate(start)
+        cache.reserve(total - start)
+        head = ends[0]
+        if attention_bias is not None and start < head:
+            part = slice(start, head)
+            runs = [bound for bound in bounds if start <= bound <= head]
+            self._run(cache, embeds[part], tokens[part], marks[part], None, runs)
+            start = head
+        runs = [bound - start for bound in bounds if bound >= start]
+        logits = self._run(
+            cache, embeds[start:], tokens[start:], marks[start:], attention_bias, runs
+        )
+        if known == total:
+            cache.remember(logits)
+        return logits
+
+    def _run(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        marks: Fingerprints | None,
+        attention_bias: NDArray[np.float32] | None,
+        bounds: Sequence[int],
+    ) -> NDArray[np.float32]:
+        """Run new tokens part by part between the bounds, the first 0, the last their number."""
         logits = np.zeros(0, np.float32)
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            part = slice(start, start + PREFILL_CHUNK)
+        for start, end in pairwise(bounds):
+            part = slice(start, end)
             bias = None
             if attention_bias is not None:
-                seen = len(cache) + len(tokens[part])
-                bias = attention_bias[part, :seen]
-            logits = self._step(cache, embeds[part], tokens[part], bias)
+                bias = attention_bias[part, : len(cache) + end - start]
+            marked = None if marks is None else marks[part]
+            logits = self._step(cache, embeds[part], tokens[part], marked, bias)
         return logits
 
     def _step(
@@ -107,6 +174,7 @@ class Decoder:
         cache: KVCache,
         embeds: NDArray[np.float32],
         tokens: Tokens,
+        marks: Fingerprints | None,
         attention_bias: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         graph = self._graph
@@ -114,7 +182,9 @@ class Decoder:
         if attention_bias is not None:
             graph = self._masked_graph()
             more["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
-        (logits,) = run_layers(graph, self.spec.graph, cache, embeds, tokens, ("logits",), more)
+        (logits,) = run_layers(
+            graph, self.spec.graph, cache, embeds, tokens, ("logits",), more, marks
+        )
         wanted = (self.spec.heads, len(cache)) if self._scoring else (1, self.spec.vocabulary)
         if logits.shape != wanted:
             raise BundleError(
@@ -122,6 +192,16 @@ class Decoder:
                 "export the bundle again"
             )
         return logits
+
+
+def _boundaries(*ends: int) -> list[int]:
+    """0, the ends, and places between them so that no part is longer than `PREFILL_CHUNK`."""
+    bounds = [0]
+    for end in sorted(set(ends) - {0}):
+        start = bounds[-1]
+        parts = -(-(end - start) // PREFILL_CHUNK)
+        bounds += [start + (end - start) * part // parts for part in range(1, parts + 1)]
+    return bounds
 
 
 def check_layers(
@@ -180,6 +260,7 @@ def run_layers(
     tokens: Tokens,
     outputs: Sequence[str],
     more: Mapping[str, NDArray[np.generic]] | None = None,
+    marks: Fingerprints | None = None,
 ) -> list[NDArray[np.float32]]:
     """Run new tokens through a graph of decoder layers once; the cache holds them afterwards.
 
@@ -191,6 +272,7 @@ def run_layers(
         tokens: Labels [L].
         outputs: Outputs to return.
         more: Inputs besides the usual ones.
+        marks: Fingerprints [L] of the tokens, where they are worth recognising later.
 
     Raises:
         BackendError: The engine fails, or gives numbers that are not finite.
@@ -207,5 +289,5 @@ def run_layers(
             f"{name} gave numbers that are not finite; the weights are damaged, or "
             "overflow in this precision: export the bundle at a higher one"
         )
-    cache.append(tokens)
+    cache.append(tokens, marks)
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrs_edge.answer import Bounds, LevelReport, Region, Ring, SegmentReport, TokenCounts
 from lrs_edge.manifest import SegmentSpec
 from lrs_edge.pruning.inside import VISION
-from lrs_edge.pyramid import Level, LevelWindow, Pyramid, TileIndex
+from lrs_edge.pyramid import Level, LevelWindow, Pyramid
 from lrs_edge.search_result import LevelPass, SearchResult
 from lrs_edge.segments import SegmentCaches
 
@@ -20,41 +21,51 @@ ToPolygon = Callable[[Bounds], tuple[Ring, Ring] | None]
 
 def regions(result: SearchResult, pyramid: Pyramid, to_polygon: ToPolygon) -> tuple[Region, ...]:
     """Tiles looked at, finest level first, best score first."""
-    found = []
-    last = result.passes[-1] if result.passes else None
-    for scored in result.passes:
-        sent = result.final.indices if scored is last else None
-        ordered = [_region(scored, tile, pyramid, sent) for tile in scored.tiles]
-        ordered.sort(key=lambda region: -region.score)
-        found.append(ordered)
-    flat = [region for level in reversed(found) for region in level]
+    flat: list[Region] = []
+    for scored in reversed(result.passes):
+        sent = result.final.indices if scored is result.passes[-1] else None
+        flat += sorted(_regions(scored, pyramid, sent), key=lambda region: -region.score)
     return tuple(_located(region, to_polygon) for region in flat)
 
 
-def _region(
-    scored: LevelPass, tile: TileIndex, pyramid: Pyramid, sent: np.ndarray | None
-) -> Region:
-    local = scored.local
-    places = np.flatnonzero((local.tile_rows == tile.row) & (local.tile_cols == tile.col))
-    bounds = source_bounds(pyramid, scored.level, scored.level.tile_window(tile))
-    scores = scored.scores[places]
-    kept = np.intersect1d(local.indices[places], local.indices[scored.kept])
+def _regions(
+    scored: LevelPass, pyramid: Pyramid, sent: NDArray[np.int64] | None
+) -> Iterator[Region]:
+    """The tiles of one level, in their order; every token is looked at once.
+
+    Args:
+        scored: The level.
+        pyramid: Of the image.
+        sent: int64, the tokens given to the language model, None where all kept ones count.
+    """
+    local, level = scored.local, scored.level
+    kept = np.zeros(len(local), bool)
+    kept[scored.kept] = True
     if sent is not None:
-        kept = np.intersect1d(kept, sent)
-    peak = bounds
-    if len(places):
-        best = int(local.indices[places[int(np.argmax(scores))]])
-        peak = _cell_bounds(pyramid, scored, best)
-    return Region(
-        level=scored.local.level,
-        row=tile.row,
-        col=tile.col,
-        bounds=bounds,
-        peak=peak,
-        score=float(scores.sum()),
-        kept=len(kept) > 0,
-        tokens_kept=len(kept),
-    )
+        kept &= np.isin(local.indices, sent)
+    # Newlines have row and column -1 and come before all tiles.
+    owners = np.where(local.is_newline, -1, local.tile_rows * level.tile_cols + local.tile_cols)
+    order = np.argsort(owners, kind="stable")
+    numbers = np.array([tile.row * level.tile_cols + tile.col for tile in scored.tiles], np.int64)
+    starts = np.searchsorted(owners[order], numbers, side="left")
+    ends = np.searchsorted(owners[order], numbers, side="right")
+    for tile, start, end in zip(scored.tiles, starts.tolist(), ends.tolist(), strict=True):
+        places = order[start:end]
+        bounds = peak = source_bounds(pyramid, level, level.tile_window(tile))
+        scores = scored.scores[places]
+        count = int(kept[places].sum())
+        if len(places):
+            peak = _cell_bounds(pyramid, scored, int(local.indices[places[int(scores.argmax())]]))
+        yield Region(
+            level=local.level,
+            row=tile.row,
+            col=tile.col,
+            bounds=bounds,
+            peak=peak,
+            score=float(scores.sum()),
+            kept=count > 0,
+            tokens_kept=count,
+        )
 
 
 def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Bounds:

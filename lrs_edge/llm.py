@@ -74,23 +74,19 @@ class LanguageModel:
     def prefill(
         self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, prefix: int
     ) -> Logits:
-        """Run the prompt; what the cache already holds of its first `prefix` tokens is reused.
+        """Run the prompt; what the cache already holds of it is reused.
 
         Args:
             cache: Anything; afterwards it holds exactly these tokens.
             embeds: float32 [T, D], the whole sequence.
             tokens: Its labels [T].
-            prefix: Tokens at the start that are the same for every question on the scene.
+            prefix: Tokens at the start that are the same for every question on the scene, less
+                than T.
 
         Returns:
             Logits float32 [V] of the last token.
         """
-        if cache.has_prefix(tokens[:prefix]):
-            cache.truncate(prefix)
-            embeds, tokens = embeds[prefix:], tokens[prefix:]
-        else:
-            cache.truncate(0)
-        return self._forward(cache, embeds, tokens)
+        return np.asarray(self._decoder.prefill(cache, embeds, tokens, (prefix, len(tokens)))[0])
 
     def prefill_pruned(
         self, embeds: NDArray[np.float32], tokens: Tokens, plan: PruningPlan

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
 from lrs_edge.budget import Clock
-from lrs_edge.cache import KVCache, TokenKind, Tokens
+from lrs_edge.cache import KVCache, TokenKind
 from lrs_edge.errors import BundleError
 from lrs_edge.evidence import level_reports, regions, segment_reports, token_counts
 from lrs_edge.memory import peak_memory
@@ -19,10 +20,10 @@ from lrs_edge.prompt import PromptTokens
 from lrs_edge.pruning.context import SearchContext
 from lrs_edge.pruning.inside import PruningPlan, plan_pruning
 from lrs_edge.pruning.prumerge import PruMerge
+from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
 from lrs_edge.pruning.tower import CompressedTiles, Rule
 from lrs_edge.pruning.visionzip import DROPPED, VisionZip
 from lrs_edge.pyramid import Pyramid, build_pyramid, reference_fails
-from lrs_edge.raster import Raster
 from lrs_edge.rfm import token_scores
 from lrs_edge.sampling import Sampler
 from lrs_edge.search import Search
@@ -32,6 +33,9 @@ from lrs_edge.sequence import Sequence, build_prefix, build_suffix, concatenate
 from lrs_edge.stages import Stages
 from lrs_edge.tiles import TileSource
 from lrs_edge.trace import Trace
+
+if TYPE_CHECKING:
+    from lrs_edge.raster import Raster
 
 
 class Caches:
@@ -47,17 +51,23 @@ class Caches:
         self.rfm = rfm
         self.llm = llm
         self.resampling = resampling
-        self._prefix: Tokens | None = None
+        self._prefix = 0
 
-    def expect(self, prefix: Tokens) -> None:
-        """Name the tokens that are worth keeping after the question."""
+    def expect(self, prefix: int) -> None:
+        """Say how many tokens at the start are the same for every question."""
         self._prefix = prefix
 
     def release(self) -> None:
-        """Give back the memory of all but the prefix, or of all where that was touched."""
+        """Give back the memory of what no later question can use.
+
+        Kept are the RFM's base level and the language model's prompt without the answer; of caches
+        that would be too large, the prefix alone.
+        """
         for cache in (self.rfm, self.llm):
-            whole = self._prefix is not None and cache.has_prefix(self._prefix)
-            cache.release(len(self._prefix) if whole and self._prefix is not None else 0)
+            length = cache.known
+            if length * cache.bytes_per_token > MAX_KEPT_BYTES:
+                length = min(length, self._prefix)
+            cache.release(length)
 
 
 class Request:
@@ -144,7 +154,7 @@ class Request:
         """Do the work; yields the answer's text as it comes."""
         prefix = self._prefix()
         if self._compressed is None:
-            self._caches.expect(prefix.tokens)
+            self._caches.expect(len(prefix))
         after = self._stages.embeddings.lookup(self._prompt.after)
         context = SearchContext(
             model=self._stages.search_model,

@@ -6,10 +6,12 @@ distilled from the language model; softmax per head over the local tokens alone,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.cache import KVCache, Tokens
+from lrs_edge.cache import KVCache, Tokens, fingerprints
 from lrs_edge.decoder import Decoder
 
 #: The authors' additive mask passes through a boolean: hidden tokens get +1.0, not -infinity.
@@ -71,7 +73,7 @@ def dense_bias(
 
 
 class RegionFocus:
-    """Scores tokens with the RFM graph over a cache whose prefix is the same for every question."""
+    """Scores tokens with the RFM graph over a cache that may hold the beginning already."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -81,33 +83,31 @@ class RegionFocus:
         return self._decoder.new_cache()
 
     def fill_prefix(self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens) -> None:
-        """Make the cache hold the prefix (text before the image, global view, separator) only."""
-        if cache.has_prefix(tokens):
-            cache.truncate(len(tokens))
-            return
-        cache.truncate(0)
-        self._decoder.forward(cache, embeds, tokens)
+        """Make the cache begin with the prefix: text before the image, global view, separator.
+
+        What it holds behind the prefix stays where the prefix was there already.
+        """
+        if cache.common_prefix(tokens, fingerprints(embeds)) < len(tokens):
+            self._decoder.prefill(cache, embeds, tokens, (len(tokens),))
 
     def logits(
         self,
         cache: KVCache,
         embeds: NDArray[np.float32],
         tokens: Tokens,
+        ends: Sequence[int],
         attention_bias: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Attention logits of the last of the new tokens against all keys.
+        """Attention logits of a sequence's last token against all keys; the cache holds it then.
 
         Args:
-            cache: Holds the prefix, and does so again afterwards.
-            embeds: float32 [L, D] of the local tokens and the text after the image.
-            tokens: Their labels [L].
-            attention_bias: float32 [L, prefix + L] for the dense pass of the reference.
+            cache: Anything; what it holds of the sequence is reused.
+            embeds: float32 [T, D] of prefix, local tokens and text after the image.
+            tokens: Their labels [T].
+            ends: Lengths at which later sequences may part from this one (`Decoder.prefill`).
+            attention_bias: float32 [T - ends[0], T] for the dense pass of the reference.
 
         Returns:
-            float32 [H, prefix + L].
+            float32 [H, T].
         """
-        prefix = len(cache)
-        try:
-            return self._decoder.forward(cache, embeds, tokens, attention_bias)
-        finally:
-            cache.truncate(prefix)
+        return self._decoder.prefill(cache, embeds, tokens, ends, attention_bias)

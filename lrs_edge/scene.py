@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrs_edge.answer import Answer
 from lrs_edge.errors import UsageError
@@ -14,12 +14,14 @@ from lrs_edge.options import AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress
 from lrs_edge.prompt import PromptTokens
 from lrs_edge.queueing import RequestQueue
-from lrs_edge.raster import Raster
 from lrs_edge.request import Caches, Request
 from lrs_edge.stages import Stages
 from lrs_edge.tiles import TileSource
 from lrs_edge.trace import Trace, check_target
 from lrs_edge.vision import FeatureCache
+
+if TYPE_CHECKING:
+    from lrs_edge.raster import Raster
 
 
 class Scene:

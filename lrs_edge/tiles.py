@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lrs_edge.budget import Clock
 from lrs_edge.options import Resampling
 from lrs_edge.pyramid import Level, TileIndex
-from lrs_edge.raster import Raster
+from lrs_edge.readahead import reading_ahead
 from lrs_edge.vision import FeatureCache, Features, VisionEncoder
+
+if TYPE_CHECKING:
+    from lrs_edge.raster import Raster
 
 #: Told about every step: stage, tiles read so far, tiles encoded so far.
 OnTile = Callable[[Literal["read", "encode"], int, int], None]
@@ -36,10 +43,13 @@ class TileSource:
 
 
 class TileSession:
-    """Reads and encodes tiles for one question.
+    """Reads and encodes tiles for one question; the next tiles are read while one is encoded.
+
+    The clock's `read` is the time that encoding waited for tiles.
 
     Attributes:
-        read: Tiles read from the image.
+        read: Tiles taken from the image; one or two more may have been read and not used where the
+            time ran out.
         encoded: Tiles encoded.
         from_cache: Tiles whose tokens were remembered.
     """
@@ -103,26 +113,35 @@ class TileSession:
                 found[tile] = tokens
         self.from_cache += len(found)
         step = self._encoder.batch_size
-        for start in range(0, len(missing), step):
-            if stop is not None and stop():
-                break
-            found.update(self._encode(level, missing[start : start + step], role))
+        with reading_ahead(partial(self._pixels, level), missing, 2 * step) as pixels:
+            for start in range(0, len(missing), step):
+                if stop is not None and stop():
+                    break
+                batch = missing[start : start + step]
+                read = []
+                for _ in batch:
+                    with self._clock.stage("read"):
+                        read.append(next(pixels))
+                    self.read += 1
+                    self._on_tile("read", self.read, self.encoded)
+                found.update(self._encode(level, batch, read, role))
         return found
+
+    def _pixels(self, level: Level, tile: TileIndex) -> NDArray[np.float32]:
+        """A tile, read and normalised: float32 [3, S, S]."""
+        size, window = (level.height, level.width), level.tile_window(tile)
+        return self._encoder.normalise(self._raster.read(size, window, self._resampling))
 
     def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
         return (role, self._resampling, level.height, level.width, tile)
 
     def _encode(
-        self, level: Level, tiles: Sequence[TileIndex], role: Literal["global", "local"]
+        self,
+        level: Level,
+        tiles: Sequence[TileIndex],
+        pixels: Sequence[NDArray[np.float32]],
+        role: Literal["global", "local"],
     ) -> dict[TileIndex, Features]:
-        pixels = []
-        with self._clock.stage("read"):
-            for tile in tiles:
-                window = level.tile_window(tile)
-                shown = self._raster.read((level.height, level.width), window, self._resampling)
-                pixels.append(self._encoder.normalise(shown))
-                self.read += 1
-                self._on_tile("read", self.read, self.encoded)
         found = {}
         with self._clock.stage("encode"):
             batch = self._encoder.encode(pixels)

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.backends.base import Graph
-from lrs_edge.errors import BundleError
+from lrs_edge.errors import BundleError, OutOfMemoryError
 from lrs_edge.manifest import VisionSpec
 from lrs_edge.position import ImagePositions
+
+#: Tiles encoded in one run at most.
+MOST_BATCH = 16
 
 Features = NDArray[np.float32]
 
@@ -40,6 +43,7 @@ class VisionEncoder:
         self.positions = positions
         self._graph = graph
         self._hidden = hidden
+        self._batch = 1 if graph.provider == "cpu" else MOST_BATCH
         self._mean = np.array(spec.mean, np.float32)
         self._std = np.array(spec.std, np.float32)
         wanted = (None, 3, spec.tile, spec.tile)
@@ -68,8 +72,12 @@ class VisionEncoder:
 
     @property
     def batch_size(self) -> int:
-        """Tiles encoded in one run: one by one on a CPU, where a larger batch gains nothing."""
-        return 1 if self._graph.provider == "cpu" else 8
+        """Tiles encoded in one run: as many as have fitted into the device's memory so far.
+
+        One by one on a CPU: activations of one tile stay in its caches, those of four do not
+        (docs/benchmarks.md), and they would all be in memory.
+        """
+        return self._batch
 
     def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """One tile, ready for the encoder.
@@ -83,16 +91,31 @@ class VisionEncoder:
         """
         tile = np.zeros((3, self.spec.tile, self.spec.tile), np.float32)
         rows, cols = pixels.shape[:2]
-        tile[:, :rows, :cols] = ((pixels - self._mean) / self._std).transpose(2, 0, 1)
+        shown = tile[:, :rows, :cols]
+        np.subtract(pixels.transpose(2, 0, 1), self._mean[:, None, None], out=shown)
+        shown /= self._std[:, None, None]
         return tile
 
     def encode(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
         """Tokens float32 [N, T, D] of normalised tiles [3, S, S], row-major in each tile.
 
+        Where the device's memory does not hold a batch, it goes through in halves, and later
+        batches are as small.
+
         Raises:
             BackendError: The engine fails.
+            OutOfMemoryError: There is not memory enough for a single tile.
             BundleError: The graph's tokens have another shape than the manifest says.
         """
+        try:
+            return self._run(tiles)
+        except OutOfMemoryError:
+            if len(tiles) == 1:
+                raise
+            self._batch = half = (len(tiles) + 1) // 2
+            return np.concatenate([self.encode(tiles[:half]), self.encode(tiles[half:])])
+
+    def _run(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
         (tokens,) = self._graph.run({"pixel_values": np.stack(tiles)}, ["tokens"])
         if tokens.shape != (len(tiles), self.spec.grid**2, self._hidden):
             raise BundleError(

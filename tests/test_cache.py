@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lrs_edge.backends.onnx import OnnxKVBuffers, open_mover
-from lrs_edge.cache import GROWTH, KVCache, TokenKind, make_tokens
+from lrs_edge.cache import GROWTH, UNKNOWN, KVCache, TokenKind, fingerprints, make_tokens
+from lrs_edge.errors import BackendError
 
 NAMES = ("key_0", "value_0", "key_1")
 
@@ -130,10 +131,98 @@ def test_text_is_never_evicted() -> None:
     assert cache.tokens["kind"].tolist() == [TokenKind.SYSTEM, TokenKind.QUESTION]
 
 
-@given(st.integers(0, 5), st.integers(0, 5))
-def test_a_prefix_is_recognised_only_while_whole(length: int, dropped: int) -> None:
+def marked(count: int, seed: int = 0) -> tuple[KVCache, np.ndarray]:
+    """A cache of tokens that can be recognised, all of one tile, and their embeddings."""
+    embeds = np.random.default_rng(seed).normal(size=(count, 6)).astype(np.float32)
+    cache = new_cache()
+    cache.reserve(count)
+    cache.append(make_tokens(np.arange(count), TokenKind.TILE), fingerprints(embeds))
+    return cache, embeds
+
+
+@given(st.integers(0, 6), st.integers(0, 5), st.integers(0, 5))
+def test_tokens_are_recognised_by_content_and_place(length: int, changed: int, moved: int) -> None:
+    cache, embeds = marked(6)
+    tokens = cache.tokens[:length]
+    assert cache.common_prefix(tokens, fingerprints(embeds[:length])) == length
+    other = embeds[:length].copy()
+    other[changed:] += 1
+    assert cache.common_prefix(tokens, fingerprints(other)) == min(length, changed)
+    tokens["position"][moved:] += 1
+    assert cache.common_prefix(tokens, fingerprints(embeds[:length])) == min(length, moved)
+    assert cache.common_prefix(tokens, np.full(length, UNKNOWN)) == 0
+
+
+@given(st.sets(st.integers(0, 7)), st.integers(0, 8))
+def test_tokens_behind_a_dropped_one_are_not_trusted(dropped: set[int], length: int) -> None:
+    cache, embeds = marked(8)
+    output = np.arange(3, dtype=np.float32)
+    cache.remember(output)
+    kept = np.array([place for place in range(8) if place not in dropped], np.int64)
+    cache.keep(kept)
+    unharmed = min(dropped, default=8)
+    assert cache.known == min(unharmed, len(kept))
+    # Even where the new sequence has the same gaps.
+    assert cache.common_prefix(cache.tokens, fingerprints(embeds[kept])) == cache.known
+    assert (cache.output is None) == bool(dropped)
+    cache.truncate(min(length, len(cache)))
+    assert (cache.output is None) == (bool(dropped) or length < 8)
+
+
+def test_an_output_outlives_the_tokens_behind_it() -> None:
+    cache, _ = marked(4)
+    output = np.arange(3, dtype=np.float32)
+    cache.remember(output)
+    output += 1
+    cache.reserve(1)
+    cache.append(make_tokens(np.array([9]), TokenKind.ANSWER))
+    assert cache.output is None
+    assert cache.known == 4
+    cache.release(4)
+    found = cache.output
+    assert found is not None
+    assert found.tolist() == [0, 1, 2]
+    cache.truncate(3)
+    cache.append(make_tokens(np.array([9]), TokenKind.ANSWER))
+    assert cache.output is None
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_a_copy_lives_by_itself(count: int, share: float) -> None:
+    cache = new_cache()
+    write(cache, np.arange(count), np.zeros(count, np.int8))
+    length = int(share * count)
+    copied = cache.copy(length)
+    write(copied, count + np.arange(3), np.zeros(3, np.int8))
+    write(cache, 2 * count + np.arange(2), np.zeros(2, np.int8))
+    for name in NAMES:
+        places = [*range(length), *range(count, count + 3)]
+        expected = np.array(places, np.float32) + NAMES.index(name) / 4
+        assert np.array_equal(content(copied, name), expected)
+    assert np.array_equal(content(cache, NAMES[0])[:count], np.arange(count))
+    assert len(cache) == count + 2
+    with pytest.raises(ValueError, match="copy"):
+        cache.copy(count + 3)
+
+
+@pytest.mark.parametrize("failing", range(len(NAMES)))
+def test_a_cache_whose_move_failed_is_empty_and_works(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = new_cache()
     write(cache, np.arange(5), np.zeros(5, np.int8))
-    prefix = cache.tokens[:length]
-    cache.keep(np.array([i for i in range(5) if i != dropped]))
-    assert cache.has_prefix(prefix) == (dropped >= length)
+    move, calls = OnnxKVBuffers._move, iter(range(10))
+
+    def fail(self: OnnxKVBuffers, *args: object) -> None:
+        if next(calls) == failing:
+            raise MemoryError
+        move(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OnnxKVBuffers, "_move", fail)
+    with pytest.raises(BackendError):
+        cache.keep(np.array([1, 3]))
+    monkeypatch.undo()
+    assert len(cache) == cache.known == 0
+    write(cache, np.arange(7, 10), np.zeros(3, np.int8))
+    for name in NAMES:
+        assert np.array_equal(content(cache, name), np.arange(7, 10) + NAMES.index(name) / 4)

@@ -131,10 +131,11 @@ def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path
     line += ["--kv-budget", "50", "--timeout", "2.5", "--max-tokens", "5", "--temperature", "0.5"]
     line += ["--top-p", "0.9", "--seed", "3", "--end-str", "Answer with one word."]
     line += ["--bands", "4,3,2", "--range", "-1.5,3000", "--provider", "cpu", "--threads", "2"]
+    line += ["--kv-cache", "int8"]
     assert run([*line, "--no-verify", "--trace", str(trace)]) == 0
     bundle, loaded = engine.calls["load"]
     assert bundle == Path("bundle")
-    assert loaded == {"provider": "cpu", "threads": 2, "verify": False}
+    assert loaded == {"provider": "cpu", "threads": 2, "kv_cache": "int8", "verify": False}
     assert engine.calls["open"][1] == {"bands": (4, 3, 2), "value_range": (-1.5, 3000.0)}
     question, options, traced = engine.calls["stream"]
     assert (question, traced) == ("q", trace)
@@ -157,7 +158,8 @@ def test_ways_to_prune_reach_the_engine(engine: FakeEngine, image: str) -> None:
 def test_defaults_are_those_of_the_python_interface(engine: FakeEngine, image: str) -> None:
     assert run(["ask", image, "q"]) == 0
     assert engine.calls["stream"][1] == AskOptions()
-    assert engine.calls["load"] == (None, {"provider": "auto", "threads": None, "verify": True})
+    defaults = {"provider": "auto", "threads": None, "kv_cache": "float", "verify": True}
+    assert engine.calls["load"] == (None, defaults)
 
 
 @pytest.mark.usefixtures("engine")

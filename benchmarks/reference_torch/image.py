@@ -53,10 +53,14 @@ class Levels:
 
 def decode(path: Path) -> Image.Image:
     """The image file, decoded to RGB by Pillow."""
+    limit = Image.MAX_IMAGE_PIXELS
     # These files are the user's own; the limit guards services.
     Image.MAX_IMAGE_PIXELS = None
-    with Image.open(path) as file:
-        return file.convert("RGB")
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def open_levels(

@@ -67,7 +67,16 @@ class KVBuffers(Protocol):
             capacity: Places of each buffer afterwards; may be larger or smaller than before.
 
         Raises:
-            OutOfMemoryError: The new buffers do not fit into the device's memory.
+            OutOfMemoryError: The new buffers do not fit into the device's memory. What the buffers
+                hold is lost after any failure, but they can be used again.
+        """
+        ...
+
+    def copy(self, length: int, capacity: int) -> KVBuffers:
+        """Other buffers of `capacity` places that hold the first `length` places of these.
+
+        Raises:
+            OutOfMemoryError: They do not fit into the device's memory.
         """
         ...
 

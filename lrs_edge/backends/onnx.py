@@ -21,6 +21,7 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
     "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
 }
 #: onnxruntime's errors for files that are no graphs (their module is private).
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile", "Fail", "InvalidArgument")
@@ -120,20 +121,14 @@ class OnnxGraph:
     ) -> list[Any]:
         if not isinstance(buffers, OnnxKVBuffers):
             raise TypeError(f"{type(buffers).__name__} does not belong to the ONNX backend")
-        binding = self._session.io_binding()
+        binding = buffers.binding(self._session, tuple(outputs))
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        # Bound anew: otherwise the last run's output would have to have the same shape.
         for name in outputs:
             binding.bind_output(name, "cpu")
-        for name in buffers.names:
-            value = buffers.value(name)
-            binding.bind_ortvalue_input(f"past_{name}", value)
-            binding.bind_ortvalue_output(f"present_{name}", value)
         self._session.run_with_iobinding(binding)
-        produced = dict(
-            zip((*outputs, *buffers.names), binding.get_outputs()[: len(outputs)], strict=False)
-        )
-        return [produced[name].numpy() for name in outputs]
+        return [value.numpy() for value in binding.get_outputs()[len(buffers.names) :]]
 
     def new_buffers(self, names: Sequence[str]) -> OnnxKVBuffers:
         """Empty buffers for the inputs `past_<name>`."""
@@ -174,6 +169,10 @@ class OnnxKVBuffers:
         self._capacity = 1
         self._mover = mover
         self._values = {name: self._allocate(1) for name in names}
+        # A binding does not keep its session alive.
+        self._bindings: dict[
+            tuple[int, tuple[str, ...]], tuple[ort.InferenceSession, ort.IOBinding]
+        ] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -195,27 +194,73 @@ class OnnxKVBuffers:
         """The OrtValue [1, kv_heads, capacity, head_dim] of one buffer."""
         return self._values[name]
 
+    def binding(self, session: ort.InferenceSession, outputs: tuple[str, ...]) -> ort.IOBinding:
+        """The buffers bound as `past_*` and, in place, as `present_*` inputs and outputs.
+
+        Kept until the buffers move: binding two values per buffer at every token costs more than
+        all the rest that happens around the engine.
+
+        Args:
+            session: Runs over the buffers.
+            outputs: Names of the other outputs, which the caller binds; each set has a binding of
+                its own, since a name that was bound once is computed at every run.
+        """
+        key = (id(session), outputs)
+        if key not in self._bindings:
+            binding = session.io_binding()
+            for name, value in self._values.items():
+                binding.bind_ortvalue_input(f"past_{name}", value)
+                binding.bind_ortvalue_output(f"present_{name}", value)
+            self._bindings[key] = (session, binding)
+        return self._bindings[key][1]
+
     def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
         """Move old places to new ones; see `lrs_edge.backends.base.KVBuffers.gather`."""
         places = np.zeros(capacity, np.int64)
         places[: len(indices)] = indices
         spare = None
+        # A binding holds on to the buffers that it was made for.
+        self._bindings.clear()
         try:
             for name in self._names:
                 old = self._values[name]
                 # One spare buffer moves from layer to layer, so compaction never needs a second
                 # cache; it can be reused only while the capacity stays what it was.
                 new = spare if spare is not None else self._allocate(capacity)
-                binding = self._mover.io_binding()
-                binding.bind_ortvalue_input("x", old)
-                binding.bind_cpu_input("indices", places)
-                binding.bind_ortvalue_output("y", new)
-                self._mover.run_with_iobinding(binding)
+                self._move(old, places, new)
                 self._values[name] = new
                 spare = old if capacity == self._capacity else None
-        except Exception as error:
+        except BaseException as error:
+            self._capacity = 1
+            self._values = {name: self._allocate(1) for name in self._names}
+            if not isinstance(error, Exception):
+                raise
             raise _translated(error, "the KV cache cannot be compacted") from error
         self._capacity = capacity
+
+    def copy(self, length: int, capacity: int) -> OnnxKVBuffers:
+        """Buffers of their own; see `lrs_edge.backends.base.KVBuffers.copy`."""
+        places = np.zeros(capacity, np.int64)
+        places[:length] = np.arange(length)
+        other = OnnxKVBuffers(
+            self._names, self._heads, self._head_dim, self._dtype, self._provider, self._mover
+        )
+        try:
+            for name, value in self._values.items():
+                new = self._allocate(capacity)
+                self._move(value, places, new)
+                other._values[name] = new
+        except Exception as error:
+            raise _translated(error, "the KV cache cannot be copied") from error
+        other._capacity = capacity
+        return other
+
+    def _move(self, old: ort.OrtValue, places: NDArray[np.int64], new: ort.OrtValue) -> None:
+        binding = self._mover.io_binding()
+        binding.bind_ortvalue_input("x", old)
+        binding.bind_cpu_input("indices", places)
+        binding.bind_ortvalue_output("y", new)
+        self._mover.run_with_iobinding(binding)
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A float32 copy of one buffer."""
@@ -234,6 +279,10 @@ class OnnxKVBuffers:
 def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Threads of a session go on spinning for a while after a run, which takes the cores from the
+    # next session's: several take turns here, and a thread reads tiles beside them. Spinning inside
+    # a run stays, without it decoding takes 1.4 times as long (docs/benchmarks.md).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if chosen.threads is not None:
         options.intra_op_num_threads = chosen.threads
     if chosen.unpack_weights:

@@ -44,12 +44,19 @@ class Scorer(Protocol):
         ...
 
 
+#: A cache larger than this in bytes is not held twice, and only its prefix is kept for later.
+MAX_KEPT_BYTES = 128 << 20
+
+
 class RfmScorer:
     """The Region Focus Module: attention of the prompt's last token.
 
+    The base level is the same for every question on a scene, so the scene's cache keeps its keys
+    and values; other passes work behind a copy of the prefix, which is gone after the question.
+
     Args:
         focus: The RFM.
-        cache: Its cache; the prefix in it is reused between levels and questions.
+        cache: The scene's cache.
         prefix: Text before the image, global view, separator.
         after: float32 [a, D], embeddings of the text after the image.
         clock: Time is counted as `prefix` and `score`.
@@ -65,6 +72,7 @@ class RfmScorer:
     ) -> None:
         self._focus = focus
         self._cache = cache
+        self._other: KVCache | None = None
         self._prefix = prefix
         self._after = after
         self._clock = clock
@@ -73,25 +81,39 @@ class RfmScorer:
     def local(self, local: LocalTokens) -> TokenLogits:
         """One pass of the RFM; hidden tokens are masked as keys (the reference's dense pass)."""
         start = len(self._prefix)
+        shown = local.sequence(start + local.offsets)
         suffix = build_suffix(self._after, start + local.span)
-        new = concatenate(local.sequence(start + local.offsets), suffix)
-        bias = None
+        ends, bias = [start], None
         if local.hidden.any():
             hidden = np.concatenate([local.hidden, np.zeros(len(suffix), bool)])
             bias = dense_bias(start, hidden)
-        logits = self._logits(new, bias)
+        elif local.level == 0:
+            ends += [start + len(shown), start + len(shown) + len(suffix)]
+        logits = self._logits(concatenate(self._prefix, shown, suffix), ends, bias)
         return TokenLogits(logits[:, start : start + len(local)], logits[:, self._views])
 
     def global_view(self) -> NDArray[np.float32]:
         """One pass of the RFM over the question alone."""
-        suffix = build_suffix(self._after, len(self._prefix))
-        return self._logits(suffix, None)[:, self._views]
+        start = len(self._prefix)
+        whole = concatenate(self._prefix, build_suffix(self._after, start))
+        return self._logits(whole, [start], None)[:, self._views]
 
-    def _logits(self, new: TokenSequence, bias: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    def _logits(
+        self, whole: TokenSequence, ends: list[int], bias: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
         with self._clock.stage("prefix"):
             self._focus.fill_prefix(self._cache, self._prefix.embeds, self._prefix.tokens)
         with self._clock.stage("score"):
-            return self._focus.logits(self._cache, new.embeds, new.tokens, bias)
+            cache = self._cache if len(ends) > 1 else self._passing()
+            return self._focus.logits(cache, whole.embeds, whole.tokens, ends, bias)
+
+    def _passing(self) -> KVCache:
+        """The cache for what no later question can use."""
+        if self._other is None:
+            if self._cache.buffers.nbytes > MAX_KEPT_BYTES:
+                return self._cache
+            self._other = self._cache.copy(len(self._prefix))
+        return self._other
 
 
 class RandomScorer:

@@ -7,7 +7,7 @@ that gives its attention out, and the level that is shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,13 @@ from lrs_edge.options import Resampling
 from lrs_edge.pruning.context import SearchContext
 from lrs_edge.pruning.ranking import Shown
 from lrs_edge.pyramid import Level, TileIndex, TokenGrid, token_grid
-from lrs_edge.raster import Raster
 from lrs_edge.selection import grid_indices
 from lrs_edge.sequence import LocalTokens
 from lrs_edge.tiles import OnTile
 from lrs_edge.vision import Features, VisionEncoder
+
+if TYPE_CHECKING:
+    from lrs_edge.raster import Raster
 
 
 class Patches(NamedTuple):

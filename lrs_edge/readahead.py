@@ -1,0 +1,49 @@
+"""Reading the next items in a thread while the caller works on the last one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def reading_ahead(
+    read: Callable[[Item], Result], items: Sequence[Item], ahead: int
+) -> Iterator[Iterator[Result]]:
+    """Results of `read` for the items, in their order, from one thread of its own.
+
+    The thread is gone when the block ends, however it ends: an item that is being read is waited
+    for, later ones are given up. What `read` raises comes out of the iterator. A single item is
+    read by the caller, for nothing could be done meanwhile.
+
+    Args:
+        read: Called with each item.
+        items: What to read.
+        ahead: Results held at most that the caller has not taken, at least 1.
+    """
+    if len(items) < 2:
+        yield map(read, items)
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lrs-edge-read")
+    try:
+        yield _results(pool, read, items, ahead)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(
+    pool: ThreadPoolExecutor, read: Callable[[Item], Result], items: Sequence[Item], ahead: int
+) -> Iterator[Result]:
+    rest = iter(items)
+    waiting: deque[Future[Result]] = deque(pool.submit(read, item) for item in islice(rest, ahead))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(read, item) for item in islice(rest, 1))
+        yield result

@@ -1,0 +1,138 @@
+"""What a scene remembers changes what is computed, never what comes out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lrs_edge
+from lrs_edge import BackendError, Engine
+from lrs_edge.backends.metered import GraphWork, MeteredGraph
+from tests.golden_data import ROOT
+
+IMAGE = ROOT / "images" / "img_1500x900.png"
+QUESTIONS = ("How many ships are there?", "Is there a river?", "What color is the roof?")
+
+
+@pytest.fixture(scope="module")
+def engine(golden_bundles: dict[str, Path]) -> Engine:
+    with lrs_edge.load(golden_bundles["llama"], provider="cpu") as loaded:
+        yield loaded
+
+
+def traced(scene: lrs_edge.Scene, path: Path, question: str, **options: object) -> dict:
+    scene.ask(question, max_tokens=3, trace=path, **options)
+    with np.load(path) as data:
+        return {key: data[key] for key in data}
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    assert found["new_ids"].tolist() == wanted["new_ids"].tolist()
+    keys = [key for key in wanted if key.endswith(("_attn", "logits", "logits_heads"))]
+    assert len(keys) > 2
+    for key in keys:
+        assert np.abs(found[key] - wanted[key]).max() <= 1e-4
+
+
+def work(engine: Engine, ask: object) -> dict[str, GraphWork]:
+    before = engine.meter.read()
+    ask()  # type: ignore[operator]
+    return engine.meter.since(before)
+
+
+def test_a_second_question_runs_only_what_changed(engine: Engine) -> None:
+    rfm, llm = engine.manifest.rfm.graph, engine.manifest.llm.graph
+    with engine.open(IMAGE) as scene:
+        first = work(engine, lambda: scene.ask(QUESTIONS[0], max_tokens=1))
+        caches = scene._caches
+        assert caches is not None
+        base = int(np.isin(caches.rfm.tokens["kind"], (3, 4)).sum())
+        prefix = int((caches.rfm.tokens["kind"] < 3).sum())
+        second = work(engine, lambda: scene.ask(QUESTIONS[1], max_tokens=1))
+        again = work(engine, lambda: scene.ask(QUESTIONS[1], max_tokens=1))
+    assert engine.manifest.vision.graph not in second
+    texts = abs(len(QUESTIONS[0]) - len(QUESTIONS[1])) + 10
+    saved = first[rfm].tokens - second[rfm].tokens
+    assert abs(saved - (base + prefix)) < texts
+    # The prefix at least; tokens kept for both questions may begin alike. Prompts differ by a few.
+    assert first[llm].tokens - second[llm].tokens > prefix - 200
+    # The same question: the base level's result and the whole prompt are there.
+    assert again[rfm].tokens < second[rfm].tokens
+    assert llm not in again
+
+
+@pytest.mark.parametrize("policy", ["full", "reference"])
+def test_a_used_scene_answers_as_a_fresh_one(engine: Engine, tmp_path: Path, policy: str) -> None:
+    fresh = {}
+    for question in QUESTIONS:
+        with engine.open(IMAGE) as scene:
+            fresh[question] = traced(scene, tmp_path / "t.npz", question, policy=policy)
+    with engine.open(IMAGE) as scene:
+        for question in (*QUESTIONS, *reversed(QUESTIONS), QUESTIONS[0]):
+            found = traced(scene, tmp_path / "t.npz", question, policy=policy)
+            assert_same(found, fresh[question])
+
+
+def test_nothing_that_disturbs_a_question_harms_the_next(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.open(IMAGE) as scene:
+        wanted = traced(scene, tmp_path / "t.npz", QUESTIONS[0])
+    with engine.open(IMAGE) as scene:
+        disturbances = (
+            lambda: scene.ask(QUESTIONS[0], max_tokens=2, kv_budget=250),
+            lambda: scene.ask(QUESTIONS[0], max_tokens=2, kv_budget=60),
+            lambda: scene.ask(QUESTIONS[0], max_tokens=2, policy="reference"),
+            lambda: scene.ask(QUESTIONS[0], max_tokens=2, max_tiles=4),
+            lambda: scene.ask(QUESTIONS[0], max_tokens=2, search="exhaustive"),
+            lambda: scene.ask(QUESTIONS[1], max_tokens=2, timeout=0.001),
+            lambda: next(scene.stream(QUESTIONS[2], max_tokens=9)),
+        )
+        for disturb in disturbances:
+            disturb()
+            assert_same(traced(scene, tmp_path / "t.npz", QUESTIONS[0]), wanted)
+        # Every run of a question fails in turn, until one goes through.
+        run, ended, fails = MeteredGraph.run, False, 0
+        while not ended:
+            fails += 1
+            monkeypatch.setattr(MeteredGraph, "run", failing(run, fails))
+            with suppress(BackendError):
+                scene.ask(QUESTIONS[fails % 2 + 1], max_tokens=2)
+                ended = True
+            monkeypatch.setattr(MeteredGraph, "run", run)
+            assert_same(traced(scene, tmp_path / "t.npz", QUESTIONS[0]), wanted)
+        assert fails > 4
+
+
+def failing(run: Callable[..., object], fails: int) -> Callable[..., object]:
+    """`run` that raises in place of its result when it is called for the nth time."""
+    calls = itertools.count(1)
+
+    def broken(*args: object) -> object:
+        found = run(*args)
+        if next(calls) == fails:
+            raise BackendError("lost")
+        return found
+
+    return broken
+
+
+def test_a_cache_that_is_too_large_keeps_its_prefix_only(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.open(IMAGE) as scene:
+        wanted = traced(scene, tmp_path / "t.npz", QUESTIONS[1])
+    monkeypatch.setattr("lrs_edge.request.MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr("lrs_edge.pruning.scorers.MAX_KEPT_BYTES", 1000)
+    with engine.open(IMAGE) as scene:
+        scene.ask(QUESTIONS[0], max_tokens=1)
+        caches = scene._caches
+        assert caches is not None
+        assert (caches.rfm.tokens["kind"] < 3).all()
+        assert len(caches.rfm) == len(caches.llm) > 576
+        assert_same(traced(scene, tmp_path / "t.npz", QUESTIONS[1]), wanted)
