@@ -393,18 +393,19 @@ def test_nobody_reads_the_output() -> None:
             assert process.wait() == 141
 
 
+@pytest.mark.parametrize("package", ["torch", "onnx"])
 @pytest.mark.parametrize(("command", "doing"), [("export", "exporting"), ("distill", "distilling")])
 def test_export_tooling_names_the_package_that_is_missing(
-    command: str, doing: str, tmp_path: Path
+    command: str, doing: str, package: str, tmp_path: Path
 ) -> None:
     # In a process of its own: modules of the exporter that are loaded already would hide it.
-    script = 'import sys; sys.modules["torch"] = None; from lrs_edge.cli import main; main()'
+    script = f'import sys; sys.modules["{package}"] = None; from lrs_edge.cli import main; main()'
     options = ["--data", str(tmp_path)] if command == "distill" else []
     done = subprocess.run(
         [sys.executable, "-c", script, command, str(tmp_path), "-o", "out", *options],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert f"{doing} needs the package torch" in done.stderr
-    assert "pip install" in done.stderr
+    assert f"{doing} needs the package {package}" in done.stderr
+    assert "pip install '.[cpu,export]'" in done.stderr
     assert not (tmp_path / "out").exists()

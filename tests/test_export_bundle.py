@@ -272,17 +272,3 @@ def test_the_command(qwen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not shown.err
     assert run(["export", str(tmp_path / "nowhere"), "-o", target, "--force"]) == 1
     assert "neither a folder" in capsys.readouterr().err
-
-
-def test_the_command_without_its_extra(
-    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import sys
-
-    for name in [
-        n for n in sys.modules if n == "lrs_edge.export" or n.startswith("lrs_edge.export.")
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    assert run(["export", str(qwen), "-o", str(tmp_path / "bundle")]) == 1
-    assert "pip install '.[cpu,export]'" in capsys.readouterr().err
