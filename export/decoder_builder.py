@@ -1,9 +1,9 @@
 """The parts of decoder graphs: norms, attention over static key/value buffers, MLPs, scores.
 
 RoPE needs no table: cosine and sine of the given positions are computed in float32, as transformers
-does, so that no table limits positions. GroupQueryAttention wants tables that are indexed by
-position and have a row for every key: it gets the rows of the new tokens, padded, and is told that
-the new tokens are at rows 0, 1, ... (as far out as positions go, `tests/test_export_graphs.py`).
+does, so that no table limits positions. GroupQueryAttention wants tables that have a row for every
+key: it gets the rows of the new tokens at their places in the cache, with zeros in front, which
+nothing reads (as far out as positions go, `tests/test_export_graphs.py`).
 Query, key and value come out of one matrix product, which with RoPE inside makes decoding 5 to 7 %
 faster (`docs/benchmarks.md`).
 """
@@ -65,7 +65,6 @@ class DecoderBuilder:
         total = graph.node("Cast", self._total, to=TensorProto.INT32)
         self._last_place = graph.node("Sub", total, graph.constant([1], np.int32))
         self._total_scalar = graph.node("Squeeze", total)
-        self._new = new
         self._cos, self._sin = self._rotations(positions)
         self._tables: tuple[str, str, str] | None = None
 
@@ -213,18 +212,19 @@ class DecoderBuilder:
         return self._gqa([query, key, value], layer, None)
 
     def _padded_tables(self) -> tuple[str, str, str]:
-        """Cosine and sine [total, head_dim / 2], and the rows [1, L] of the new tokens in them."""
+        """Cosine and sine [total, head_dim / 2], and the rows [1, L] of the new tokens in them.
+
+        The rows are the places in the cache: CUDA's kernels take those, whatever rows are given.
+        """
         graph = self.graph
-        behind = graph.node(
-            "Concat", graph.constant([0, 0]), self._past, graph.constant([0]), axis=0
-        )
+        in_front = graph.node("Concat", self._past, graph.constant([0, 0, 0]), axis=0)
         first = graph.constant([0])
         cosine, sine = (
-            graph.node("Pad", graph.node("Squeeze", rows, first), behind)
+            graph.node("Pad", graph.node("Squeeze", rows, first), in_front)
             for rows in (self._cos, self._sin)
         )
-        count = graph.node("Squeeze", self._new)
-        rows = graph.node("Range", graph.constant(0), count, graph.constant(1))
+        ends = [graph.node("Squeeze", end) for end in (self._past, self._total)]
+        rows = graph.node("Range", *ends, graph.constant(1))
         return cosine, sine, graph.node("Unsqueeze", rows, first)
 
     def _gqa(self, vectors: list[str], layer: int, tables: tuple[str, str, str] | None) -> str:

@@ -101,6 +101,11 @@ class ExportOptions:
     vision_attention: bool = False
 
     def __post_init__(self) -> None:
+        if self.vision_attention and self.precisions.vision == "int8-static":
+            raise ExportError(
+                "--vision-attention shares weights between graphs, which int8-static cannot; use "
+                "--vision int8-dynamic"
+            )
         folders = self.calibration, self.parity_images
         if None not in folders and len({Path(str(one)).resolve() for one in folders}) == 1:
             raise ExportError(

@@ -140,6 +140,8 @@ def compare(
             rows += _compare_text("llm-kv", model, graphs.llm_kv, prompts, limits)
     else:
         assert graphs.llm_weights is not None
+        if graphs.llm_kv is not None:
+            described += "; llm-kv not compared: it is too large to be run whole"
         rows += _compare_layers(model, graphs.llm_weights, prompts, LIMITS[llm])
     return ParityReport(described, tuple(stages), tuple(rows))
 

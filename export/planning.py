@@ -102,16 +102,20 @@ class Planner:
 
     def _stage_plan(self, stage: Stage, planned: Planned) -> Plan:
         asked, large = self._options.precisions.of(stage), self._is_large(stage)
+        cuda = self._options.target == "cuda"
+        if asked == "fp32" and cuda:
+            # GroupQueryAttention has no float32 kernel on CUDA.
+            asked = "fp16"
         if asked != "int8":
             check_plan(stage, asked, self._model)
             return self._kept(stage, asked, planned)
-        if self._options.target == "cuda" or large:
+        if cuda or large:
             # Products in int8 have no CUDA kernels in ONNX Runtime.
-            chosen: Precision = "int8-dynamic" if large else "int8-weight"
+            chosen: Precision = "int8-weight" if cuda else "int8-dynamic"
             return self._kept(stage, chosen, planned)
         errors: dict[Precision, list[LayerError]] = {}
         plans = []
-        for precision in int8_precisions(stage, self._model):
+        for precision in self._int8_precisions(stage):
             plans.append(self._kept(stage, precision, planned))
             errors[precision] = planned.errors.pop(stage, [])
         self._progress(f"measuring ways to compute {stage} in int8")
@@ -122,6 +126,13 @@ class Planner:
         if errors[best.precision]:
             planned.errors[stage] = errors[best.precision]
         return best
+
+    def _int8_precisions(self, stage: Stage) -> tuple[Precision, ...]:
+        candidates = int8_precisions(stage, self._model)
+        if stage == "vision" and self._options.vision_attention:
+            # The tower is also written apart, and shares weights, which static graphs cannot.
+            candidates = tuple(one for one in candidates if one != "int8-static")
+        return candidates
 
     def _kept(self, stage: Stage, precision: Precision, planned: Planned) -> Plan:
         """The plan for a precision, in which sensitive weights are kept higher."""
@@ -145,7 +156,7 @@ class Planner:
             stage, plan, self._model, self.data, self._folder, self._progress
         )
         planned.errors[stage] = errors
-        if stage == "vision" and precision == "int8-static" and percent > 0:
+        if stage == "vision" and precision == "int8-static" and options.keep_higher is None:
             self._progress("measuring how many layers to keep in float32")
             found = static_variants(errors, self._model, self.data, STATIC_TILES, self._folder)
             return replace(plan, higher=best_variant(found).kept)

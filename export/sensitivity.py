@@ -54,15 +54,17 @@ def measure_sensitivity(
         Errors, relative to the output's size, the largest first.
     """
     probe = Probe(stage, data)
+    static_vision = stage == "vision" and plan.precision == "int8-static"
+    floats = Plan() if static_vision else Plan(target=plan.target)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / probe.graph
-        with WeightFile(Path(place) / f"{probe.graph}.data", Plan(target=plan.target)) as weights:
+        with WeightFile(Path(place) / f"{probe.graph}.data", floats) as weights:
             write = _writer(stage, model, path, weights)
             write()
             wanted = probe.outputs(path, "fp32")
             sizes = weights.quantizable()
             target, write_alone = path, _Alone(weights, plan, write).write
-            if stage == "vision" and plan.precision == "int8-static":
+            if static_vision:
                 # All convolutions are quantized here, the smallest among them.
                 sizes = weights.sizes
                 tiles = data.tiles[:: max(len(data.tiles) // _TILES, 1)]

@@ -128,7 +128,8 @@ class StageWriter:
     def _write_vision(self, plan: Plan) -> None:
         static = plan.precision == "int8-static"
         name = _FLOAT_VISION if static else VISION
-        weights = self._open("vision", name, replace(plan, precision="fp32") if static else plan)
+        # Ranges are measured, and quantized, in float32 whatever the target.
+        weights = self._open("vision", name, Plan() if static else plan)
         vision_graph.write_vision(self.model.vision, self.folder / name, weights)
         if static:
             self._quantize_vision(plan)
@@ -138,13 +139,8 @@ class StageWriter:
             vision_graph.write_tower(self.model.vision, tower, *parts, weights)
 
     def _quantize_vision(self, plan: Plan) -> None:
-        if self._vision_attention:
-            raise ExportError(
-                "--vision-attention shares weights between graphs, which int8-static cannot; use "
-                "--vision int8-dynamic"
-            )
-        if self._tiles is None:
-            raise ValueError("int8-static needs calibration tiles")
+        if self._tiles is None or self._vision_attention:
+            raise ValueError("int8-static needs calibration tiles, and cannot share weights")
         source, target = self.folder / _FLOAT_VISION, self.folder / VISION
         tiles = self._tiles()
         tiles = tiles[:: max(len(tiles) // STATIC_TILES, 1)]

@@ -138,7 +138,7 @@ class Decoder:
         head = ends[0]
         if attention_bias is not None and start < head:
             part = slice(start, head)
-            runs = [bound for bound in bounds if start <= bound <= head]
+            runs = [bound - start for bound in bounds if start <= bound <= head]
             self._run(cache, embeds[part], tokens[part], marks[part], None, runs)
             start = head
         runs = [bound - start for bound in bounds if bound >= start]
@@ -195,12 +195,13 @@ class Decoder:
 
 
 def _boundaries(*ends: int) -> list[int]:
-    """0, the ends, and places between them so that no part is longer than `PREFILL_CHUNK`."""
+    """0, the ends, and places every `PREFILL_CHUNK` tokens behind each of them.
+
+    The places depend on nothing behind them, so that sequences with a common start are cut alike.
+    """
     bounds = [0]
     for end in sorted(set(ends) - {0}):
-        start = bounds[-1]
-        parts = -(-(end - start) // PREFILL_CHUNK)
-        bounds += [start + (end - start) * part // parts for part in range(1, parts + 1)]
+        bounds += [*range(bounds[-1] + PREFILL_CHUNK, end, PREFILL_CHUNK), end]
     return bounds
 
 

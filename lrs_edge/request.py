@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
 from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind
-from lrs_edge.errors import BundleError
+from lrs_edge.errors import BundleError, UsageError
 from lrs_edge.evidence import level_reports, regions, segment_reports, token_counts
 from lrs_edge.memory import peak_memory
 from lrs_edge.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
@@ -124,6 +124,11 @@ class Request:
     def _plan_pruning(self) -> PruningPlan | None:
         if self._options.prune not in INSIDE:
             return None
+        if self._stages.kv_cache != "float":
+            raise UsageError(
+                f"--prune {self._options.prune} drops tokens between layers of the language model, "
+                "which has no int8 KV cache for that; use --kv-cache float"
+            )
         return plan_pruning(self._options, self._stages.manifest.llm.segments)
 
     def _compressed_tiles(self) -> CompressedTiles | None:

@@ -23,7 +23,7 @@ from lrs_edge.vision import VisionEncoder
 
 @dataclass(frozen=True)
 class Stages:
-    """The loaded stages of one bundle."""
+    """The loaded stages of one bundle; `kv_cache` is the type of the LLM's key/value buffers."""
 
     manifest: Manifest
     prompt: Prompt
@@ -36,6 +36,7 @@ class Stages:
     meter: Meter
     warnings: tuple[str, ...] = ()
     tower: TowerEncoder | None = None
+    kv_cache: str = "float"
 
 
 def unpacks_weights(precision: str) -> bool:
@@ -139,6 +140,7 @@ def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
         provider=vision_graph.provider,
         meter=meter,
         tower=_tower(manifest, partial(load_graph, options=replace(options, unpack_weights=True))),
+        kv_cache=kv_cache,
     )
 
 

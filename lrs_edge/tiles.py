@@ -48,8 +48,8 @@ class TileSession:
     The clock's `read` is the time that encoding waited for tiles.
 
     Attributes:
-        read: Tiles taken from the image; one or two more may have been read and not used where the
-            time ran out.
+        read: Tiles taken from the image; up to two batches more may have been read and not used
+            where the time ran out.
         encoded: Tiles encoded.
         from_cache: Tiles whose tokens were remembered.
     """

@@ -13,10 +13,12 @@ from tests.checkpoints import HIDDEN, write_nano, write_qwen
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
+import onnx
 import torch
 
 from lrs_edge.export import reference
 from lrs_edge.export.checkpoint import find_checkpoint
+from lrs_edge.export.decoder_builder import inverse_frequencies
 from lrs_edge.export.decoder_graph import LanguageHead, write_llm, write_rfm
 from lrs_edge.export.families import read_model
 from lrs_edge.export.sessions import DecoderSession, open_session
@@ -91,6 +93,38 @@ def test_chunks_equal_one_pass(opened: Open, embeds: np.ndarray, name: str, spli
     graph = opened(name)
     graph.run(embeds[:split], GAPS[:split])
     close(graph.run(embeds[split:], GAPS[split:]), opened(name).run(embeds, GAPS))
+
+
+def test_rope_rows_are_places_in_the_cache(
+    model: Model, embeds: np.ndarray, tmp_path: Path
+) -> None:
+    """CUDA's kernel indexes tables by place; the CPU's by the rows it is given. Both must do."""
+    path = tmp_path / "llm.onnx"
+    with WeightFile(tmp_path / "llm.onnx.data") as weights:
+        write_llm(model.llm, LanguageHead(model.vocabulary, model.lm_head), path, weights)
+    shown = onnx.load(path, load_external_data=False)
+    fused = next(n for n in shown.graph.node if n.op_type == "GroupQueryAttention")
+    cosine, _, rows = fused.input[7:10]
+    for name in (cosine, rows):
+        shown.graph.output.add(name=name)
+    onnx.save(shown, path)
+    session = open_session(path)
+    past, new = 7, 5
+    positions = GAPS[past : past + new]
+    feeds = {
+        value.name: np.zeros((1, 2, CAPACITY, 16), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past_")
+    }
+    feeds["inputs_embeds"] = embeds[None, past : past + new]
+    feeds["position_ids"] = positions[None]
+    feeds["past_length"] = np.array([past], np.int64)
+    table, places = session.run([cosine, rows], feeds)
+    assert places.tolist() == [list(range(past, past + new))]
+    assert table.shape[0] == past + new
+    frequencies = inverse_frequencies(model.llm.config)
+    angles = positions[:, None].astype(np.float32) * frequencies
+    np.testing.assert_allclose(table[past:], np.cos(angles), atol=1e-5)
 
 
 def test_a_full_buffer_is_enough(opened: Open, embeds: np.ndarray) -> None:

@@ -17,6 +17,7 @@ import onnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from PIL import Image
 
 import lrs_edge
 from lrs_edge.cache import TokenKind, make_tokens
@@ -253,6 +254,16 @@ def test_an_int8_cache_takes_a_quarter_of_the_memory(bundle: Path) -> None:
             cache.reserve(512)
             sizes[kind] = cache.buffers.nbytes
     assert sizes["float"] == 4 * sizes["int8"]
+
+
+def test_pruning_between_layers_needs_the_float_cache(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "scene.png"
+    Image.new("RGB", (64, 64), (10, 90, 30)).save(image)
+    with (
+        lrs_edge.load(bundle, kv_cache="int8") as engine,
+        pytest.raises(UsageError, match="--kv-cache float"),
+    ):
+        engine.open(image).ask("What is here?", prune="fastv")
 
 
 def test_a_bundle_without_an_int8_cache_says_so(tmp_path: Path) -> None:

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import BackendError, Engine
 from lrs_edge.backends.metered import GraphWork, MeteredGraph
+from lrs_edge.cache import TokenKind, make_tokens
+from lrs_edge.decoder import PREFILL_CHUNK, _boundaries
+from lrs_edge.rfm import dense_bias
 from tests.golden_data import ROOT
 
 IMAGE = ROOT / "images" / "img_1500x900.png"
@@ -107,6 +112,40 @@ def test_nothing_that_disturbs_a_question_harms_the_next(
             monkeypatch.setattr(MeteredGraph, "run", run)
             assert_same(traced(scene, tmp_path / "t.npz", QUESTIONS[0]), wanted)
         assert fails > 4
+
+
+@given(
+    head=st.lists(st.integers(1, 900), min_size=1, max_size=3),
+    tails=st.tuples(st.integers(0, 900), st.integers(0, 900)),
+)
+def test_sequences_that_begin_alike_are_cut_alike(head: list[int], tails: tuple[int, int]) -> None:
+    ends = np.cumsum(head).tolist()
+    one, other = (_boundaries(*ends, ends[-1] + tail) for tail in tails)
+    for bounds in (one, other):
+        assert all(0 < b - a <= PREFILL_CHUNK for a, b in itertools.pairwise(bounds))
+    # Only the last part of the shorter one may end where the longer one goes on.
+    common = set(range(ends[-1] + min(tails) // PREFILL_CHUNK * PREFILL_CHUNK + 1))
+    assert common.intersection(one) == common.intersection(other)
+
+
+@pytest.mark.parametrize("held", [0, 3, 4, 9, 10, 13])
+def test_a_dense_pass_goes_on_anywhere_in_its_prefix(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    monkeypatch.setattr("lrs_edge.decoder.PREFILL_CHUNK", 4)
+    focus = engine._loaded().focus
+    rng = np.random.default_rng(held)
+    embeds = rng.standard_normal((16, engine.manifest.rfm.hidden)).astype(np.float32)
+    tokens = make_tokens(np.arange(16, dtype=np.int64), TokenKind.TILE)
+    prefix = 10
+    bias = dense_bias(prefix, np.zeros(16 - prefix, np.bool_))
+    wanted = focus.logits(focus.new_cache(), embeds, tokens, (prefix, 16), bias)
+    cache = focus.new_cache()
+    focus.fill_prefix(cache, embeds[:prefix], tokens[:prefix])
+    focus.logits(cache, embeds[:prefix], tokens[:prefix], (prefix,))
+    cache.truncate(min(held, len(cache)))
+    found = focus.logits(cache, embeds, tokens, (prefix, 16), bias)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def failing(run: Callable[..., object], fails: int) -> Callable[..., object]:

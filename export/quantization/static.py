@@ -146,6 +146,8 @@ def _ranges(model: onnx.ModelProto, tiles: Array, folder: Path) -> dict[str, tup
     for tile in tiles:
         found = run(names, {_INPUT: tile[None]})
         for name, value in zip((_INPUT, *names), (tile, *found), strict=True):
+            if value.dtype == np.float16:
+                raise ExportError(f"{name} is float16; write the graph in float32 to quantize it")
             if value.dtype == np.float32:
                 # An odd step visits all channels and places alike.
                 step = (value.size // _SAMPLES) | 1

@@ -1,0 +1,90 @@
+"""Requests for precisions become plans that the target's engine can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import write_nano, write_qwen
+
+pytest.importorskip("torch", reason="exporting needs the `export` extra")
+pytest.importorskip("onnx", reason="exporting needs the `export` extra")
+
+import onnx
+
+from lrs_edge.errors import ExportError
+from lrs_edge.export import ExportOptions, Precisions, export_bundle, planning
+from lrs_edge.export.checkpoint import find_checkpoint
+from lrs_edge.export.families import read_model
+from lrs_edge.export.planning import Planner
+from lrs_edge.export.stage_writer import STAGES, Plans
+from lrs_edge.export.stages import Model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return read_model(find_checkpoint(str(write_qwen(tmp_path_factory.mktemp("qwen")))))
+
+
+def plans(model: Model, folder: Path, precision: Any, **options: Any) -> Plans:
+    chosen = ExportOptions(precisions=Precisions.all(precision), **options)
+    return Planner(model, chosen, folder, lambda _: None).plan().plans
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("asked", "precision"), [("fp32", "fp16"), ("int8", "int8-weight")])
+def test_cuda_gets_what_its_kernels_run(
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    precision: str,
+    large: bool,
+) -> None:
+    if large:
+        monkeypatch.setattr(planning, "MOST_WEIGHTS", 1)
+    found = plans(model, tmp_path, asked, target="cuda")
+    for stage in STAGES:
+        assert found.of(stage).precision == precision
+        assert found.of(stage).floats is np.float16
+
+
+def test_large_stages_on_a_cpu_are_dynamic_with_down_projections_kept(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "MOST_WEIGHTS", 1)
+    found = plans(model, tmp_path, "int8")
+    assert {found.of(stage).precision for stage in STAGES} == {"int8-dynamic"}
+    kept = {f"layers.{layer}.mlp.down_proj" for layer in range(model.llm.config.layers)}
+    assert found.llm.higher == kept
+
+
+def test_vision_attention_leaves_no_static_vision(model: Model, tmp_path: Path) -> None:
+    assert plans(model, tmp_path, "int8", vision_attention=True).vision.precision == "int8-dynamic"
+    with pytest.raises(ExportError, match="--vision int8-dynamic"):
+        ExportOptions(precisions=Precisions(vision="int8-static"), vision_attention=True)
+
+
+def test_keep_higher_rules_a_static_vision_graph_too(tmp_path: Path) -> None:
+    nano = read_model(find_checkpoint(str(write_nano(tmp_path / "checkpoint"))))
+    options = ExportOptions(precisions=Precisions(vision="int8-static"), keep_higher=40.0)
+    planned = Planner(nano, options, tmp_path, lambda _: None).plan()
+    errors = planned.errors["vision"]
+    kept = planned.plans.vision.higher
+    share = sum(one.elements for one in errors if one.name in kept)
+    share /= sum(one.elements for one in errors)
+    # Left to itself the planner leaves out as few as it can; here the share is filled.
+    assert 0.2 < share <= 0.4
+
+
+def test_a_static_vision_graph_for_cuda_is_quantized_in_float32(tmp_path: Path) -> None:
+    checkpoint = write_nano(tmp_path / "checkpoint")
+    precisions = Precisions(vision="int8-static", rfm="fp16", llm="fp16")
+    options = ExportOptions(precisions=precisions, target="cuda", parity=False, keep_higher=0.0)
+    export_bundle(str(checkpoint), tmp_path / "bundle", options)
+    graph = onnx.load(tmp_path / "bundle" / "vision.onnx", load_external_data=False).graph
+    assert not [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 5
