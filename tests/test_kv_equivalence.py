@@ -191,3 +191,17 @@ def test_prefill_in_parts_and_truncation_change_nothing(
             cache, embeds[prefix:], make_tokens(positions[prefix:], TokenKind.QUESTION)
         )
         assert np.abs(again - whole).max() < 2e-3
+
+
+def test_logits_are_nobody_elses_memory(llm: Decoder) -> None:
+    """The engine writes every step's logits to one place; callers keep those of earlier steps."""
+    embeds = embeds_of(llm, 3, 1)
+    cache = llm.new_cache()
+    steps, seen = [], []
+    for place in range(3):
+        tokens = make_tokens(np.array([place], np.int64), TokenKind.ANSWER)
+        steps.append(llm.forward(cache, embeds[place : place + 1], tokens))
+        seen.append(steps[-1].copy())
+    assert not np.array_equal(seen[0], seen[2])
+    for kept, wanted in zip(steps, seen, strict=True):
+        assert np.array_equal(kept, wanted)
