@@ -68,6 +68,7 @@ class ExportOptions:
         name: Of the bundle; None takes the checkpoint's.
         precisions: Of the stages.
         target: Engine the bundle is for: on CUDA everything that is not quantized is float16.
+        symmetric: Static int8 of the vision encoder is such that TensorRT's parser takes it.
         calibration: Folder of images and questions; None takes those that come with the package.
         keep_higher: Percentage of a stage's weights, the most sensitive ones by measurement, kept
             at a higher precision; None for what is usual for the precision (`planning.py`).
@@ -88,6 +89,7 @@ class ExportOptions:
     name: str | None = None
     precisions: Precisions = field(default_factory=Precisions)
     target: Target = "cpu"
+    symmetric: bool = False
     calibration: Path | None = None
     keep_higher: float | None = None
     sensitivity: bool = False
@@ -105,6 +107,11 @@ class ExportOptions:
             raise ExportError(
                 "--vision-attention shares weights between graphs, which int8-static cannot; use "
                 "--vision int8-dynamic"
+            )
+        if self.symmetric and self.precisions.vision not in ("int8", "int8-static"):
+            raise ExportError(
+                f"--symmetric is about a vision encoder in int8-static, not "
+                f"{self.precisions.vision}; add --vision int8-static"
             )
         folders = self.calibration, self.parity_images
         if None not in folders and len({Path(str(one)).resolve() for one in folders}) == 1:

@@ -137,9 +137,8 @@ class Planner:
     def _kept(self, stage: Stage, precision: Precision, planned: Planned) -> Plan:
         """The plan for a precision, in which sensitive weights are kept higher."""
         options = self._options
-        plan = calibrated(
-            Plan(precision, target=options.target), stage, self._model, lambda: self.data
-        )
+        plan = Plan(precision, target=options.target, symmetric=options.symmetric)
+        plan = calibrated(plan, stage, self._model, lambda: self.data)
         percent = options.keep_higher
         if percent is None:
             percent = KEPT_HIGHER if precision in _KEEPING else 0.0
@@ -158,7 +157,14 @@ class Planner:
         planned.errors[stage] = errors
         if stage == "vision" and precision == "int8-static" and options.keep_higher is None:
             self._progress("measuring how many layers to keep in float32")
-            found = static_variants(errors, self._model, self.data, STATIC_TILES, self._folder)
+            found = static_variants(
+                errors,
+                self._model,
+                self.data,
+                STATIC_TILES,
+                self._folder,
+                symmetric=plan.symmetric,
+            )
             return replace(plan, higher=best_variant(found).kept)
         return replace(plan, higher=kept_higher(errors, percent))
 

@@ -54,6 +54,7 @@ class Plan:
         higher: Names of weights kept at the next higher precision.
         only: Names of the only weights quantized, all others being float; None for all.
         target: Engine the graph is for.
+        symmetric: A static vision graph is one that TensorRT's parser takes (`static_vision`).
         calibrator: Loads what is known of the inputs of matrix products; None where nothing is.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     higher: frozenset[str] = frozenset()
     only: frozenset[str] | None = None
     target: Target = "cpu"
+    symmetric: bool = False
     calibrator: Callable[[], Calibrator] | None = None
 
     @property

@@ -69,7 +69,8 @@ def measure_sensitivity(
                 sizes = weights.sizes
                 tiles = data.tiles[:: max(len(data.tiles) // _TILES, 1)]
                 target = path.with_name("alone.onnx")
-                write_alone = partial(StaticVision(path, tiles, Path(place)).write_alone, target)
+                static = StaticVision(path, tiles, Path(place), symmetric=plan.symmetric)
+                write_alone = partial(static.write_alone, target)
             found = []
             for number, (name, elements) in enumerate(sizes.items()):
                 if number % 10 == 0:

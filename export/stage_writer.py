@@ -144,7 +144,7 @@ class StageWriter:
         source, target = self.folder / _FLOAT_VISION, self.folder / VISION
         tiles = self._tiles()
         tiles = tiles[:: max(len(tiles) // STATIC_TILES, 1)]
-        static_vision(source, tiles, target, exclude=plan.higher, symmetric=False)
+        static_vision(source, tiles, target, exclude=plan.higher, symmetric=plan.symmetric)
         source.unlink()
         source.with_name(f"{source.name}.data").unlink()
 

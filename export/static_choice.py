@@ -39,7 +39,13 @@ class Variant:
 
 
 def static_variants(
-    errors: Sequence[LayerError], model: Model, data: CalibrationData, tiles: int, folder: Path
+    errors: Sequence[LayerError],
+    model: Model,
+    data: CalibrationData,
+    tiles: int,
+    folder: Path,
+    *,
+    symmetric: bool = False,
 ) -> list[Variant]:
     """Measure variants that keep the most sensitive 0, 1, 2, ... layers.
 
@@ -49,6 +55,7 @@ def static_variants(
         data: Calibration data.
         tiles: Of them, so many are used to find ranges.
         folder: Where graphs lie for a moment.
+        symmetric: See `static_vision`.
     """
     probe = Probe("vision", data)
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -57,7 +64,7 @@ def static_variants(
             vision_graph.write_vision(model.vision, path, weights)
         wanted = probe.outputs(path, "fp32")
         chosen = data.tiles[:: max(len(data.tiles) // tiles, 1)]
-        static = StaticVision(path, chosen, Path(place))
+        static = StaticVision(path, chosen, Path(place), symmetric=symmetric)
         kept, paths = [], []
         for count in COUNTS:
             kept.append(frozenset(one.name for one in errors[:count]))

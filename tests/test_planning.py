@@ -20,13 +20,18 @@ from lrs_edge.export import ExportOptions, Precisions, export_bundle, planning
 from lrs_edge.export.checkpoint import find_checkpoint
 from lrs_edge.export.families import read_model
 from lrs_edge.export.planning import Planner
-from lrs_edge.export.stage_writer import STAGES, Plans
+from lrs_edge.export.stage_writer import STAGES, Plans, StageWriter
 from lrs_edge.export.stages import Model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return read_model(find_checkpoint(str(write_qwen(tmp_path_factory.mktemp("qwen")))))
+
+
+def tiles(model: Model) -> np.ndarray:
+    size = model.vision.tile
+    return np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
 
 
 def plans(model: Model, folder: Path, precision: Any, **options: Any) -> Plans:
@@ -66,6 +71,19 @@ def test_vision_attention_leaves_no_static_vision(model: Model, tmp_path: Path) 
     assert plans(model, tmp_path, "int8", vision_attention=True).vision.precision == "int8-dynamic"
     with pytest.raises(ExportError, match="--vision int8-dynamic"):
         ExportOptions(precisions=Precisions(vision="int8-static"), vision_attention=True)
+
+
+def test_symmetric_is_about_static_vision(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--vision int8-static"):
+        ExportOptions(symmetric=True)
+    nano = read_model(find_checkpoint(str(write_nano(tmp_path / "checkpoint"))))
+    options = ExportOptions(precisions=Precisions(vision="int8-static"), symmetric=True)
+    plan = Planner(nano, options, tmp_path, lambda _: None).plan().plans.vision
+    (tmp_path / "bundle").mkdir()
+    with StageWriter(nano, tmp_path / "bundle", tiles=lambda: tiles(nano)) as writer:
+        writer.write("vision", plan)
+    graph = onnx.load(tmp_path / "bundle" / "vision.onnx", load_external_data=False).graph
+    assert not [t for t in graph.initializer if t.data_type == onnx.TensorProto.UINT8]
 
 
 def test_keep_higher_rules_a_static_vision_graph_too(tmp_path: Path) -> None:

@@ -312,15 +312,55 @@ def test_static_vision_is_near_the_graph_it_comes_from(
     assert size < 0.5 * sum(p.stat().st_size for p in vision.parent.iterdir())
 
 
+@pytest.fixture(scope="module")
+def symmetric_vision(nano: Model, vision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("symmetric") / "vision.onnx"
+    rng = np.random.default_rng(0)
+    tiles = rng.standard_normal((2, 3, nano.vision.tile, nano.vision.tile)).astype(np.float32)
+    static_vision(vision, tiles, target, symmetric=True)
+    return target
+
+
+def test_symmetric_vision_has_what_tensorrt_takes(symmetric_vision: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(symmetric_vision)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 20
+    for node in pairs:
+        zero_point = constants[node.input[2]]
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+    assert {v.dtype.name for v in constants.values()} <= {"int8", "float32", "int64"}
+
+
+def test_tensorrt_builds_an_engine_of_symmetric_vision(symmetric_vision: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse_from_file(str(symmetric_vision)), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    pixels = network.get_input(0)
+    sizes = [(count, *pixels.shape[1:]) for count in (1, 1, 16)]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(pixels.name, *sizes)
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    assert builder.build_serialized_network(network, config) is not None
+
+
 def test_static_vision_refuses_what_it_cannot_do(vision: Path, nano: Model, tmp_path: Path) -> None:
     tiles = np.zeros((1, 3, nano.vision.tile, nano.vision.tile), np.float32)
     with pytest.raises(ExportError, match="no layer 'nothing'"):
-        static_vision(vision, tiles, tmp_path / "v.onnx", exclude=["nothing"], symmetric=False)
+        static_vision(vision, tiles, tmp_path / "v.onnx", exclude=["nothing"])
     with pytest.raises(ExportError, match="no tiles"):
-        static_vision(vision, tiles[:0], tmp_path / "v.onnx", exclude=[], symmetric=False)
+        static_vision(vision, tiles[:0], tmp_path / "v.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="cannot be read"):
-        static_vision(
-            tmp_path / "bad.onnx", tiles, tmp_path / "v.onnx", exclude=[], symmetric=False
-        )
+        static_vision(tmp_path / "bad.onnx", tiles, tmp_path / "v.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.onnx"]

@@ -24,7 +24,7 @@ from lrs_edge.export.quantization.calibrators import TILE_BATCH
 from lrs_edge.export.quantization.kept_tensors import KeptTensors
 from lrs_edge.export.rows import Rows
 from lrs_edge.export.sequences import PromptSequence, token_scores
-from lrs_edge.export.stages import DecoderStage, Model, VisionStage
+from lrs_edge.export.stages import ClipTower, DecoderStage, Model, VisionStage
 from lrs_edge.export.tensors import Array, Scoped
 from lrs_edge.pyramid import LevelWindow
 from lrs_edge.raster import Raster
@@ -191,12 +191,21 @@ def _tiles(path: Path, stage: VisionStage, side: int) -> Array:
 
 
 def _vision_tokens(stage: VisionStage, tiles: Array) -> Array:
-    """Tokens [N, T, D] of tiles [N, 3, S, S]."""
-    # Every batch runs through the tower anew; its weights are read from memory, not from disk.
-    tower = replace(stage.tower, tensors=Scoped(KeptTensors(stage.tower.tensors), ""))
-    stage = replace(stage, tower=tower)
-    batches = torch.split(torch.from_numpy(tiles), TILE_BATCH)
-    return torch.cat([reference.vision_tokens(stage, batch) for batch in batches]).numpy()
+    """Tokens [N, T, D] of tiles [N, 3, S, S], every layer's weights being read once."""
+    weights = KeptTensors(stage.tower.tensors)
+    tower = replace(stage.tower, tensors=Scoped(weights, ""))
+    states = torch.split(torch.from_numpy(tiles), TILE_BATCH)
+    with torch.inference_mode():
+        if isinstance(tower, ClipTower):
+            states = tuple(reference.clip_embeddings(tower, x) for x in states)
+            for layer in range(tower.layers):
+                weights.forget()
+                states = tuple(reference.clip_layer(tower, layer, x) for x in states)
+            states = tuple(map(reference.clip_features, states))
+        else:
+            kept = replace(stage, tower=tower)
+            states = tuple(reference.vision_features(kept, x) for x in states)
+        return torch.cat([reference.project(stage, x) for x in states]).numpy()
 
 
 def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:

@@ -140,6 +140,9 @@ class DecoderCalibrator:
                 step.observe("lm_head", reference.final_norm(stage, x[-HEAD_PLACES:]))
         self._weights.forget()
         self._found = step.results()
+        if layer == self._count - 1:
+            # Nothing comes behind; statistics of earlier layers would start again anyway.
+            self._states = []
 
 
 class VisionCalibrator:
@@ -211,6 +214,8 @@ class VisionCalibrator:
                 features = reference.clip_features(x) if self._layers else x
                 reference.project(stage, features, step.observe)
         self._found = step.results()
+        if self._layer == self._layers:
+            self._states = []
 
     def _first(self, tiles: Tensor) -> Tensor:
         """What the first encoder layer is given; of an EfficientNet, its features."""

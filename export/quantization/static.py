@@ -24,8 +24,10 @@ from lrs_edge.errors import ExportError
 from lrs_edge.export.quantization.statistics import InputObserver
 from lrs_edge.export.tensors import Array
 
-#: What follows a layer closely enough to share its fate when the layer is left out.
-_ACTIVATIONS = {"Clip", "Gelu", "Relu"}
+#: What follows a layer closely enough to share its fate when the layer is left out, or is quantized
+#: alone: activation functions, and what only moves values. onnxruntime 1.32 cannot load a graph in
+#: which int8 values without zero points are moved outside of a pair.
+_FOLLOWERS = {"Clip", "Gelu", "Relu", "Reshape", "Transpose"}
 
 #: Values of one activation of one tile that are looked at, more or less.
 _SAMPLES = 1 << 18
@@ -46,22 +48,22 @@ def static_vision(
 ) -> None:
     """Quantize a vision graph with what its activations are on calibration tiles.
 
-    Weights become int8 with one scale per output channel, activations uint8 with a zero point, or
-    int8 without one. The same inputs give the same bytes.
+    Weights become int8 with one scale per output channel; activations uint8 with a zero point and
+    biases int32, or, symmetric, activations int8 without a zero point and biases float32. The same
+    inputs give the same bytes.
 
     Args:
         graph_fp32: Graph with input `pixel_values` [N, 3, S, S], as `vision_graph` writes it.
         tiles: float32 [N, 3, S, S], normalised.
         target: Graph file to write; its weights go to `<target>.data` beside it.
         exclude: Names of layers kept in float32, without `.weight`, and of single nodes.
-        symmetric: int8 activations without zero points, which TensorRT asks for.
+        symmetric: What TensorRT's parser asks for; less faithful.
 
     Raises:
         ExportError: The graph cannot be read or run, or has no layer of an excluded name.
     """
-    StaticVision(graph_fp32, tiles, target.parent).write(
-        target, exclude=exclude, symmetric=symmetric
-    )
+    static = StaticVision(graph_fp32, tiles, target.parent, symmetric=symmetric)
+    static.write(target, exclude=exclude)
 
 
 class StaticVision:
@@ -71,12 +73,15 @@ class StaticVision:
         graph_fp32: See `static_vision`.
         tiles: See `static_vision`.
         folder: Where graphs lie for a moment.
+        symmetric: See `static_vision`.
 
     Raises:
         ExportError: The graph cannot be read or run.
     """
 
-    def __init__(self, graph_fp32: Path, tiles: Array, folder: Path) -> None:
+    def __init__(
+        self, graph_fp32: Path, tiles: Array, folder: Path, *, symmetric: bool = False
+    ) -> None:
         if not len(tiles):
             raise ExportError("no tiles to calibrate on; name a folder with images")
         try:
@@ -85,33 +90,32 @@ class StaticVision:
             raise ExportError(f"{graph_fp32} cannot be read as ONNX ({error})") from error
         self._path = graph_fp32
         self._folder = folder
+        self._symmetric = symmetric
         self._tile = tiles[:1]
         with tempfile.TemporaryDirectory(dir=folder) as name:
             self._ranges = _ranges(self._model, tiles, Path(name))
 
-    def write(
-        self, target: Path, *, exclude: Collection[str] = (), symmetric: bool = False
-    ) -> None:
+    def write(self, target: Path, *, exclude: Collection[str] = ()) -> None:
         """Write the graph with everything quantized but some layers; see `static_vision`."""
         left_out = _nodes_of(self._model, exclude, self._path)
-        self._write(target, symmetric=symmetric, nodes_to_exclude=left_out)
+        self._write(target, nodes_to_exclude=left_out)
 
     def write_alone(self, target: Path, layer: str) -> None:
         """Write the graph with one layer quantized, its activation function included."""
         self._write(target, nodes_to_quantize=_nodes_of(self._model, [layer], self._path))
 
-    def _write(self, target: Path, *, symmetric: bool = False, **nodes: list[str]) -> None:
+    def _write(self, target: Path, **nodes: list[str]) -> None:
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         with tempfile.TemporaryDirectory(dir=self._folder) as name:
             quantized = _quantize(
-                model, self._tile, self._ranges, Path(name), symmetric=symmetric, **nodes
+                model, self._tile, self._ranges, Path(name), symmetric=self._symmetric, **nodes
             )
         _save(quantized, target)
 
 
 def _nodes_of(model: onnx.ModelProto, exclude: Collection[str], path: Path) -> list[str]:
-    """Names of the nodes of layers, each with the activation function behind it."""
+    """Names of the nodes of layers, each with its `_FOLLOWERS`."""
     consumers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for value in node.input:
@@ -122,12 +126,17 @@ def _nodes_of(model: onnx.ModelProto, exclude: Collection[str], path: Path) -> l
         names = {name for name in exclude if name in layers or name == node.name}
         if names:
             known |= names
-            behind = [n for out in node.output for n in consumers.get(out, [])]
-            found += [node.name, *(n.name for n in behind if n.op_type in _ACTIVATIONS)]
+            found += [node.name, *_followers(node, consumers)]
     unknown = sorted(set(exclude) - known)
     if unknown:
         raise ExportError(f"{path} has no layer {unknown[0]!r}")
     return sorted(set(found))
+
+
+def _followers(node: onnx.NodeProto, consumers: dict[str, list[onnx.NodeProto]]) -> list[str]:
+    behind = [after for out in node.output for after in consumers.get(out, [])]
+    close = [after for after in behind if after.op_type in _FOLLOWERS]
+    return [name for after in close for name in (after.name, *_followers(after, consumers))]
 
 
 def _ranges(model: onnx.ModelProto, tiles: Array, folder: Path) -> dict[str, tuple[float, float]]:
@@ -227,6 +236,8 @@ def _quantize(
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
+                # TensorRT has no int32 in DequantizeLinear, and adds biases in floats.
+                "QuantizeBias": not symmetric,
                 "TensorQuantOverrides": overrides,
             },
         )

@@ -58,6 +58,12 @@ _PRECISION = click.Choice(
     help="Engine that the bundle is for; cuda keeps all that is not quantized in float16.",
 )
 @click.option(
+    "--symmetric",
+    is_flag=True,
+    help="Make a vision encoder in int8-static one that TensorRT's parser takes: no zero points, "
+    "biases in floats; less faithful.",
+)
+@click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DIR",
