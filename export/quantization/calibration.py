@@ -7,6 +7,7 @@ A folder holds images (anything that `lrs_edge.raster` reads) and, if it likes, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -35,6 +36,11 @@ MOST_TILES = 128
 #: Local tiles along a side, at most.
 MOST_SIDE = 3
 
+#: Features of all tiles together, before pooling: 12 images in 5 views each for a tower of 24 x 24.
+#: Second moments of 4,096 inputs then come from 8 times as many, and what is held of a large
+#: checkpoint stays well below a gigabyte.
+MOST_FEATURES = 36_000
+
 #: Entries of a folder that are looked through.
 MOST_ENTRIES = 10_000
 
@@ -42,7 +48,7 @@ MOST_ENTRIES = 10_000
 MAX_FILE_BYTES = 1 << 20
 MAX_QUESTION = 1000
 
-#: A language model with layers of up to this many weights answers by itself, in so many tokens.
+#: A language model of up to this many weights answers by itself, in so many tokens.
 CHEAP_WEIGHTS = 200_000_000
 ANSWER_TOKENS = 6
 
@@ -93,9 +99,10 @@ def load_calibration(
         if folder is None:
             shipped = resources.files("lrs_edge.models").joinpath("calibration")
             folder = stack.enter_context(resources.as_file(shipped))
-        side = min(max(model.base_side // model.vision.tile, 1), MOST_SIDE)
+        paths = _images(folder)[: max(min(most_images, MOST_IMAGES), 1)]
+        side = _side(model, len(paths))
         views = 1 + side * side
-        paths = _images(folder)[: max(min(most_images, MOST_IMAGES, MOST_TILES // views), 1)]
+        paths = paths[: MOST_TILES // views]
         questions = _questions(folder, paths)
         tiles = np.concatenate([_tiles(path, model.vision, side) for path in paths])
     tokens = _vision_tokens(model.vision, tiles).reshape(len(paths), views, -1, model.vision.hidden)
@@ -110,9 +117,16 @@ def load_calibration(
         prompt.pruned(token_scores(prompt.local(found)))
         for prompt, found in zip(prompts, logits, strict=True)
     ]
-    if _is_cheap(model.llm):
+    if _is_cheap(model):
         pruned = _answered(model, table, pruned)
     return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")
+
+
+def _side(model: Model, images: int) -> int:
+    """Local tiles along a side: as at the base level, as far as the features of all images go."""
+    most = MOST_FEATURES // (images * model.vision.tower.grid**2)
+    side = min(max(model.base_side // model.vision.tile, 1), MOST_SIDE)
+    return max(min(side, math.isqrt(max(most - 1, 0))), 1)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -205,7 +219,11 @@ def _vision_tokens(stage: VisionStage, tiles: Array) -> Array:
         else:
             kept = replace(stage, tower=tower)
             states = tuple(reference.vision_features(kept, x) for x in states)
-        return torch.cat([reference.project(stage, x) for x in states]).numpy()
+        count, features = len(tiles), tower.grid**2
+        tokens = np.empty((count, features, stage.hidden), np.float32)
+        for i, x in enumerate(states):
+            tokens[i * TILE_BATCH : (i + 1) * TILE_BATCH] = reference.project(stage, x).numpy()
+        return tokens
 
 
 def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
@@ -227,11 +245,11 @@ def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
         ]
 
 
-def _is_cheap(stage: DecoderStage) -> bool:
-    config = stage.config
+def _is_cheap(model: Model) -> bool:
+    config = model.llm.config
     heads = config.head_dim * (config.heads + config.kv_heads)
     layer = config.hidden * (2 * heads + 3 * config.intermediate)
-    return config.layers * layer <= CHEAP_WEIGHTS
+    return config.layers * layer + model.vocabulary * config.hidden <= CHEAP_WEIGHTS
 
 
 def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array]:
