@@ -219,6 +219,17 @@ def test_shipped_calibration_data_fits_any_model(model: Model) -> None:
     assert all(len(b) < len(a) for a, b in zip(found.sequences, found.pruned, strict=True))
 
 
+@pytest.mark.parametrize(("room", "views"), [(10.5, 10), (9.5, 5), (2.5, 2), (0.1, 2)])
+def test_images_are_seen_in_fewer_tiles_where_a_tile_has_many_features(
+    model: Model, monkeypatch: pytest.MonkeyPatch, room: float, views: int
+) -> None:
+    features = model.vision.tower.grid**2
+    wide = replace(model, base_side=3 * model.vision.tile)
+    name = "lrs_edge.export.quantization.calibration.MOST_FEATURES"
+    monkeypatch.setattr(name, int(2 * room * features))
+    assert len(load_calibration(None, wide, most_images=2).tiles) == 2 * views
+
+
 def test_questions_go_with_their_images(model: Model, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         write_image(tmp_path / name)
