@@ -10,7 +10,6 @@ time grows with the number of levels.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import write_image
+from benchmarks.measure import head, parser_for, write_image
 
 QUESTION = "What kind of place is this?"
 
@@ -45,15 +44,13 @@ def ask(image: Path, bundle: str | None) -> dict[str, float]:
 
 def main() -> None:
     """Write the images, ask, print a table and one line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[1000, 4096, 8192, 27328])
     parser.add_argument("--bundle", help="default: the embedded model")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
-    print("| side | file | levels | tiles | vision tokens | s | of which reading | peak MiB |")
-    print("|---|---|---|---|---|---|---|---|")
+    titles = "side", "file", "levels", "tiles", "vision tokens", "s", "of which reading", "peak MiB"
+    print(head(titles))
     with tempfile.TemporaryDirectory() as folder:
         for side in options.sides:
             for overviews in (True, False):

@@ -10,7 +10,6 @@ onnxruntime.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.measure import parser_for
 from lrs_edge.bundle import default_bundle_path, read_manifest
 from lrs_edge.stages import unpacks_weights
 
@@ -44,9 +44,7 @@ def seconds(code: str, *arguments: str) -> float:
 
 def main() -> None:
     """Measure, and print medians, ratios and one line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--bundle", type=Path, help="default: the embedded model")
     parser.add_argument("--repeat", type=int, default=9)
     options = parser.parse_args()

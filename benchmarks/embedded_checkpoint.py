@@ -9,7 +9,6 @@ result.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.measure import parser_for
 from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.errors import BundleError
 from lrs_edge.export.stages import EfficientNetTower
@@ -223,9 +223,7 @@ def _config(manifest: Manifest, llm: _Graph, tokenizer: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write the checkpoint."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("target", type=Path)
     parser.add_argument("--bundle", type=Path, help="default: the embedded model")
     options = parser.parse_args()

@@ -11,7 +11,6 @@ bytes of one decoder layer, or of the largest single tensor) plus 2 GB. All file
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shlex
@@ -23,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.measure import head, parser_for
 from scripts.make_checkpoint import (
     Tensor,
     add_size_options,
@@ -119,9 +119,7 @@ def show(run: Run, bound: int, size: int | None) -> None:
 
 def main() -> None:
     """Generate, load, export; print a table and one line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--precision", nargs="+", default=["fp32", "int8-dynamic"], metavar="NAME")
     parser.add_argument("--work", type=Path, help="folder for temporary files (some 20 GB)")
     parser.add_argument("--more", default="", help="further options of `lrs-edge export`, quoted")
@@ -139,8 +137,8 @@ def main() -> None:
             f"checkpoint {stored / 1e9:.2f} GB, largest layer {layer / 1e9:.2f} GB at float32, "
             f"bound {bound / 1e9:.2f} GB\n"
         )
-        print("| what | peak GB | anonymous GB | peak / bound | written GB | s |")
-        print("|---|---|---|---|---|---|", flush=True)
+        titles = "what", "peak GB", "anonymous GB", "peak / bound", "written GB", "s"
+        print(head(titles), flush=True)
         loaded = watch("PyTorch, whole", [sys.executable, "-c", LOAD_WHOLE, str(source)])
         show(loaded, bound, None)
         rows.append(loaded)

@@ -14,12 +14,12 @@ already: errors of `int8-weight` come out too small then, and speeds are what th
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
 from benchmarks.embedded_checkpoint import write_checkpoint
+from benchmarks.measure import head, parser_for
 from lrs_edge.errors import ExportError
 from lrs_edge.export import AccuracyCheck, ExportOptions, Precisions, export_bundle
 from lrs_edge.export.checkpoint import find_checkpoint
@@ -105,9 +105,7 @@ def answer_questions(
 
 def main() -> None:
     """Measure, print tables and one line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="default: the embedded bundle, dequantized")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--rounds", type=int, default=3)
@@ -121,8 +119,7 @@ def main() -> None:
         checkpoint = options.checkpoint or write_checkpoint(None, folder / "checkpoint")
         model = read_model(find_checkpoint(str(checkpoint)), None)
         data = Planner(model, ExportOptions(), folder, lambda _: None).data
-        print("| stage | precision | MB | ms | times fp32's speed | error | cosine |")
-        print("|---|---|---|---|---|---|---|")
+        print(head(("stage", "precision", "MB", "ms", "times fp32's speed", "error", "cosine")))
         for stage in options.stages:
             for row in measure_stage(stage, model, data, folder, options.rounds):
                 rows.append(row)
@@ -133,7 +130,7 @@ def main() -> None:
                 )
         if options.questions is not None:
             check = AccuracyCheck(options.questions, options.images, options.limit)
-            print("\n| bundle | MB | answers |\n|---|---|---|")
+            print("\n" + head(("bundle", "MB", "answers")))
             for row in answer_questions(checkpoint, folder, check):
                 rows.append(row)
                 print(f"| {row['bundle']} | {row['mb']:.1f} | {row['answers']} |", flush=True)

@@ -7,21 +7,19 @@ Both sides run in one process with a loaded model, `--repeat` times in turn; ans
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
 import lrs_edge
+from benchmarks.measure import parser_for
 
 QUESTION, OTHER = "What kind of place is this?", "Is there a road?"
 
 
 def main() -> None:
     """Ask, and print medians, the ratio and one line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("--bundle", help="default: the embedded model")
     parser.add_argument("--repeat", type=int, default=5)

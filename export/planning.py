@@ -182,8 +182,6 @@ class Planner:
                 return False
             layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
             return tower.layers * layer > MOST_WEIGHTS
-        config = (self._model.rfm if stage == "rfm" else self._model.llm).config
-        attention = 2 * config.hidden * config.head_dim * (config.heads + config.kv_heads)
-        layer = attention + 3 * config.hidden * config.intermediate
-        head = self._model.vocabulary * config.hidden if stage == "llm" else 0
-        return config.layers * layer + head > MOST_WEIGHTS
+        if stage == "rfm":
+            return self._model.rfm.config.weights > MOST_WEIGHTS
+        return self._model.llm_weights > MOST_WEIGHTS

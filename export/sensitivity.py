@@ -11,7 +11,7 @@ from pathlib import Path
 from lrs_edge.export import decoder_graph, vision_graph
 from lrs_edge.export.precision import Plan
 from lrs_edge.export.probe import Probe, relative_error
-from lrs_edge.export.quantization import CalibrationData, StaticVision
+from lrs_edge.export.quantization import CalibrationData, StaticVision, spread
 from lrs_edge.export.stage_writer import Stage
 from lrs_edge.export.stages import Model
 from lrs_edge.export.weight_file import WeightFile
@@ -67,7 +67,7 @@ def measure_sensitivity(
             if static_vision:
                 # All convolutions are quantized here, the smallest among them.
                 sizes = weights.sizes
-                tiles = data.tiles[:: max(len(data.tiles) // _TILES, 1)]
+                tiles = spread(data.tiles, _TILES)
                 target = path.with_name("alone.onnx")
                 static = StaticVision(path, tiles, Path(place), symmetric=plan.symmetric)
                 write_alone = partial(static.write_alone, target)

@@ -18,6 +18,7 @@ from lrs_edge.export.quantization import (
     Calibrator,
     DecoderCalibrator,
     VisionCalibrator,
+    spread,
     static_vision,
 )
 from lrs_edge.export.stages import ClipTower, Model
@@ -142,8 +143,7 @@ class StageWriter:
         if self._tiles is None or self._vision_attention:
             raise ValueError("int8-static needs calibration tiles, and cannot share weights")
         source, target = self.folder / _FLOAT_VISION, self.folder / VISION
-        tiles = self._tiles()
-        tiles = tiles[:: max(len(tiles) // STATIC_TILES, 1)]
+        tiles = spread(self._tiles(), STATIC_TILES)
         static_vision(source, tiles, target, exclude=plan.higher, symmetric=plan.symmetric)
         source.unlink()
         source.with_name(f"{source.name}.data").unlink()

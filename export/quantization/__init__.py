@@ -9,7 +9,7 @@ from lrs_edge.export.quantization.calibration import CalibrationData, load_calib
 from lrs_edge.export.quantization.calibrators import DecoderCalibrator, VisionCalibrator
 from lrs_edge.export.quantization.error_feedback import gptq
 from lrs_edge.export.quantization.rounding import Quantized, dequantize, round_to_nearest
-from lrs_edge.export.quantization.static import StaticVision, static_vision
+from lrs_edge.export.quantization.static import StaticVision, spread, static_vision
 from lrs_edge.export.quantization.statistics import MAX_BLOCK, Calibrator, InputStatistics
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "gptq",
     "load_calibration",
     "round_to_nearest",
+    "spread",
     "static_vision",
 ]

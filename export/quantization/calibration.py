@@ -117,7 +117,7 @@ def load_calibration(
         prompt.pruned(token_scores(prompt.local(found)))
         for prompt, found in zip(prompts, logits, strict=True)
     ]
-    if _is_cheap(model):
+    if model.llm_weights <= CHEAP_WEIGHTS:
         pruned = _answered(model, table, pruned)
     return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")
 
@@ -243,13 +243,6 @@ def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
             reference.scoring_logits(stage, x, *rope).numpy()
             for x, rope in zip(states, ropes, strict=True)
         ]
-
-
-def _is_cheap(model: Model) -> bool:
-    config = model.llm.config
-    heads = config.head_dim * (config.heads + config.kv_heads)
-    layer = config.hidden * (2 * heads + 3 * config.intermediate)
-    return config.layers * layer + model.vocabulary * config.hidden <= CHEAP_WEIGHTS
 
 
 def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array]:

@@ -38,6 +38,11 @@ _INLINE_BYTES = 1024
 _INPUT = "pixel_values"
 
 
+def spread(tiles: Array, count: int) -> Array:
+    """Every nth tile, so that about `count` are left, at least so many where there are."""
+    return tiles[:: max(len(tiles) // count, 1)]
+
+
 def static_vision(
     graph_fp32: Path,
     tiles: Array,
