@@ -3,7 +3,7 @@
 Every figure is a fresh process, from its start to its end; both sides alternate, after one round
 that fills the system's file cache. Ours also hashes every file, and loads tokenizer, embeddings and
 the raster library. `python` is an interpreter that does nothing, `import` one that only imports
-onnxruntime.
+onnxruntime, its telemetry off.
 
     python -m benchmarks.cold_start [--bundle DIR] [--repeat 9]
 """
@@ -23,7 +23,7 @@ from lrs_edge.stages import unpacks_weights
 
 BARE = """
 import sys
-import onnxruntime as ort
+from lrs_edge.backends.runtime import ort
 sessions = []
 for path, unpack in zip(sys.argv[1::2], sys.argv[2::2]):
     options = ort.SessionOptions()
@@ -57,7 +57,7 @@ def main() -> None:
     sides = {
         "lrs-edge": (OURS, str(bundle)),
         "onnxruntime": (BARE, *graphs),
-        "import": ("import onnxruntime",),
+        "import": ("from lrs_edge.backends.runtime import ort",),
         "python": ("pass",),
     }
     found: dict[str, list[float]] = {name: [] for name in sides}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
+from lrs_edge.backends.runtime import ort
 from lrs_edge.export.layer_graphs import write_layer
 from lrs_edge.export.sessions import open_session
 from lrs_edge.export.stages import DecoderStage

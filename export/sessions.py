@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from lrs_edge.backends.runtime import ort
 from lrs_edge.errors import ExportError
 from lrs_edge.export.tensors import Array
 

@@ -109,7 +109,7 @@ def _onnxruntime() -> Iterator[Check]:
     found = {name: version for name in ONNXRUNTIMES if (version := _version(name))}
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     try:
-        runtime = importlib.import_module("onnxruntime")
+        runtime = importlib.import_module("lrs_edge.backends.runtime").ort
         providers: list[str] = runtime.get_available_providers()
     # A half-overwritten installation fails in ways of its own, AttributeError among them.
     except Exception as error:
@@ -159,9 +159,9 @@ def _provider(name: str) -> Check:
 def _try_provider(name: str) -> str:
     """Run a one-node graph on a provider; returns what went wrong."""
     import numpy as np
-    import onnxruntime as ort
 
     from lrs_edge.backends.gather_model import gather_model
+    from lrs_edge.backends.runtime import ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from lrs_edge.backends.metered import GraphWork
+from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking import peaks as bench_peaks
 from lrs_edge.benchmarking.floor import (
     Floor,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 import lrs_edge
+from lrs_edge.backends.runtime import ort
 from tests.golden_data import load_run, run_names
 from tests.test_parity import check_run, trace_of
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+        "CUDAExecutionProvider" not in ort.get_available_providers(),
         reason="onnxruntime has no CUDA provider here",
     ),
 ]

@@ -18,6 +18,7 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import torch
 
+from lrs_edge.backends.runtime import ort
 from lrs_edge.errors import ExportError
 from lrs_edge.export import reference
 from lrs_edge.export.checkpoint import find_checkpoint
@@ -289,7 +290,6 @@ def test_static_vision_is_near_the_graph_it_comes_from(
     nano: Model, vision: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], symmetric: bool
 ) -> None:
     import onnx
-    import onnxruntime
 
     tile = nano.vision.tile
     rng = np.random.default_rng(0)
@@ -314,7 +314,7 @@ def test_static_vision_is_near_the_graph_it_comes_from(
     assert {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"} <= inputs
     assert "_blocks.3._expand_conv.weight" not in inputs
     found, wanted = (
-        onnxruntime.InferenceSession(str(path)).run(None, {"pixel_values": tiles})[0].ravel()
+        ort.InferenceSession(str(path)).run(None, {"pixel_values": tiles})[0].ravel()
         for path in (target, vision)
     )
     cosine = found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.backends.onnx import OnnxGraph
+from lrs_edge.backends.runtime import ort
 from lrs_edge.bundle import Embeddings
 from lrs_edge.cache import KVCache, TokenKind, make_tokens
 from lrs_edge.decoder import Decoder

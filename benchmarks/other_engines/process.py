@@ -65,6 +65,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env=quiet_environment(),
         )
 
     def __enter__(self) -> Worker:
@@ -103,11 +104,20 @@ class Worker:
         raise SystemExit("\n".join([f"{self.contender.name} failed:", *said]))
 
 
+def quiet_environment() -> dict[str, str]:
+    """This process's environment, with what keeps libraries and pip from calling home."""
+    return os.environ | {"ORT_DISABLE_TELEMETRY": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
 def has_module(python: Path, module: str) -> bool:
     """True where an interpreter can import a module; says on standard error where it cannot."""
     try:
         done = subprocess.run(
-            [str(python), "-c", f"import {module}"], capture_output=True, text=True, check=False
+            [str(python), "-c", f"import {module}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=quiet_environment(),
         )
     except OSError as error:
         note(f"{module} is left out: {python} does not run ({error})")
@@ -130,7 +140,7 @@ def run_quietly(command: list[str], log: Path, **variables: str) -> None:
         SystemExit: It fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
+    environment = quiet_environment() | {"HF_HUB_OFFLINE": "1"} | variables
     with log.open("w") as stream:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False

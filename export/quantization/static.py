@@ -171,17 +171,15 @@ def _ranges(model: onnx.ModelProto, tiles: Array, folder: Path) -> dict[str, tup
 
 
 def _session(path: Path) -> Callable[[list[str], dict[str, Array]], list[Array]]:
-    import onnxruntime
+    from lrs_edge.backends.runtime import ort
 
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # As quantization sees it: no value of the graph may disappear into another.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(f"the vision graph cannot be run ({error})") from error
     run: Callable[[list[str], dict[str, Array]], list[Array]] = session.run
@@ -211,6 +209,8 @@ def _quantize(
     """The model with quantization pairs around all nodes, or those that `nodes` say."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    import lrs_edge.backends.runtime  # noqa: F401 - before anything of onnxruntime
 
     add_pre_process_metadata(model)
     source, target = folder / "source.onnx", folder / "quantized.onnx"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.backends.gather_model import gather_model
+from lrs_edge.backends.runtime import ort
 from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError
 
 _DTYPES = {

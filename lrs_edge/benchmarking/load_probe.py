@@ -15,8 +15,7 @@ import sys
 import time
 from typing import Any
 
-import onnxruntime as ort
-
+from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking.machine import FileReads, file_reads
 from lrs_edge.errors import LrsEdgeError
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking.floor import Arithmetic, Peaks
 from lrs_edge.benchmarking.machine import cpu_count, largest_cache
 from lrs_edge.benchmarking.protobuf import one_node_model

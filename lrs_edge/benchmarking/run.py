@@ -221,9 +221,9 @@ def _facts(bundle: Bundle, options: BenchOptions) -> dict[str, str]:
 
 
 def _onnxruntime() -> str:
-    import onnxruntime
+    from lrs_edge.backends.runtime import ort
 
-    return str(onnxruntime.__version__)
+    return str(ort.__version__)
 
 
 def _version(distribution: str) -> str:

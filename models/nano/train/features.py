@@ -50,12 +50,12 @@ class Encoder:
     """Tiles of uint8 RGB pixels to ReLU6 features [144, 1280]."""
 
     def __init__(self, path: Path, threads: int = 2) -> None:
-        import onnxruntime
+        from lrs_edge.backends.runtime import ort
 
-        options = onnxruntime.SessionOptions()
+        options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Features of one tile; padding (beyond the picture) is zero after normalisation."""

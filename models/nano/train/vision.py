@@ -306,16 +306,16 @@ class Maps:
 
 def low_runner(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The frozen blocks as an ONNX Runtime session: float32 [3, S, S] to [112, 24, 24]."""
-    import onnxruntime
+    from lrs_edge.backends.runtime import ort
 
     path = folder / "low.onnx"
     if not path.exists():
         tower = load_tower()
         tower.forward = lambda pixels: lower(tower, pixels)
         torch.onnx.export(tower, (torch.zeros(1, 3, TILE, TILE),), str(path), dynamo=False)
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = 2
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda pixels: session.run(None, {name: pixels[None]})[0][0]
 
