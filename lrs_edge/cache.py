@@ -7,13 +7,15 @@ with the dropped tokens masked.
 
 The cache knows what each token is (text, global view, tile at level/row/col, ...) but not how
 scores came about. Of each it can also remember a fingerprint of its embedding, so that keys and
-values that are still right are recognised by content (`common_prefix`) and not computed again.
+values that are still right are recognised by content (`computed_alike`) and not computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from enum import IntEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +97,9 @@ class KVCache:
         self._labels: Tokens = np.empty(0, TOKEN)
         self._marks: Fingerprints = np.empty(0, np.uint64)
         self._length = 0
+        # Start and end of the runs that computed the tokens, in order; where the cache was cut
+        # inside one, it stays here with the end that it had.
+        self._runs: list[tuple[int, int]] = []
         self._output: tuple[int, NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
@@ -112,7 +117,7 @@ class KVCache:
 
     @property
     def known(self) -> int:
-        """Tokens at the start that `common_prefix` can recognise."""
+        """Tokens at the start that a later sequence can share."""
         marks = self._marks[: self._length]
         return self._length if marks.all() else int(np.argmin(marks != UNKNOWN))
 
@@ -153,11 +158,12 @@ class KVCache:
 
     def _cut(self, length: int) -> None:
         self._length = length
+        self._runs = [run for run in self._runs if run[0] < length]
         if self._output is not None and self._output[0] > length:
             self._output = None
 
     def append(self, tokens: Tokens, marks: Fingerprints | None = None) -> None:
-        """Record tokens whose keys and values a graph has just written behind the others.
+        """Record tokens whose keys and values one run has just written behind the others.
 
         Args:
             tokens: Labels [n].
@@ -180,6 +186,7 @@ class KVCache:
             self._marks = np.concatenate([self._marks[: self._length], np.zeros(more, np.uint64)])
         self._labels[self._length : end] = tokens
         self._marks[self._length : end] = UNKNOWN if marks is None else marks
+        self._runs.append((self._length, end))
         self._length = end
 
     def truncate(self, length: int) -> None:
@@ -216,6 +223,7 @@ class KVCache:
         capacity = max(-(-length // GROWTH), 1) * GROWTH
         copied = KVCache(self.buffers.copy(length, capacity))
         copied.append(self._labels[:length], self._marks[:length])
+        copied._runs = [run for run in self._runs if run[0] < length]
         return copied
 
     def keep(self, indices: NDArray[np.int64]) -> None:
@@ -285,3 +293,24 @@ class KVCache:
         same &= marks[:count] != UNKNOWN
         same &= self._labels[:count] == tokens[:count]
         return count if same.all() else int(np.argmin(same))
+
+    def computed_alike(self, tokens: Tokens, marks: Fingerprints, bounds: Sequence[int]) -> int:
+        """Tokens at the start that the cache holds just as running this sequence would leave them.
+
+        Besides the tokens, the runs must be the same: where an engine quantizes activations by the
+        run, a token's keys and values depend on the other tokens of its run, later ones included.
+
+        Args:
+            tokens: Labels [n].
+            marks: Their fingerprints [n]; `UNKNOWN` equals nothing.
+            bounds: 0, and where the runs of this sequence end, ascending to n.
+
+        Returns:
+            One of the bounds.
+        """
+        same, end = self.common_prefix(tokens, marks), 0
+        for held, wanted in zip(self._runs, pairwise(bounds), strict=False):
+            if held != wanted or held[1] > same:
+                break
+            end = held[1]
+        return end

@@ -106,9 +106,10 @@ class Decoder:
     ) -> NDArray[np.float32]:
         """Make a cache hold exactly this sequence; what it holds of it already is not run again.
 
-        The sequence runs in parts that do not depend on what is there: a part is reused whole or
-        not at all. So the numbers are the same as from an empty cache, even where an engine
-        quantizes by the part.
+        The sequence runs in parts that do not depend on what is there, and a part is reused only
+        where the cache computed the same part, no longer and no shorter (two sequences that begin
+        alike are cut alike up to where the shorter one ends, not there). So the numbers are the
+        same as from an empty cache, even where an engine quantizes by the part.
 
         Args:
             cache: Anything.
@@ -126,13 +127,13 @@ class Decoder:
         known = ends[0] if attention_bias is not None else ends[-1]
         marks = np.full(total, UNKNOWN, np.uint64)
         marks[:known] = fingerprints(embeds[:known])
-        same = cache.common_prefix(tokens, marks)
-        if same == total:
+        bounds = _boundaries(*ends, total)
+        alike = cache.computed_alike(tokens, marks, bounds)
+        if alike == total:
             cache.truncate(total)
             if (output := cache.output) is not None:
                 return output
-        bounds = _boundaries(*ends, total)
-        start = max(bound for bound in bounds if bound <= min(same, total - 1))
+        start = max(bound for bound in bounds if bound <= min(alike, total - 1))
         cache.truncate(start)
         cache.reserve(total - start)
         head = ends[0]
@@ -148,6 +149,11 @@ class Decoder:
         if known == total:
             cache.remember(logits)
         return logits
+
+    def begins_with(self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens) -> bool:
+        """Whether a cache begins with this sequence, computed as `prefill` with its end would."""
+        bounds = _boundaries(len(tokens))
+        return cache.computed_alike(tokens, fingerprints(embeds), bounds) == len(tokens)
 
     def _run(
         self,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.cache import KVCache, Tokens, fingerprints
+from lrs_edge.cache import KVCache, Tokens
 from lrs_edge.decoder import Decoder
 
 #: The authors' additive mask passes through a boolean: hidden tokens get +1.0, not -infinity.
@@ -87,7 +87,7 @@ class RegionFocus:
 
         What it holds behind the prefix stays where the prefix was there already.
         """
-        if cache.common_prefix(tokens, fingerprints(embeds)) < len(tokens):
+        if not self._decoder.begins_with(cache, embeds, tokens):
             self._decoder.prefill(cache, embeds, tokens, (len(tokens),))
 
     def logits(
