@@ -17,7 +17,7 @@ from typing import IO, NoReturn
 import click
 
 from lrs_edge import __version__
-from lrs_edge.commands.common import DEBUG_KEY, one_line
+from lrs_edge.commands.common import DEBUG_KEY, OWNS_PROCESS_KEY, one_line
 from lrs_edge.errors import BackendError, LrsEdgeError, OutOfMemoryError
 
 #: Exit codes beside those of `errors.py`: a bug, Ctrl-C, and nobody reads what is written.
@@ -88,14 +88,16 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    sys.exit(run())
+    sys.exit(run(owns_process=True))
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
     """Run one command line.
 
     Args:
         arguments: Without the program's name; None for those of the process.
+        owns_process: Whether the process ends with the command, so that GDAL may be restricted
+            in all of it.
 
     Returns:
         The exit code. Refusals and failures are one line on stderr.
@@ -106,7 +108,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-    meta: dict[str, bool] = {DEBUG_KEY: False}
+    meta: dict[str, bool] = {DEBUG_KEY: False, OWNS_PROCESS_KEY: owns_process}
     try:
         with cli.make_context(PROGRAM, argv, obj=meta) as context:
             cli.invoke(context)

@@ -148,7 +148,8 @@ class Raster:
         choice = choose_bands(header.colours, bands)
         # Each band is read once, however many channels show it.
         reader = WindowReader(source, list(dict.fromkeys(choice.shown)), choice.alpha)
-        dtype = check_dtype(path, header, reader.bands)
+        check_dtype(path, header, reader.read_bands)
+        dtype = header.dtype(reader.bands)
         notes = [note for note in (choice.warning, *header.warnings) if note]
         self._source, cost = settle(path, source, reader.read_bands, limits)
         self._reader = WindowReader(self._source, reader.bands, choice.alpha)

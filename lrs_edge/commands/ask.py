@@ -14,6 +14,7 @@ from lrs_edge.commands.common import (
     debug_option,
     format_option,
     printable,
+    restrict_image_formats,
     write_result,
 )
 from lrs_edge.commands.search_options import (
@@ -125,6 +126,7 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
     from lrs_edge import report
     from lrs_edge.commands.progress import ProgressDisplay
 
+    restrict_image_formats()
     with (
         ProgressDisplay(enabled=not request.quiet and _is_terminal(sys.stderr)) as display,
         lrs_edge.load(

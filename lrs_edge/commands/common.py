@@ -14,6 +14,8 @@ from lrs_edge.files import replacing
 
 #: Set in the root context's `obj` by `--debug`.
 DEBUG_KEY = "debug"
+#: As `DEBUG_KEY`, for whether the process is the command's own.
+OWNS_PROCESS_KEY = "owns_process"
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 Number = TypeVar("Number", int, float)
@@ -164,3 +166,12 @@ def write_json(facts: object) -> None:
     import msgspec
 
     write_result(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n", None)
+
+
+def restrict_image_formats() -> None:
+    """Closes all of GDAL that images do not need, where the process is the command's own."""
+    context = click.get_current_context(silent=True)
+    if context is not None and (context.obj or {}).get(OWNS_PROCESS_KEY):
+        from lrs_edge.io.gdal_env import restrict_drivers
+
+        restrict_drivers()

@@ -15,6 +15,7 @@ from lrs_edge.commands.common import (
     format_option,
     one_line,
     printable,
+    restrict_image_formats,
     write_result,
 )
 from lrs_edge.commands.search_options import (
@@ -217,6 +218,7 @@ def _ask(values: dict[str, Any], settings: RunSettings, matcher: Matcher, tell: 
     from lrs_edge.evaluation import runner
     from lrs_edge.evaluation.results import open_results
 
+    restrict_image_formats()
     with lrs_edge.load(
         values["bundle"],
         provider=values["provider"],

@@ -12,6 +12,7 @@ from lrs_edge.commands.common import (
     debug_option,
     format_option,
     printable,
+    restrict_image_formats,
     write_json,
     write_result,
 )
@@ -58,6 +59,7 @@ def info(
 def _image_facts(path: Path, bundle: Path | None, bands: tuple[int, ...] | None) -> dict[str, Any]:
     from lrs_edge.raster import Raster
 
+    restrict_image_formats()
     with Raster.open(path, bands=bands) as raster:
         facts = _raster_facts(raster.info)
     try:

@@ -6,15 +6,18 @@ rasterio keeps its settings per thread. Errors inside come out as `ImageError`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import rasterio
-from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
+import rasterio._env
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
 from lrs_edge.errors import ImageError
@@ -29,22 +32,80 @@ _OPTIONS: dict[str, str | int] = {
     # A truncated JPEG or PNG is an error, not a grey half.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
-    # No network and no code. Sidecars may name overviews anywhere, so that refusing URLs in paths
-    # is not enough: what still reaches libcurl is sent to a proxy that does not exist.
+    # A short file of raw pixels is an error, not black.
+    "RAW_CHECK_FILE_SIZE": "YES",
+    # No network and no code. `references.py` refuses what would lead there; what it overlooks finds
+    # these closed, and libcurl a proxy that does not exist.
     "GDAL_VRT_ENABLE_PYTHON": "NO",
-    "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "SIBLING_OR_CHILD_OF_VRT_PATH",
+    "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
     "GDAL_HTTP_PROXY": "http://127.0.0.1:1",
     "GDAL_HTTP_TIMEOUT": "1",
     "GDAL_HTTP_MAX_RETRY": "0",
 }
 
-#: Formats that are opened: rasters in one local file, or one file and its sidecars.
+#: Formats that are opened: rasters in one local file, or one file and its sidecars. Not among them
+#: are ERS, PAux and PCIDSK, whose headers name a file of pixels anywhere.
 DRIVERS = [
     "GTiff", "JPEG", "PNG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "ECW", "MrSID", "NITF",
     "VRT", "WEBP", "JPEGXL", "AVIF", "HEIF", "BMP", "GIF", "BIGGIF", "PNM", "TGA", "HFA", "ENVI",
-    "EHdr", "ERS", "PCIDSK", "PAux", "RMF", "SGI", "SRTMHGT", "DTED", "AAIGrid", "USGSDEM",
+    "EHdr", "RMF", "SGI", "SRTMHGT", "DTED", "AAIGrid", "USGSDEM",
 ]  # fmt: skip
+
+
+def restrict_drivers() -> int:
+    """Takes all drivers but `DRIVERS` out of GDAL, for the whole process, until it ends.
+
+    For programs that read no other rasters with rasterio; the command line is one. Drivers are
+    registered once per process, so that a library cannot do this for its caller. Without it other
+    formats and services are closed by what `references.check_references` refuses.
+
+    Returns:
+        How many drivers were taken out; 0 where GDAL's own functions cannot be reached (Windows).
+    """
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ.pop(name, None)
+    with rasterio.Env(session=DummySession()):
+        pass  # registers them
+    try:
+        gdal = ctypes.CDLL(rasterio._env.__file__)
+        count, get = gdal.GDALGetDriverCount, gdal.GDALGetDriver
+        name_of, deregister = gdal.GDALGetDriverShortName, gdal.GDALDeregisterDriver
+    except (OSError, AttributeError):
+        return 0
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_int]
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    deregister.restype, deregister.argtypes = None, [ctypes.c_void_p]
+    # MEM makes overviews of a VRT and the like, in memory.
+    kept = {name.encode() for name in (*DRIVERS, "MEM", "DERIVED")}
+    others = [each for each in map(get, range(count())) if name_of(each) not in kept]
+    for each in others:
+        deregister(each)
+    return len(others)
+
+
+def open_dataset(path: Path, **options: int) -> DatasetReader:
+    """A file opened by one of the allowed drivers; call it inside `environment`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # A Path, not a string: rasterio would parse '#', '?' and schemes in a string.
+        return DatasetReader(path, driver=DRIVERS, sharing=False, **options)
+
+
+def overviews_of(dataset: DatasetReader) -> list[str]:
+    """Files that a dataset's metadata names as its overviews, as GDAL would take them."""
+    tags = dataset.tags(ns="OVERVIEWS")
+    return [value for key, value in tags.items() if key.lower() == "overview_file" and value]
+
+
+def named_overviews(path: Path) -> list[str]:
+    """As `overviews_of`, of a file that is opened for it.
+
+    Raises:
+        ImageError: No allowed driver opens it.
+    """
+    with environment(path, "opened"), open_dataset(path) as dataset:
+        return overviews_of(dataset)
 
 
 @contextmanager
@@ -67,7 +128,9 @@ def environment(path: Path, doing: str) -> Iterator[None]:
             f"{path} needs more memory to be {doing} than there is; convert it to a "
             "Cloud-Optimized GeoTIFF (gdal_translate -of COG)"
         ) from None
-    except (RasterioError, CPLE_BaseError, OSError, ValueError, RuntimeError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # any kind: rasterio raises what the file's numbers break in it
         cause = " ".join(str(error.__cause__ or error).split())[:200]
         raise ImageError(
             f"{path} cannot be {doing} ({cause}); it may be truncated or damaged: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from lrs_edge.errors import ImageError
-from lrs_edge.io.gdal_env import DRIVERS, environment
+from lrs_edge.io.gdal_env import environment, open_dataset, overviews_of
 from lrs_edge.io.georeference import Georeference
+from lrs_edge.io.references import check_overviews
 from lrs_edge.io.source import Box, Header, Pixels
 
 #: Codecs that decode from the first line on: going back means starting again.
@@ -32,7 +31,7 @@ class GdalSource:
         """Opens the file and reads its header.
 
         Args:
-            path: A plain local file, checked by `gdal_env.local_file` and `vrt.check_recipe`.
+            path: A plain local file, checked by `local_file` and `check_references`.
             max_bands: More bands than this are refused before they are looked at.
 
         Raises:
@@ -45,16 +44,15 @@ class GdalSource:
         try:
             with environment(path, "opened"):
                 self._dataset = self._open()
+                # Before anything is asked that has GDAL look for overviews.
+                check_overviews(path, overviews_of(self._dataset))
                 self.header = _header(path, self._dataset, max_bands)
         except BaseException:
             self._stack.close()
             raise
 
     def _open(self, **options: int) -> DatasetReader:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # A Path, not a string: rasterio would parse '#', '?' and schemes in a string.
-            dataset = DatasetReader(self.path, driver=DRIVERS, sharing=False, **options)
+        dataset = open_dataset(self.path, **options)
         self._stack.callback(dataset.close)
         return dataset
 

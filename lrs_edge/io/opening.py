@@ -11,6 +11,7 @@ import numpy as np
 
 from lrs_edge.errors import ImageError
 from lrs_edge.io.gdal_source import GdalSource
+from lrs_edge.io.references import check_references
 from lrs_edge.io.source import (
     Header,
     MemorySource,
@@ -19,7 +20,6 @@ from lrs_edge.io.source import (
     is_plain_jpeg,
     open_with_pillow,
 )
-from lrs_edge.io.vrt import check_recipe
 
 #: From here on (pixels) a file without overviews or tiles is worth a warning.
 _BIG = 50_000_000
@@ -58,7 +58,7 @@ def open_source(path: Path, limits: RasterLimits) -> Source:
     Raises:
         ImageError: It is no image, is damaged, names what is not local, or exceeds a limit.
     """
-    check_recipe(path)
+    check_references(path)
     try:
         source: Source = GdalSource(path, limits.max_bands)
     except ImageError as error:

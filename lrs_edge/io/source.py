@@ -193,7 +193,9 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
                 alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
                 pixels = np.asarray(image.convert("RGBA" if alpha else "RGB"))
                 kind = f"Pillow:{image.format}"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file breaks in them
         reason = "a damaged image" if "truncated" in str(error) else "no image that can be read"
         raise ImageError(
             f"{path} is {reason}; give a GeoTIFF, COG, JPEG 2000, NITF, VRT, PNG or JPEG file"
@@ -238,7 +240,7 @@ def decode_jpeg(path: Path, source: Source) -> MemorySource:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=["JPEG"]) as image:
                 pixels = np.asarray(image.convert("L" if len(header.dtypes) == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # see open_with_pillow
         raise ImageError(f"{path} is a damaged JPEG ({error}); get the file again") from error
     planes = np.moveaxis(np.atleast_3d(pixels), -1, 0)
     if planes.shape != (len(header.dtypes), header.height, header.width):
