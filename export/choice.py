@@ -1,4 +1,8 @@
-"""Choosing between ways to compute in int8 by measuring both on this machine."""
+"""Choosing between ways to be int8: by what they make of the outputs, never by a clock.
+
+So the same checkpoint and calibration data give the same bundle on every machine. Which way is
+faster is known by operations: products in int8 come before products in floats.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,31 @@ from lrs_edge.export.quantization import CalibrationData
 from lrs_edge.export.stage_writer import Stage, StageWriter
 from lrs_edge.export.stages import ClipTower, Model
 
-#: Of candidates that are nearly as fast, within this factor, the more faithful is taken.
-_NEARLY = 1.1
-
-#: Rounds of timing; each takes a median, and the best round counts.
-_ROUNDS = 3
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """A precision of a stage as measured: seconds of a tile or prompt, least cosine to float."""
+    """A precision of a stage as measured: least cosine to float over tiles or prompts."""
 
     stage: Stage
     precision: Precision
-    seconds: float
     cosine: float
 
 
 def int8_precisions(stage: Stage, model: Model) -> tuple[Precision, ...]:
-    """Ways to be int8. Convolutions have no dynamic one; int8 weights are what is left for them."""
+    """Ways to be int8, the one with the fewest operations in floats first.
+
+    Matrix products have one: static int8 was as fast for them, and less faithful
+    (`docs/benchmarks.md`). Convolutions have no dynamic one.
+    """
     if stage == "vision" and not isinstance(model.vision.tower, ClipTower):
         return ("int8-static", "int8-weight")
-    return ("int8-dynamic", "int8-static")
+    return ("int8-dynamic",)
 
 
 def measure(
     stage: Stage, plans: Sequence[Plan], model: Model, data: CalibrationData, folder: Path
 ) -> list[Candidate]:
-    """Time a stage under several plans, and compare it with itself in float32.
+    """Compare a stage under several plans with itself in float32.
 
     Args:
         stage: Which.
@@ -59,16 +60,10 @@ def measure(
                 writer.write(stage, plan)
             paths[plan.precision] = target / probe.graph
         wanted = probe.outputs(paths["fp32"], "fp32")
-        # In turns, so that what else the machine does meets all of them.
-        seconds = [
-            {plan.precision: probe.seconds(paths[plan.precision], plan.precision) for plan in plans}
-            for _ in range(_ROUNDS)
-        ]
         return [
             Candidate(
                 stage,
                 plan.precision,
-                min(one[plan.precision] for one in seconds),
                 least_cosine(probe.outputs(paths[plan.precision], plan.precision), wanted),
             )
             for plan in plans
@@ -76,14 +71,10 @@ def measure(
 
 
 def ranked(candidates: list[Candidate], limit: float) -> list[Candidate]:
-    """Candidates, the best first.
+    """Candidates, the chosen one first.
 
-    The fastest of those above the limit (or of all where none is), and of nearly equally fast ones
-    the most faithful.
+    The first of those above the limit; where none is, the most faithful.
     """
-    good = [one for one in candidates if one.cosine >= limit] or candidates
-    fastest = min(one.seconds for one in good)
-    best = max(
-        (one for one in good if one.seconds <= fastest * _NEARLY), key=lambda one: one.cosine
-    )
+    good = [one for one in candidates if one.cosine >= limit]
+    best = good[0] if good else max(candidates, key=lambda one: one.cosine)
     return [best, *(one for one in candidates if one is not best)]

@@ -193,7 +193,7 @@ class DecoderBuilder:
         gate = self._linear(normed, layer, "mlp.gate_proj")
         silu = graph.node("Mul", gate, graph.node("Sigmoid", gate))
         wide = graph.node("Mul", silu, self._linear(normed, layer, "mlp.up_proj"))
-        return graph.node("Add", x, self._linear(wide, layer, "mlp.down_proj"))
+        return graph.node("Add", x, self._linear(wide, layer, "mlp.down_proj", outliers=True))
 
     def _attend_packed(self, normed: str, layer: int) -> str:
         """Attention in one operator, RoPE included."""
@@ -310,13 +310,16 @@ class DecoderBuilder:
         """Query, key or value [1, L, heads * d], before RoPE."""
         return self._linear(x, layer, f"self_attn.{part}_proj", bias=self._config.qkv_bias)
 
-    def _linear(self, x: str, layer: int, name: str, *, bias: bool = False) -> str:
+    def _linear(
+        self, x: str, layer: int, name: str, *, bias: bool = False, outliers: bool = False
+    ) -> str:
         stage = self._stage
         return self.graph.linear(
             x,
             f"layers.{layer}.{name}",
             lambda: stage.read(layer, f"{name}.weight"),
             (lambda: stage.read(layer, f"{name}.bias")) if bias else None,
+            outliers=outliers,
         )
 
     def _rotated(self, x: str, heads: int) -> str:

@@ -137,6 +137,8 @@ class GraphWriter:
         name: str,
         load: Load,
         bias: Callable[[], Array] | None = None,
+        *,
+        outliers: bool = False,
     ) -> str:
         """Multiply by a weight, x @ weight.T + bias.
 
@@ -145,11 +147,13 @@ class GraphWriter:
             name: Of the layer, without `.weight`.
             load: Gives the weight [N, K], as torch's Linear keeps it.
             bias: Gives the bias [N]; None for none.
+            outliers: Some places of x [1, L, K] have far larger values than others, as those that
+                an MLP's activation function gives; `int8-dynamic` scales each place on its own.
         """
         stored = self._weights.matrix(name, load)
         names = self._use(stored)
         if stored.precision == "int8-dynamic":
-            y = self._dynamic(x, name, *names)
+            y = (self._by_place if outliers else self._dynamic)(x, name, *names)
         else:
             weight = names[0]
             if len(names) > 1:
@@ -179,6 +183,27 @@ class GraphWriter:
         return self.from_float32(
             self.node("Mul", self.node("Cast", product, to=TensorProto.FLOAT), both)
         )
+
+    def _by_place(self, x: str, name: str, integers: str, scales: str) -> str:
+        """A product in int8 with inputs quantized as they come, one scale for each place.
+
+        Symmetric around 128, since MatMulInteger takes one zero point for all places. The scale of
+        a place is its largest magnitude; onnxruntime multiplies by the rest of the scales inside
+        the product.
+        """
+        x = self.to_float32(x)
+        largest = self.node("ReduceMax", self.node("Abs", x), self.constant([-1]), keepdims=1)
+        # A place may be all zeros.
+        reach = self.node("Max", largest, self.constant(1e-30, np.float32))
+        step, zero = self.constant(1 / 127, np.float32), self.constant(128, np.uint8)
+        quantized = self.node("QuantizeLinear", self.node("Div", x, reach), step, zero)
+        product = self.node(
+            "MatMulIntegerToFloat",
+            *(quantized, integers, step, scales, zero),
+            domain=CONTRIB,
+            label=name,
+        )
+        return self.from_float32(self.node("Mul", product, reach))
 
     def _static(self, x: str, name: str, stored: Stored) -> str:
         """A value through uint8 and back, in the range that it had on the calibration data."""

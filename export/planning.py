@@ -30,10 +30,11 @@ from lrs_edge.export.static_choice import best_variant, static_variants
 MOST_WEIGHTS = 1 << 27
 
 #: Percentage of a stage's weights kept higher where nothing else is asked for, and the precisions
-#: for which that is worth the time it takes to find them: on the embedded model it takes the error
-#: of the language model in `int8-dynamic` from 0.17 to 0.03, and costs 4 % of the speed.
+#: for which that is worth the time it takes to find them. `int8-dynamic` is none of them: since the
+#: inputs of down projections have a scale for each place, keeping layers higher gains nothing
+#: (`docs/quantization.md`).
 KEPT_HIGHER = 15.0
-_KEEPING: tuple[Precision, ...] = ("int8-dynamic", "int8-static", "int4-weight")
+_KEEPING: tuple[Precision, ...] = ("int8-static", "int4-weight")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class Planned:
         found: dict[str, float | int | str | bool] = {}
         for stage, candidates in self.choices.items():
             for one in candidates:
-                found[f"choice_{stage}_{one.precision}_ms"] = round(one.seconds * 1e3, 3)
                 found[f"choice_{stage}_{one.precision}_cosine"] = round(one.cosine, 6)
         for stage in STAGES:
             kept = self.plans.of(stage).higher
@@ -101,7 +101,7 @@ class Planner:
         return planned
 
     def _stage_plan(self, stage: Stage, planned: Planned) -> Plan:
-        asked, large = self._options.precisions.of(stage), self._is_large(stage)
+        asked = self._options.precisions.of(stage)
         cuda = self._options.target == "cuda"
         if asked == "fp32" and cuda:
             # GroupQueryAttention has no float32 kernel on CUDA.
@@ -109,13 +109,15 @@ class Planner:
         if asked != "int8":
             check_plan(stage, asked, self._model)
             return self._kept(stage, asked, planned)
-        if cuda or large:
-            # Products in int8 have no CUDA kernels in ONNX Runtime.
-            chosen: Precision = "int8-weight" if cuda else "int8-dynamic"
-            return self._kept(stage, chosen, planned)
+        # Products in int8 have no CUDA kernels in ONNX Runtime.
+        ways: tuple[Precision, ...] = (
+            ("int8-weight",) if cuda else int8_precisions(stage, self._model)
+        )
+        if len(ways) == 1:
+            return self._kept(stage, ways[0], planned)
         errors: dict[Precision, list[LayerError]] = {}
         plans = []
-        for precision in self._int8_precisions(stage):
+        for precision in ways:
             plans.append(self._kept(stage, precision, planned))
             errors[precision] = planned.errors.pop(stage, [])
         self._progress(f"measuring ways to compute {stage} in int8")
@@ -126,13 +128,6 @@ class Planner:
         if errors[best.precision]:
             planned.errors[stage] = errors[best.precision]
         return best
-
-    def _int8_precisions(self, stage: Stage) -> tuple[Precision, ...]:
-        candidates = int8_precisions(stage, self._model)
-        if stage == "vision" and self._options.vision_attention:
-            # The tower is also written apart, and shares weights, which static graphs cannot.
-            candidates = tuple(one for one in candidates if one != "int8-static")
-        return candidates
 
     def _kept(self, stage: Stage, precision: Precision, planned: Planned) -> Plan:
         """The plan for a precision, in which sensitive weights are kept higher."""

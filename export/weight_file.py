@@ -18,7 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lrs_edge.errors import ExportError
 from lrs_edge.export.precision import INT4_BLOCK, INT8_BLOCK, Plan, Precision
-from lrs_edge.export.quantization import InputStatistics, Quantized, gptq, round_to_nearest
+from lrs_edge.export.quantization import (
+    InputStatistics,
+    Quantized,
+    gptq,
+    quantize_channels,
+    round_to_nearest,
+)
 from lrs_edge.export.tensors import Array
 
 #: Offsets in the data file are multiples of this, so that engines can map it into memory.
@@ -327,7 +333,7 @@ def quantize(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
 
 
 def _channels(chunk: Array) -> tuple[NDArray[Any], ...]:
-    integers, scales = quantize(chunk, axis=0)
+    integers, scales = quantize_channels(chunk)
     return integers.T, scales
 
 

@@ -34,6 +34,7 @@ from lrs_edge.export.quantization import DecoderCalibrator, dequantize, round_to
 from lrs_edge.export.sensitivity import LayerError, kept_higher
 from lrs_edge.export.sessions import DecoderSession
 from lrs_edge.export.stages import Model
+from lrs_edge.export.static_choice import Variant, best_variant
 from lrs_edge.export.weight_file import WeightFile
 
 LENGTH = 24
@@ -97,7 +98,8 @@ def test_an_engine_computes_nearly_the_same(
         assert error > 0
     operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     assert ("MatMulInteger" in operators) == (precision == "int8-dynamic")
-    assert ("QuantizeLinear" in operators) == (precision == "int8-static")
+    # Down projections have a scale for each token in int8-dynamic.
+    assert ("QuantizeLinear" in operators) == (precision in ("int8-static", "int8-dynamic"))
     assert ("DequantizeLinear" in operators) == (
         precision in TOLERANCE and precision[-6:] in ("weight", "static")
     )
@@ -278,16 +280,21 @@ def test_a_bundle_without_an_int8_cache_says_so(tmp_path: Path) -> None:
 # -- choosing ------------------------------------------------------------------------------------
 
 
-def test_the_fastest_faithful_candidate_is_chosen() -> None:
-    slow = Candidate("rfm", "int8-static", 2.0, 0.999)
-    fast = Candidate("rfm", "int8-dynamic", 1.0, 0.99)
-    wrong = Candidate("rfm", "int8-weight", 0.5, 0.5)
-    assert ranked([slow, fast, wrong], 0.98)[0] == fast
-    # Nearly as fast: the more faithful one.
-    near = Candidate("rfm", "int8-static", 1.05, 0.999)
-    assert ranked([fast, near], 0.98)[0] == near
-    # None is faithful: still the fastest, and parity will say so.
-    assert ranked([slow, fast, wrong], 1.0)[0] == wrong
+def test_the_first_faithful_candidate_is_chosen() -> None:
+    static = Candidate("vision", "int8-static", 0.98)
+    weight = Candidate("vision", "int8-weight", 0.999)
+    assert ranked([static, weight], 0.97)[0] == static
+    assert ranked([static, weight], 0.99)[0] == weight
+    # None is faithful: the most faithful, and parity will say so.
+    assert ranked([static, weight], 1.0)[0] == weight
+
+
+def test_fewest_layers_stay_float_among_nearly_equal_ones() -> None:
+    none, one, two = (
+        Variant(frozenset(names), error) for names, error in (("", 0.2), ("a", 0.11), ("ab", 0.1))
+    )
+    assert best_variant([none, one, two]) == one
+    assert best_variant([none, two]) == two
 
 
 @given(
@@ -326,17 +333,13 @@ def test_stages_have_precisions_of_their_own(
     assert manifest.parity["rfm_kept_higher"]
 
 
-def test_int8_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_of_a_decoder_is_dynamic(tmp_path: Path) -> None:
     checkpoint = write_qwen(tmp_path / "checkpoint")
     arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "-q", "--no-parity"]
-    assert run([*arguments, "--rfm", "int8", "--keep-higher", "0"]) == 0
-    out = capsys.readouterr().out
-    assert "int8 of rfm, as measured here" in out
+    assert run([*arguments, "--rfm", "int8"]) == 0
     with lrs_edge.load(tmp_path / "b") as engine:
-        parity, precision = engine.manifest.parity, engine.manifest.rfm.precision
-    assert precision in ("int8-dynamic", "int8-static")
-    times = [parity[f"choice_rfm_{one}_ms"] for one in ("int8-dynamic", "int8-static")]
-    assert all(value > 0 for value in times)
+        assert engine.manifest.rfm.precision == "int8-dynamic"
+        assert "rfm_kept_higher" not in engine.manifest.parity
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ graph with activations. How integers are laid out in files is the graph writers'
 
 from lrs_edge.export.quantization.calibration import CalibrationData, load_calibration
 from lrs_edge.export.quantization.calibrators import DecoderCalibrator, VisionCalibrator
+from lrs_edge.export.quantization.channels import quantize_channels, saturates
 from lrs_edge.export.quantization.error_feedback import gptq
 from lrs_edge.export.quantization.rounding import Quantized, dequantize, round_to_nearest
 from lrs_edge.export.quantization.static import StaticVision, spread, static_vision
@@ -24,7 +25,9 @@ __all__ = [
     "dequantize",
     "gptq",
     "load_calibration",
+    "quantize_channels",
     "round_to_nearest",
+    "saturates",
     "spread",
     "static_vision",
 ]

@@ -53,7 +53,8 @@ def static_vision(
 ) -> None:
     """Quantize a vision graph with what its activations are on calibration tiles.
 
-    Weights become int8 with one scale per output channel; activations uint8 with a zero point and
+    Weights become int8 with one scale per output channel (7 bits of it where activations are
+    uint8, so that products are exact on every processor); activations uint8 with a zero point and
     biases int32, or, symmetric, activations int8 without a zero point and biases float32. The same
     inputs give the same bytes.
 
@@ -236,6 +237,9 @@ def _quantize(
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            # Products of uint8 and int8 are exact on every processor where weights have 7 bits
+            # (`channels`; here any two may be neighbours). int8 inputs meet no such arithmetic.
+            reduce_range=not symmetric,
             **nodes,
             use_external_data_format=True,
             extra_options={
