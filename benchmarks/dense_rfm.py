@@ -44,6 +44,7 @@ from benchmarks.measure import (
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.budget import Clock
 from lrs_edge.bundle import open_bundle
+from lrs_edge.cache_pool import CachePool
 from lrs_edge.pruning.context import spread
 from lrs_edge.pruning.scorers import RfmScorer
 from lrs_edge.pyramid import build_pyramid, token_grid
@@ -94,7 +95,7 @@ def load_cases(bundle: Path | None, threads: int) -> Callable[[int, int], Case]:
     stages = load_stages(open_bundle(bundle), BackendOptions("cpu", threads))
     manifest, focus = stages.manifest, stages.focus
     raster = Raster.open(IMAGE)
-    source = TileSource(raster, stages.vision, FeatureCache(1 << 30))
+    source = TileSource(raster, stages.vision, FeatureCache(CachePool(1 << 30)))
     session = source.session("area", Clock(None), lambda *_: None)
     prompt = stages.prompt.tokens(QUESTION)
     separator = np.array([manifest.prompt.separator_id], np.int64)

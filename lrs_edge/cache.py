@@ -206,7 +206,7 @@ class KVCache:
             ValueError: The cache holds fewer tokens.
         """
         self.truncate(length)
-        capacity = max(-(-length // GROWTH), 1) * GROWTH
+        capacity = max(-(-length // GROWTH) * GROWTH, 1)
         if capacity < self.buffers.capacity:
             self._move(np.arange(length, dtype=np.int64), capacity)
         self._labels, self._marks = self._labels[:length].copy(), self._marks[:length].copy()

@@ -14,13 +14,17 @@ from types import TracebackType
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.backends.metered import Meter
 from lrs_edge.bundle import Bundle, open_bundle
+from lrs_edge.cache import GROWTH
+from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import UsageError
-from lrs_edge.manifest import Manifest
+from lrs_edge.manifest import DecoderSpec, Manifest
+from lrs_edge.memory import give_back
+from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
 from lrs_edge.queueing import RequestQueue
 from lrs_edge.scene import Scene
 from lrs_edge.stages import Stages, load_stages
 
-#: Tokens of tiles kept per scene, in bytes: 130 tiles of a 7B model, 800 of the embedded one.
+#: Room for tokens of tiles, in bytes: 130 tiles of a 7B model, 2,900 of the embedded one.
 FEATURE_CACHE_BYTES = 256 << 20
 
 #: Threads of one operation that can be asked for; more would only be waited for.
@@ -38,12 +42,14 @@ class Engine:
         bundle: Bundle,
         options: BackendOptions,
         *,
-        feature_cache_bytes: int,
+        cache_bytes: int | None = None,
         kv_cache: str = "float",
     ) -> None:
         self._stages: Stages | None = load_stages(bundle, options, kv_cache)
         self._bundle = bundle
-        self._feature_cache_bytes = feature_cache_bytes
+        if cache_bytes is None:
+            cache_bytes = default_cache_bytes(bundle.manifest)
+        self._pool = CachePool(cache_bytes)
         self._queue = RequestQueue()
         self._scenes: weakref.WeakSet[Scene] = weakref.WeakSet()
 
@@ -108,7 +114,7 @@ class Engine:
 
         stages = self._loaded()
         raster = Raster.open(path, bands=bands, value_range=value_range)
-        scene = Scene(raster, stages, self._queue, self._feature_cache_bytes)
+        scene = Scene(raster, stages, self._queue, self._pool)
         self._scenes.add(scene)
         return scene
 
@@ -117,6 +123,26 @@ class Engine:
         for scene in list(self._scenes):
             scene.close()
         self._stages = None
+        give_back()
+
+
+def default_cache_bytes(manifest: Manifest) -> int:
+    """Bytes that an engine keeps between questions where nothing was asked for.
+
+    Enough for what one scene keeps: tokens of its tiles, and of the RFM and the language model each
+    a KV cache of `MAX_KEPT_BYTES` or one that holds the prompt's beginning, if that is larger.
+    """
+    prefix = -(-(manifest.vision.grid**2) // GROWTH) * GROWTH + GROWTH
+    stacks = (manifest.rfm, manifest.llm)
+    return FEATURE_CACHE_BYTES + sum(
+        max(MAX_KEPT_BYTES, prefix * _bytes_per_token(spec)) for spec in stacks
+    )
+
+
+def _bytes_per_token(spec: DecoderSpec) -> int:
+    # The RFM has keys of one layer more.
+    values = 2 * (spec.layers + 1) * spec.kv_heads * spec.head_dim
+    return values * (2 if spec.floats == "float16" else 4)
 
 
 def load(
@@ -125,7 +151,7 @@ def load(
     provider: str = "auto",
     threads: int | None = None,
     verify: bool = True,
-    feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    cache_bytes: int | None = None,
     kv_cache: str = "float",
 ) -> Engine:
     """Load a model bundle.
@@ -135,7 +161,10 @@ def load(
         provider: `auto`, `cpu` or `cuda`.
         threads: Threads of one operation; None lets the engine choose.
         verify: False skips the hashes of large files.
-        feature_cache_bytes: Tokens of tiles kept per scene.
+        cache_bytes: Most bytes that are kept between questions: tokens of tiles and KV caches of
+            all open scenes together; what was used longest ago leaves first. 0 keeps nothing. None
+            is enough for one scene (`default_cache_bytes`). What a question works with while it is
+            answered comes on top.
         kv_cache: Type of the language model's key/value buffers: `float`, or `int8` (a quarter of
             the memory; the bundle must have been exported with it).
 
@@ -150,6 +179,8 @@ def load(
         raise UsageError(f"kv_cache {kv_cache!r} is unknown; use 'float' or 'int8'")
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise UsageError(f"threads is {threads!r}; it must be a whole number of 1..{MAX_THREADS}")
+    if cache_bytes is not None and not (isinstance(cache_bytes, int) and cache_bytes >= 0):
+        raise UsageError(f"cache_bytes is {cache_bytes!r}; it must be a whole number of bytes")
     path = None if bundle is None else Path(bundle)
     with ThreadPoolExecutor(1) as pool:
         # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is
@@ -159,4 +190,4 @@ def load(
             import_module("lrs_edge.backends.onnx")
         opened = opening.result()
     options = BackendOptions(provider, threads)
-    return Engine(opened, options, feature_cache_bytes=feature_cache_bytes, kv_cache=kv_cache)
+    return Engine(opened, options, cache_bytes=cache_bytes, kv_cache=kv_cache)

@@ -55,5 +55,19 @@ class OutOfMemoryError(BackendError):
     """A stage whose tensors do not fit into the memory of the device."""
 
 
+def out_of_memory(what: str, error: BaseException) -> OutOfMemoryError:
+    """The error to raise where memory has run out.
+
+    Args:
+        what: What could not be done, as a clause.
+        error: How it was noticed.
+    """
+    reason = " ".join(str(error).split())[:200]
+    return OutOfMemoryError(
+        f"{what}: out of memory; use a smaller --max-tiles or --max-vision-tokens, or a machine "
+        f"or device with more memory" + (f" ({reason})" if reason else "")
+    )
+
+
 class ExportError(LrsEdgeError):
     """A checkpoint that cannot be exported, or an export whose parity check failed."""

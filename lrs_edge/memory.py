@@ -1,7 +1,8 @@
-"""Peak memory of this process."""
+"""Memory of this process: its peak, and giving back what is free."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -21,3 +22,18 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back() -> None:
+    """Return memory that was freed to the system, where the C library holds it (glibc).
+
+    What ONNX Runtime, GDAL and numpy free lies in heaps of several threads, and stays resident: of
+    800 MB at the end of a long question, 550. Takes milliseconds; for when a scene closes.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # Another C library, such as musl's.
+        return
+    trim(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
 from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind
-from lrs_edge.errors import BundleError, UsageError
+from lrs_edge.cache_pool import CachePool
+from lrs_edge.errors import BackendError, BundleError, UsageError
 from lrs_edge.evidence import level_reports, regions, segment_reports, token_counts
 from lrs_edge.memory import peak_memory
 from lrs_edge.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
@@ -45,13 +47,20 @@ class Caches:
         rfm: Cache of the RFM.
         llm: Cache of the LLM.
         resampling: How the global view in their prefix was read.
+        pool: Counts them between questions.
     """
 
-    def __init__(self, rfm: KVCache, llm: KVCache, resampling: Resampling) -> None:
+    def __init__(self, rfm: KVCache, llm: KVCache, resampling: Resampling, pool: CachePool) -> None:
         self.rfm = rfm
         self.llm = llm
         self.resampling = resampling
         self._prefix = 0
+        self._pool = pool
+
+    def take(self) -> None:
+        """Work with the caches: they must not leave while a question does."""
+        for name in ("rfm", "llm"):
+            self._pool.forget(self, name)
 
     def expect(self, prefix: int) -> None:
         """Say how many tokens at the start are the same for every question."""
@@ -61,13 +70,27 @@ class Caches:
         """Give back the memory of what no later question can use.
 
         Kept are the RFM's base level and the language model's prompt without the answer; of caches
-        that would be too large, the prefix alone.
+        that would be too large, the prefix alone. Never fails: an answer that is finished must not
+        be lost because there is no memory to tidy up after it.
         """
-        for cache in (self.rfm, self.llm):
+        for name, cache in (("rfm", self.rfm), ("llm", self.llm)):
             length = cache.known
             if length * cache.bytes_per_token > MAX_KEPT_BYTES:
                 length = min(length, self._prefix)
-            cache.release(length)
+            # A cache that cannot be moved is left empty.
+            with suppress(BackendError, MemoryError):
+                cache.release(length)
+            if not self._pool.hold(self, name, cache.buffers.nbytes):
+                self.drop(name)
+
+    def drop(self, key: Hashable) -> None:
+        """Empty one of the caches; the pool asks for it."""
+        with suppress(BackendError, MemoryError):
+            (self.rfm if key == "rfm" else self.llm).release(0)
+
+    def close(self) -> None:
+        """Count no longer."""
+        self.take()
 
 
 class Request:

@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lrs_edge.answer import Answer
-from lrs_edge.errors import UsageError
+from lrs_edge.cache_pool import CachePool
+from lrs_edge.errors import UsageError, out_of_memory
+from lrs_edge.memory import give_back
 from lrs_edge.options import AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress
 from lrs_edge.prompt import PromptTokens
@@ -33,12 +35,13 @@ class Scene:
     """
 
     def __init__(
-        self, raster: Raster, stages: Stages, queue: RequestQueue, feature_cache_bytes: int
+        self, raster: Raster, stages: Stages, queue: RequestQueue, pool: CachePool
     ) -> None:
         self.raster = raster
         self._stages: Stages | None = stages
         self._queue = queue
-        self._features = FeatureCache(feature_cache_bytes)
+        self._features = FeatureCache(pool)
+        self._pool = pool
         self._tiles = TileSource(raster, stages.vision, self._features)
         self._caches: Caches | None = None
 
@@ -57,9 +60,12 @@ class Scene:
         """Close the image and free what was cached; may be called more than once."""
         # An unfinished stream of this very thread cannot be waited for; it ends with an error.
         with nullcontext() if self._queue.is_mine else self._queue.turn():
+            if self._caches is not None:
+                self._caches.close()
             self._stages = self._caches = None
             self._features.clear()
             self.raster.close()
+        give_back()
 
     def ask(
         self,
@@ -120,6 +126,7 @@ class Scene:
             stages = self._open_stages()
             trace = None if trace_path is None else Trace()
             caches = self._caches_for(stages, options.resampling)
+            caches.take()
             request = Request(
                 stages,
                 self.raster,
@@ -133,6 +140,8 @@ class Scene:
             )
             try:
                 yield from request.pieces()
+            except MemoryError as error:
+                raise out_of_memory("the question cannot be answered", error) from error
             finally:
                 caches.release()
             if trace is not None and trace_path is not None:
@@ -150,7 +159,11 @@ class Scene:
         The prefix shows the global view, so it is another one under another resampling.
         """
         if self._caches is None or self._caches.resampling != resampling:
-            self._caches = Caches(stages.focus.new_cache(), stages.llm.new_cache(), resampling)
+            if self._caches is not None:
+                self._caches.close()
+            self._caches = Caches(
+                stages.focus.new_cache(), stages.llm.new_cache(), resampling, self._pool
+            )
         return self._caches
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.backends.base import Graph
+from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import BundleError, OutOfMemoryError
 from lrs_edge.manifest import VisionSpec
 from lrs_edge.position import ImagePositions
@@ -141,15 +141,17 @@ def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool
 
 
 class FeatureCache:
-    """Tokens of tiles, least recently used out, bounded in bytes.
+    """Tokens of one scene's tiles, kept as long as the engine's bound allows.
 
     Tokens of a tile depend only on the tile, so they serve every question on a scene.
+
+    Args:
+        pool: Counts them, with all else that is kept.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[Hashable, Features] = OrderedDict()
+    def __init__(self, pool: CachePool) -> None:
+        self._pool = pool
+        self._entries: dict[Hashable, Features] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -157,26 +159,25 @@ class FeatureCache:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return self._bytes
+        return sum(tokens.nbytes for tokens in self._entries.values())
 
     def get(self, key: Hashable) -> Features | None:
         """The tokens stored under a key, which becomes the most recently used; None if absent."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
+        self._pool.touch(self, key)
         return self._entries.get(key)
 
     def put(self, key: Hashable, tokens: Features) -> None:
-        """Store tokens; older ones leave when the bytes do not suffice."""
-        if tokens.nbytes > self._max_bytes:
-            return
-        previous = self._entries.pop(key, None)
-        self._bytes += tokens.nbytes - (0 if previous is None else previous.nbytes)
+        """Store tokens; what was used longest ago leaves when the bytes do not suffice."""
         self._entries[key] = tokens
-        while self._bytes > self._max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self._bytes -= oldest.nbytes
+        if not self._pool.hold(self, key, tokens.nbytes):
+            del self._entries[key]
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the tokens stored under a key; the pool asks for it."""
+        self._entries.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
-        self._bytes = 0
+        for key in list(self._entries):
+            self._pool.forget(self, key)
+            self._entries.pop(key, None)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.backends.onnx import OnnxGraph
 from lrs_edge.budget import Clock
+from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import BackendError
 from lrs_edge.export import vision_graph
 from lrs_edge.export.stages import Model, VisionStage
@@ -116,7 +117,7 @@ class DiskFeatures(FeatureCache):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(0)
+        super().__init__(CachePool(0))
         self._folder = folder
 
     def get(self, key: Hashable) -> Features | None:

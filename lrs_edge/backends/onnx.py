@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.backends.gather_model import gather_model
 from lrs_edge.backends.runtime import ort
-from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError
+from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -343,8 +343,5 @@ def _translated(error: Exception, what: str) -> BackendError:
         return error
     text = _first_line(error)
     if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
-        return OutOfMemoryError(
-            f"{what}: out of memory; use a smaller --max-tiles or --max-vision-tokens, "
-            f"or another device ({text[:200]})"
-        )
+        return out_of_memory(what, error)
     return BackendError(f"{what}: {text}")
