@@ -129,6 +129,7 @@ class BundleFolder:
             repetition_penalty=model.repetition.penalty,
             penalised_ids=model.repetition.penalised_ids,
             parity=measured,
+            exact_integers=True,
         )
         card = self._folder / CARD
         card.write_text(model_card(manifest, report, origin.card), encoding="utf-8")

@@ -133,6 +133,7 @@ def _onnxruntime() -> Iterator[Check]:
         yield Check("onnxruntime", "ok", listed or str(runtime.__version__))
     for provider in providers:
         yield _provider(provider)
+    yield _integers()
     if "CUDAExecutionProvider" not in providers and shutil.which("nvidia-smi"):
         yield Check(
             "CUDAExecutionProvider",
@@ -154,6 +155,25 @@ def _provider(name: str) -> Check:
     if problem:
         return Check(name, "missing" if required else "warn", problem, advice, required)
     return Check(name, "ok", "loads and runs")
+
+
+def _integers() -> Check:
+    """Whether products of integers with a known answer come out right on this processor."""
+    from lrs_edge.backends.integer_check import integer_products
+
+    name, advice = "integer products", "install another version of onnxruntime"
+    try:
+        found = integer_products()
+    # onnxruntime's exceptions share no base class below Exception.
+    except Exception as error:
+        return Check(name, "warn", " ".join(str(error).split())[:200], advice)
+    if found == "wrong":
+        detail = "wrong: bundles in int8-dynamic or int8-static are refused"
+        return Check(name, "missing", detail, advice, BackendError.exit_code)
+    if found == "narrow":
+        detail = "right for the weights of bundles that say exact_integers; no VNNI"
+        return Check(name, "ok", detail)
+    return Check(name, "ok", "right for all weights")
 
 
 def _try_provider(name: str) -> str:

@@ -222,6 +222,9 @@ class Manifest(msgspec.Struct, frozen=True):
     #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
     penalised_ids: tuple[int, ...] = ()
     parity: dict[str, float | int | str | bool] = {}
+    #: Integer products are right on processors without VNNI, too (`docs/quantization.md`); False in
+    #: bundles of before.
+    exact_integers: bool = False
 
 
 #: Tensors of the embeddings file: [V, D] and [D], float16 or float32; with `VisionSpec.positions`

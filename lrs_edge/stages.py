@@ -72,7 +72,8 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
         return _load(bundle, options, kv_cache)
     except BackendError as error:
         stages = _load(bundle, replace(options, provider="cpu"), kv_cache)
-        return replace(stages, warnings=(f"running on the CPU because CUDA failed: {error}",))
+        failed = f"running on the CPU because CUDA failed: {error}"
+        return replace(stages, warnings=(failed, *stages.warnings))
 
 
 def _llm_graph(spec: DecoderSpec, kv_cache: str) -> str:
@@ -141,7 +142,15 @@ def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
         meter=meter,
         tower=_tower(manifest, partial(load_graph, options=replace(options, unpack_weights=True))),
         kv_cache=kv_cache,
+        warnings=_integer_warnings(manifest, vision_graph.provider),
     )
+
+
+def _integer_warnings(manifest: Manifest, provider: str) -> tuple[str, ...]:
+    """See `integer_check`, which needs the engine."""
+    from lrs_edge.backends.integer_check import integer_warnings
+
+    return integer_warnings(manifest, provider)
 
 
 def _segmented(spec: DecoderSpec, load_graph: Callable[[str], Graph]) -> SegmentedDecoder:
