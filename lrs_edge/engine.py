@@ -13,6 +13,7 @@ from types import TracebackType
 
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.backends.metered import Meter
+from lrs_edge.budget import Clock
 from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.cache import GROWTH
 from lrs_edge.cache_pool import CachePool
@@ -98,6 +99,7 @@ class Engine:
         *,
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
+        timeout: float | None = None,
     ) -> Scene:
         """Open an image; cheap, nothing is encoded yet.
 
@@ -105,15 +107,17 @@ class Engine:
             path: A local image file.
             bands: Bands (from 1) taken as red, green and blue.
             value_range: Values shown as black and as white, instead of a stretch.
+            timeout: Seconds that looking at the file may take, None for no limit.
 
         Raises:
-            ImageError: The image cannot be read, or is refused.
+            ImageError: The image cannot be read in that time, or is refused.
         """
         # GDAL takes a tenth of a second to import; a loaded engine does not need it yet.
         from lrs_edge.raster import Raster
 
         stages = self._loaded()
-        raster = Raster.open(path, bands=bands, value_range=value_range)
+        stop = None if timeout is None else Clock(timeout).expired
+        raster = Raster.open(path, bands=bands, value_range=value_range, stop=stop)
         scene = Scene(raster, stages, self._queue, self._pool)
         self._scenes.add(scene)
         return scene

@@ -4,6 +4,7 @@
     ├── UsageError                  2  an argument that cannot be meant
     │   └── QuestionError           2  a question that is empty or too long
     ├── ImageError                  3  an image that cannot be read, or is refused
+    │   └── ReadStoppedError        3  a read that was given up when the time was over
     ├── BundleError                 4  a bundle that is incomplete, altered or of unknown version
     ├── BackendError                5  an engine that cannot be loaded or fails while running
     │   └── OutOfMemoryError        5  a stage that does not fit into memory
@@ -37,6 +38,10 @@ class ImageError(LrsEdgeError):
     """An image that cannot be opened, decoded or addressed as asked, or that exceeds a limit."""
 
     exit_code = 3
+
+
+class ReadStoppedError(ImageError):
+    """A read of an image that was given up because the time was over or it was not wanted."""
 
 
 class BundleError(LrsEdgeError):

@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 
 from lrs_edge.errors import ImageError
 from lrs_edge.io.bands import BandChoice, choose_bands
-from lrs_edge.io.gdal_env import environment, local_file
+from lrs_edge.io.gdal_env import environment, image_errors, local_file
 from lrs_edge.io.georeference import Ring
+from lrs_edge.io.image_thread import ImageThread, Stop
 from lrs_edge.io.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
 from lrs_edge.io.source import Header, Source
 from lrs_edge.io.stretch import Tone, check_range, percentile_ranges
@@ -108,6 +110,7 @@ class Raster:
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
         limits: RasterLimits = DEFAULT_LIMITS,
+        stop: Stop | None = None,
     ) -> Raster:
         """Opens a plain local file.
 
@@ -120,20 +123,43 @@ class Raster:
                 images are shown as they are, all others between the 2nd and 98th percentile of
                 each band in a sample of the whole image.
             limits: What is refused.
+            stop: Asked while the file is looked at; a True gives it up. Any thread may call it.
 
         Raises:
+            ReadStoppedError: `stop` said so.
             ImageError: The file is missing, no image, damaged, unsupported or beyond a limit; or
                 `bands` or `value_range` do not fit it. Damage inside a large file may come up
                 only when `read` reaches it.
         """
         file = local_file(path)
         wanted = None if value_range is None else check_range(value_range)
-        source = open_source(file, limits)
+        thread = ImageThread(str(file))
         try:
-            return cls(file, source, bands, wanted, limits)
+            raster = thread.run(partial(cls._open, file, bands, wanted, limits), stop)
         except BaseException:
-            source.close()
+            thread.end(_nothing)
             raise
+        raster._thread = thread
+        return raster
+
+    @classmethod
+    def _open(
+        cls,
+        file: Path,
+        bands: Sequence[int] | None,
+        wanted: tuple[float, float] | None,
+        limits: RasterLimits,
+    ) -> Raster:
+        """What `open` does in the image's thread."""
+        with image_errors(file, "opened"):
+            source = open_source(file, limits)
+            try:
+                return cls(file, source, bands, wanted, limits)
+            except BaseException:
+                source.close()
+                raise
+
+    _thread: ImageThread
 
     def __init__(
         self,
@@ -209,6 +235,7 @@ class Raster:
         level_hw: tuple[int, int],
         window: LevelWindow,
         resampling: Resampling = "area",
+        stop: Stop | None = None,
     ) -> NDArray[np.float32]:
         """The window of the image as if the whole image were resized to a level.
 
@@ -218,16 +245,25 @@ class Raster:
             resampling: `area`: mean of the visible pixels that an output covers, from the
                 coarsest overview that is fine enough; bilinear where the level is larger than
                 the image. `reference`: bilinear between full-resolution pixels, not antialiased.
+            stop: Asked between pieces and while GDAL works; a True gives the read up. Any thread
+                may call it.
 
         Returns:
             float32 [rows, cols, 3], red, green, blue in 0..1. Black where nothing can be seen.
 
         Raises:
+            ReadStoppedError: `stop` said so.
             ImageError: The window is not inside the level, the raster is closed, or the file's
                 blocks cannot be decoded.
         """
         _check_window(level_hw, window, resampling)
-        with self._lock:
+        return self._thread.run(partial(self._read, level_hw, window, resampling), stop)
+
+    def _read(
+        self, level_hw: tuple[int, int], window: LevelWindow, resampling: Resampling
+    ) -> NDArray[np.float32]:
+        """What `read` does in the image's thread."""
+        with self._lock, image_errors(self._path, "read"):
             if self._closed:
                 raise ImageError(f"{self._path} was closed; open it again to read from it")
             self.windows_read += 1
@@ -253,7 +289,13 @@ class Raster:
             return place.polygon(bounds)
 
     def close(self) -> None:
-        """Closes the file; more than once does nothing."""
+        """Closes the file; more than once does nothing.
+
+        Waits for reads that others wait for, not for one that was given up.
+        """
+        self._thread.end(self._close)
+
+    def _close(self) -> None:
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -300,6 +342,10 @@ def _is_dark(reader: WindowReader, header: Header) -> bool:
         return False
     raw, _ = reader.sample()
     return bool(raw.max() <= _DARK_VALUE) and not any(header.bits)
+
+
+def _nothing() -> None:
+    """Work that does nothing."""
 
 
 def _check_window(level_hw: tuple[int, int], window: LevelWindow, resampling: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def reading_ahead(
-    read: Callable[[Item], Result], items: Sequence[Item], ahead: int
+    read: Callable[[Item], Result],
+    items: Sequence[Item],
+    ahead: int,
+    given_up: threading.Event | None = None,
 ) -> Iterator[Iterator[Result]]:
     """Results of `read` for the items, in their order, from one thread of its own.
 
@@ -27,6 +31,7 @@ def reading_ahead(
         read: Called with each item.
         items: What to read.
         ahead: Results held at most that the caller has not taken, at least 1.
+        given_up: Set when the block ends, so that an item that is being read can end early.
     """
     if len(items) < 2:
         yield map(read, items)
@@ -35,6 +40,8 @@ def reading_ahead(
     try:
         yield _results(pool, read, items, ahead)
     finally:
+        if given_up is not None:
+            given_up.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

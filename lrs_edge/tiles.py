@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.budget import Clock
+from lrs_edge.errors import ReadStoppedError
 from lrs_edge.options import Resampling
 from lrs_edge.pyramid import Level, TileIndex
 from lrs_edge.readahead import reading_ahead
@@ -88,7 +90,8 @@ class TileSession:
         Args:
             level: The level.
             tiles: Tiles to look at.
-            stop: Asked before every batch; tiles after a True are left out.
+            stop: Asked before every batch and while tiles are read; tiles after a True are left
+                out.
 
         Raises:
             ImageError: A tile cannot be read.
@@ -113,24 +116,35 @@ class TileSession:
                 found[tile] = tokens
         self.from_cache += len(found)
         step = self._encoder.batch_size
-        with reading_ahead(partial(self._pixels, level), missing, 2 * step) as pixels:
+        given_up = threading.Event()
+        over = self._clock.expired if stop is None else stop
+        read_tile = partial(self._pixels, level, lambda: given_up.is_set() or over())
+        with reading_ahead(read_tile, missing, 2 * step, given_up) as pixels:
             for start in range(0, len(missing), step):
                 if stop is not None and stop():
                     break
                 batch = missing[start : start + step]
                 read = []
-                for _ in batch:
-                    with self._clock.stage("read"):
-                        read.append(next(pixels))
-                    self.read += 1
-                    self._on_tile("read", self.read, self.encoded)
+                try:
+                    for _ in batch:
+                        with self._clock.stage("read"):
+                            read.append(next(pixels))
+                        self.read += 1
+                        self._on_tile("read", self.read, self.encoded)
+                except ReadStoppedError:
+                    # Without the global view there is nothing to answer from.
+                    if stop is None:
+                        raise
+                    break
                 found.update(self._encode(level, batch, read, role))
         return found
 
-    def _pixels(self, level: Level, tile: TileIndex) -> NDArray[np.float32]:
+    def _pixels(
+        self, level: Level, stop: Callable[[], bool], tile: TileIndex
+    ) -> NDArray[np.float32]:
         """A tile, read and normalised: float32 [3, S, S]."""
         size, window = (level.height, level.width), level.tile_window(tile)
-        return self._encoder.normalise(self._raster.read(size, window, self._resampling))
+        return self._encoder.normalise(self._raster.read(size, window, self._resampling, stop))
 
     def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
         return (role, self._resampling, level.height, level.width, tile)

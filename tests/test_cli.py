@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,10 +137,13 @@ def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path
     bundle, loaded = engine.calls["load"]
     assert bundle == Path("bundle")
     assert loaded == {"provider": "cpu", "threads": 2, "kv_cache": "int8", "verify": False}
-    assert engine.calls["open"][1] == {"bands": (4, 3, 2), "value_range": (-1.5, 3000.0)}
+    shown = {"bands": (4, 3, 2), "value_range": (-1.5, 3000.0)}
+    assert engine.calls["open"][1] == {**shown, "timeout": 2.5}
     question, options, traced = engine.calls["stream"]
     assert (question, traced) == ("q", trace)
-    assert options == AskOptions(
+    # Opening the image took some of the time.
+    assert 2.4 < options.timeout < 2.5
+    assert replace(options, timeout=2.5) == AskOptions(
         "full", "reference", 9, 4, 99, 50, 2.5, 5, 0.5, 0.9, 3, "Answer with one word."
     )
     assert run(["ask", image, "q", "--policy", "reference"]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -29,6 +29,7 @@ from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from lrs_edge.answer import Answer
+    from lrs_edge.budget import Clock
     from lrs_edge.options import AskOptions
     from lrs_edge.report import ImageFacts
 
@@ -124,6 +125,7 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
     """Run the engine, and write the answer as it comes."""
     import lrs_edge
     from lrs_edge import report
+    from lrs_edge.budget import Clock
     from lrs_edge.commands.progress import ProgressDisplay
 
     restrict_image_formats()
@@ -136,19 +138,39 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
             kv_cache=request.kv_cache,
             verify=request.verify,
         ) as engine,
-        engine.open(request.image, bands=request.bands, value_range=request.value_range) as scene,
     ):
-        info = scene.raster.info
-        facts = report.ImageFacts(str(request.image), info.width, info.height, info.crs, info.gsd)
-        if request.output_format == "geojson" and info.crs is None:
-            raise UsageError(report.no_georeference(facts.path))
-        stream = scene.stream(question, options, on_progress=display.update, trace=request.trace)
-        for piece in stream:
-            if request.streams:
-                display.stop()
-                write_result(printable(piece), None)
+        clock = Clock(options.timeout)
+        opened = engine.open(
+            request.image,
+            bands=request.bands,
+            value_range=request.value_range,
+            timeout=options.timeout,
+        )
+        with opened as scene:
+            info = scene.raster.info
+            size = (info.width, info.height)
+            facts = report.ImageFacts(str(request.image), *size, info.crs, info.gsd)
+            if request.output_format == "geojson" and info.crs is None:
+                raise UsageError(report.no_georeference(facts.path))
+            stream = scene.stream(
+                question,
+                _less_time(options, clock),
+                on_progress=display.update,
+                trace=request.trace,
+            )
+            for piece in stream:
+                if request.streams:
+                    display.stop()
+                    write_result(printable(piece), None)
     _finish(request, stream.answer, facts)
     return stream.answer
+
+
+def _less_time(options: AskOptions, clock: Clock) -> AskOptions:
+    """The options without the time that looking at the file took: it is the question's too."""
+    if options.timeout is None:
+        return options
+    return replace(options, timeout=max(options.timeout - clock.elapsed, 0.01))
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from lrs_edge.errors import ImageError
+from lrs_edge.errors import ImageError, LrsEdgeError
 
 #: GDAL's block cache in bytes. It is one per process; rasterio restores its size afterwards.
 CACHE_BYTES = 64 << 20
@@ -119,19 +119,33 @@ def environment(path: Path, doing: str) -> Iterator[None]:
     Raises:
         ImageError: Whatever GDAL, rasterio or the file system raised inside.
     """
+    # A dummy session: the default one would import boto3 where AWS keys are in the environment.
+    with image_errors(path, doing), rasterio.Env(session=DummySession(), **_OPTIONS):
+        yield
+
+
+@contextmanager
+def image_errors(path: Path, doing: str) -> Iterator[None]:
+    """Every exception inside that is not this package's own comes out as `ImageError`.
+
+    Args:
+        path: The image, for messages.
+        doing: What is done with it, for messages.
+
+    Raises:
+        ImageError: rasterio, GDAL, Pillow or NumPy could not deal with the file.
+    """
     try:
-        # A dummy session: the default one would import boto3 where AWS keys are in the environment.
-        with rasterio.Env(session=DummySession(), **_OPTIONS):
-            yield
+        yield
+    except LrsEdgeError:
+        raise
     except MemoryError:
         raise ImageError(
             f"{path} needs more memory to be {doing} than there is; convert it to a "
             "Cloud-Optimized GeoTIFF (gdal_translate -of COG)"
         ) from None
-    except ImageError:
-        raise
-    except Exception as error:  # any kind: rasterio raises what the file's numbers break in it
-        cause = " ".join(str(error.__cause__ or error).split())[:200]
+    except Exception as error:  # of any kind: a damaged file breaks whatever takes its numbers
+        cause = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         raise ImageError(
             f"{path} cannot be {doing} ({cause}); it may be truncated or damaged: "
             "copy it again, or convert it with gdal_translate"

@@ -17,6 +17,7 @@ from rasterio.windows import Window
 from lrs_edge.errors import ImageError
 from lrs_edge.io.gdal_env import environment, open_dataset, overviews_of
 from lrs_edge.io.georeference import Georeference
+from lrs_edge.io.image_thread import check_stopped
 from lrs_edge.io.references import check_overviews
 from lrs_edge.io.source import Box, Header, Pixels
 
@@ -86,6 +87,7 @@ class GdalSource:
         shape: tuple[int, int] | None = None,
     ) -> Pixels:
         """See `Source.read`."""
+        check_stopped()
         dataset = self._at(overview)
         if dataset is None:
             raise ImageError(f"{self.path} has no usable overview {overview}; read the image")

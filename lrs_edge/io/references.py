@@ -55,7 +55,7 @@ def check_references(path: Path) -> None:
     start = _start(path)
     if start.startswith(b"{"):
         raise ImageError(f"{path} is JSON, not an image; give the image file itself")
-    if start.startswith(b"<") and b"<VRTDataset" not in start:
+    if start.startswith(b"<") and not _is_recipe(start):
         raise ImageError(f"{path} is XML or HTML, not an image; give the image file itself")
     _Walk(path).visit(path, start, 0)
 
@@ -98,7 +98,7 @@ class _Walk:
         self._check_sidecars(file, depth)
         reads = 1
         try:
-            if start.startswith(b"<"):
+            if _is_recipe(start):
                 reads = self._visit_recipe(file, depth)
             elif is_tiff(start):
                 for text in gdal_metadata(file):
@@ -208,8 +208,8 @@ class _Walk:
             if is_tiff(start) or start.startswith(b"EHFA_HEADER_TAG"):
                 self.visit(sidecar, start, depth + 1)
             return
-        if _is_allowed(start):  # an image of its own that shares the name
-            return
+        if _is_allowed(start) and not name.endswith(".aux.xml"):
+            return  # an image of its own that shares the name
         size = sidecar.stat().st_size
         if size > MAX_SIDECAR_BYTES:
             raise ImageError(
@@ -239,8 +239,12 @@ def _start(path: Path) -> bytes:
 
 
 def _is_allowed(start: bytes) -> bool:
-    vrt = start.startswith(b"<") and b"<VRTDataset" in start
-    return vrt or is_tiff(start) or start.startswith(_STARTS)
+    return _is_recipe(start) or is_tiff(start) or start.startswith(_STARTS)
+
+
+def _is_recipe(start: bytes) -> bool:
+    """Whether GDAL takes a file for a VRT: wherever the tag stands, and before any other format."""
+    return b"<VRTDataset" in start
 
 
 def _refuse_known(parent: Path, source: Path, start: bytes) -> None:

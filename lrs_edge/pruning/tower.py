@@ -183,7 +183,8 @@ class CompressedTiles:
         """
         with self._clock.stage("read"):
             window = level.tile_window(tile)
-            pixels = self._raster.read((level.height, level.width), window, self._resampling)
+            size = (level.height, level.width)
+            pixels = self._raster.read(size, window, self._resampling, self._clock.expired)
             normalised = self._vision.normalise(pixels)
         self._on_tile("read", self.looked_at + 1, self.looked_at)
         with self._clock.stage("encode"):
