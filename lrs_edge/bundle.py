@@ -2,17 +2,20 @@
 
 A bundle is a directory with a `manifest.json` that lists every file with its size and SHA-256. It
 is untrusted: paths must stay inside, sizes and hashes must agree, the schema version must be known.
+Right hashes say that nobody changed the bundle, not that its maker is honest: what stands in graphs
+(`bundle_graphs`) and in the tokenizer (`bundle_tokenizer`) is checked too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -20,6 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from lrs_edge.bundle_embeddings import check_embeddings
+from lrs_edge.bundle_files import is_inside, leads_out, read_limited, sha256_of, walk
+from lrs_edge.bundle_graphs import check_graph
+from lrs_edge.bundle_tokenizer import check_tokenizer
 from lrs_edge.errors import BundleError
 from lrs_edge.manifest import (
     EMBED_TOKENS,
@@ -28,11 +35,10 @@ from lrs_edge.manifest import (
     POSITION_COLS,
     POSITION_ROWS,
     SCHEMA_VERSION,
-    DecoderSpec,
     FileEntry,
     Manifest,
-    VisionSpec,
 )
+from lrs_edge.manifest_limits import check_limits
 from lrs_edge.position import ImagePositions
 
 MANIFEST_NAME = "manifest.json"
@@ -40,10 +46,10 @@ MANIFEST_NAME = "manifest.json"
 #: With verification off, files above this size in bytes are still checked for their size only.
 SMALL_FILE = 4 << 20
 
-_MAX_DIMENSION = 1 << 20
-_MAX_POSITIONS = 1 << 12
-#: Operations of a vision graph for one tile; those of the largest towers have 10^13.
-_MAX_FLOPS = 1 << 48
+#: What is told of files that should not be there; the rest are not looked for.
+_MAX_UNLISTED = 20
+UNLISTED = "the file is not listed in the manifest"
+LINKED_FOLDER = "it is a link to a folder, whose files cannot be verified"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,16 @@ class Bundle:
             )
         return self.path / name
 
+    def graph(self, name: str) -> Path:
+        """Path of a graph file, whose content has been checked for what a bundle may hold.
+
+        Raises:
+            BundleError: The manifest does not list it, or it holds anything else.
+        """
+        path = self.file(name)
+        check_graph(self.path, name, _sizes(self.manifest))
+        return path
+
 
 def default_bundle_path() -> Path:
     """Where the embedded default model lies.
@@ -97,78 +113,106 @@ def default_bundle_path() -> Path:
     return path
 
 
-def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundle:
-    """Read and check a bundle.
+def open_bundle(
+    path: str | Path | None = None, *, verify: bool = True, graphs: bool = True
+) -> Bundle:
+    """Read and check a bundle: manifest, files, and what stands in graphs and tokenizer.
 
     Args:
         path: The bundle's directory; None for the embedded default.
         verify: False skips the hashes of files above `SMALL_FILE`, never their sizes.
+        graphs: False leaves graphs to `Bundle.graph`, which checks each before it is loaded.
 
     Raises:
-        BundleError: Anything about the bundle is not as its manifest says.
+        BundleError: Anything about the bundle is not as its manifest says, or is nothing that a
+            bundle may contain (docs/bundles.md).
     """
     root = default_bundle_path() if path is None else Path(path)
     manifest = read_manifest(root)
     for name, problem in zip(manifest.files, _problems(root, manifest, verify), strict=True):
         if problem:
             raise BundleError(f"{root / name}: {problem}; copy or export the bundle again")
-    for name in _unlisted(root, manifest):
+    for name, problem in _unlisted(root, manifest):
         raise BundleError(
-            f"{root / name} is not listed in the manifest; a graph could read it unverified: "
+            f"{root / name}: {problem}; a graph could read it unverified: "
             "remove it, or export the bundle again"
         )
     bundle = Bundle(root, manifest)
     for name in _named_files(manifest):
         bundle.file(name)
+    for problem in _content_problems(root, manifest, graphs).values():
+        raise BundleError(problem)
     return bundle
 
 
 def verify_bundle(path: str | Path) -> list[FileCheck]:
-    """Check every file of a bundle against its manifest, all hashes included.
+    """Check every file of a bundle against its manifest, all hashes included, and its content.
 
     Raises:
-        BundleError: There is no readable manifest.
+        BundleError: There is no readable manifest, or a folder cannot be listed.
     """
     root = Path(path)
     manifest = read_manifest(root)
+    problems = dict(zip(manifest.files, _problems(root, manifest, verify=True), strict=True))
+    if not any(problems.values()):
+        problems |= _content_problems(root, manifest, graphs=True)
     listed = [
-        FileCheck(name, entry.role, entry.size, problem)
-        for (name, entry), problem in zip(
-            manifest.files.items(), _problems(root, manifest, verify=True), strict=True
-        )
+        FileCheck(name, entry.role, entry.size, problems[name])
+        for name, entry in manifest.files.items()
     ]
-    problem = "the file is not listed in the manifest"
-    named = [name for name in _named_files(manifest) if name not in manifest.files]
-    unlisted = sorted({*named, *_unlisted(root, manifest)})
-    return listed + [FileCheck(name, "", 0, problem) for name in unlisted]
+    unlisted = {name: UNLISTED for name in _named_files(manifest) if name not in manifest.files}
+    unlisted |= dict(_unlisted(root, manifest))
+    return listed + [FileCheck(name, "", 0, problem) for name, problem in sorted(unlisted.items())]
+
+
+def _content_problems(root: Path, manifest: Manifest, graphs: bool) -> dict[str, str]:
+    """What is wrong inside of the files that are to be used, by file."""
+    sizes = _sizes(manifest)
+    checks: dict[str, Callable[[], None]] = {}
+    if graphs:
+        checks = {name: partial(check_graph, root, name, sizes) for name in _graphs(manifest)}
+    checks[manifest.tokenizer] = partial(check_tokenizer, root / manifest.tokenizer)
+    checks[manifest.embeddings] = partial(check_embeddings, root / manifest.embeddings, manifest)
+    found = {}
+    for name, check in checks.items():
+        # What is not listed is told as such.
+        if name not in sizes:
+            continue
+        try:
+            check()
+        except BundleError as error:
+            found[name] = str(error)
+    return found
 
 
 def read_manifest(root: Path) -> Manifest:
     """Read a manifest and check what can be checked without touching the other files.
 
     Raises:
-        BundleError: It is missing, too large, not valid, of another schema version, or names
-            paths outside the bundle.
+        BundleError: It is missing, no plain file, too large, not valid, of another schema version,
+            names paths outside the bundle, or holds values that no model has.
     """
     path = root / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; not a manifest")
-        data = path.read_bytes()
-    except OSError as error:
+        if leads_out(root, MANIFEST_NAME):
+            raise BundleError(f"{path} leads out of the bundle; copy or export the bundle again")
+        data = read_limited(path, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
         raise BundleError(
-            f"{root} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); name the "
+            f"{root} is not a bundle: {MANIFEST_NAME} cannot be read ({_reason(error)}); name the "
             "directory that `lrs-edge export` wrote"
         ) from error
     _check_version(path, data)
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
-    for name in manifest.files:
-        if not _is_inside(name):
-            raise BundleError(f"{path} names the file {name!r}, which is not inside the bundle")
-    _check_shapes(path, manifest)
+    for name in (*manifest.files, *_named_files(manifest)):
+        if not is_inside(name):
+            raise BundleError(
+                f"{path} names the file {name[:200]!r}, which is not inside the bundle"
+            )
+    check_limits(path, manifest)
     return manifest
 
 
@@ -185,83 +229,39 @@ def _check_version(path: Path, data: bytes) -> None:
         )
 
 
-def _check_shapes(path: Path, manifest: Manifest) -> None:
-    """Refuse numbers that no model has, before anything is allocated from them."""
-    vision = manifest.vision
-    decoders: tuple[DecoderSpec, ...] = (manifest.rfm, manifest.llm)
-    numbers = [vision.tile, vision.grid, vision.local_pool, manifest.search.base_side]
-    numbers += [manifest.limits.max_length, manifest.limits.max_positions]
-    for spec in decoders:
-        numbers += [spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.hidden]
-    sound = (
-        all(0 < number <= _MAX_DIMENSION for number in numbers)
-        and vision.grid % vision.local_pool == 0
-        and 0 <= vision.positions <= _MAX_POSITIONS
-        and all(0 <= number <= _MAX_FLOPS for number in _flops(vision))
-        and all(0 <= spec.intermediate <= _MAX_DIMENSION for spec in decoders)
-        and _are_whole(manifest.llm)
-        and manifest.rfm.hidden == manifest.llm.hidden
-        and all(spec.heads % spec.kv_heads == 0 for spec in decoders)
-        and 0 < manifest.search.keep_ratio <= 1
-        and manifest.search.base_side >= vision.tile
-        and all(deviation > 0 for deviation in vision.std)
-        and manifest.repetition_penalty > 0
-        and all(0 <= token < manifest.llm.vocabulary for token in manifest.penalised_ids)
-        and manifest.limits.max_length > vision.grid**2
-        and "{question}" in manifest.prompt.suffix
-    )
-    if not sound:
-        raise BundleError(
-            f"{path} holds numbers that do not fit together (tile, grid, heads, limits or prompt); "
-            "export the bundle again"
-        )
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    return {str(PurePosixPath(name)): entry.size for name, entry in manifest.files.items()}
 
 
-def _flops(vision: VisionSpec) -> tuple[int, ...]:
-    """Operations that the manifest says of the vision graphs."""
-    tower = vision.tower
-    return (vision.flops,) if tower is None else (vision.flops, tower.flops, tower.projector_flops)
-
-
-def _are_whole(spec: DecoderSpec) -> bool:
-    """Whether the segments, where there are any, are all layers, each once and in order."""
-    end = 0
-    for segment in spec.segments:
-        if segment.first_layer != end or segment.layers < 1:
-            return False
-        end += segment.layers
-    return end in (0, spec.layers)
-
-
-def _named_files(manifest: Manifest) -> list[str]:
+def _graphs(manifest: Manifest) -> list[str]:
     names = [manifest.vision.graph, manifest.rfm.graph, manifest.llm.graph]
-    names += [manifest.embeddings, manifest.tokenizer]
     names += [name for name in (manifest.rfm.masked_graph, manifest.llm.int8_kv_graph) if name]
     if manifest.vision.tower is not None:
         names += [manifest.vision.tower.graph, manifest.vision.tower.projector]
-    names += [segment.graph for segment in manifest.llm.segments]
+    names += [segment.graph for segment in (*manifest.rfm.segments, *manifest.llm.segments)]
     return names
 
 
-def _unlisted(root: Path, manifest: Manifest) -> list[str]:
-    """Files in the bundle that nobody vouches for; a graph's external data could be among them."""
-    known = {root / MANIFEST_NAME, *(root / name for name in manifest.files)}
-    found = (path for path in root.rglob("*") if not path.is_dir() and path not in known)
-    return sorted(str(path.relative_to(root)) for path in found)
+def _named_files(manifest: Manifest) -> list[str]:
+    return [*_graphs(manifest), manifest.embeddings, manifest.tokenizer]
 
 
-def _is_inside(name: str) -> bool:
-    """True for a plain relative path in both path syntaxes, without `..`."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    return (
-        bool(name)
-        and "\0" not in name
-        and not posix.is_absolute()
-        and not windows.is_absolute()
-        and not windows.drive
-        and ".." not in posix.parts
-        and ".." not in windows.parts
-    )
+def _unlisted(root: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    """Files in the bundle that nobody vouches for, and what is wrong with each.
+
+    A graph's external data could be among them. A linked folder is refused whatever it holds: files
+    in it lie elsewhere, under other names than those that are verified.
+    """
+    known = {MANIFEST_NAME, *(str(PurePosixPath(name)) for name in manifest.files)}
+    found = []
+    for name, linked_folder in walk(root):
+        if linked_folder:
+            found.append((name, LINKED_FOLDER))
+        elif name not in known:
+            found.append((name, UNLISTED))
+        if len(found) == _MAX_UNLISTED:
+            break
+    return sorted(found)
 
 
 def _problems(root: Path, manifest: Manifest, verify: bool) -> list[str]:
@@ -280,28 +280,23 @@ def _problem(root: Path, name: str, entry: FileEntry, *, hashed: bool) -> str:
     path = root / name
     try:
         # A link could point anywhere; what the manifest vouches for must lie in the bundle itself.
-        if not path.resolve().is_relative_to(root.resolve()):
+        if leads_out(root, name):
             return "leads out of the bundle"
         if not path.is_file():
-            return "the file is missing"
+            return "the file is missing, or no plain file"
         size = path.stat().st_size
         if size != entry.size:
             return f"the file has {size} bytes, the manifest says {entry.size}"
-        if hashed and _sha256(path) != entry.sha256:
+        if hashed and sha256_of(path, size) != entry.sha256:
             return "the file's SHA-256 is not the manifest's"
-    except OSError as error:
-        return f"the file cannot be read ({error.strerror})"
+    # ValueError: a name that the file system cannot have.
+    except (OSError, ValueError) as error:
+        return f"the file cannot be read ({_reason(error)})"
     return ""
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    # One buffer that stays in the processor's cache.
-    buffer = memoryview(bytearray(256 << 10))
-    with path.open("rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 class Embeddings:

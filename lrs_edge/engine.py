@@ -189,7 +189,7 @@ def load(
     with ThreadPoolExecutor(1) as pool:
         # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is
         # looked at before all hashes are right.
-        opening = pool.submit(open_bundle, path, verify=verify)
+        opening = pool.submit(open_bundle, path, verify=verify, graphs=False)
         with suppress(ImportError):
             import_module("lrs_edge.backends.onnx")
         opened = opening.result()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from lrs_edge.bundle_tokenizer import check_tokenizer
 from lrs_edge.errors import BundleError, QuestionError
 from lrs_edge.manifest import PromptSpec
 
@@ -44,11 +45,13 @@ class Prompt:
     """
 
     def __init__(self, path: Path, spec: PromptSpec, vocabulary: int) -> None:
+        self._path = path
+        check_tokenizer(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        # tokenizers raises bare Exception for every kind of bad file.
-        except Exception as error:
-            raise BundleError(f"{path} is no tokenizer ({error}); export it again") from error
+        # tokenizers raises bare Exception for every kind of bad file, and panics beyond Exception.
+        except BaseException as error:
+            raise self._refused(error) from error
         # A bundle's tokenizer could be set to cut or fill every text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -120,8 +123,19 @@ class Prompt:
         return text
 
     def _encode(self, text: str) -> NDArray[np.int64]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # As when it is made.
+        except BaseException as error:
+            raise self._refused(error) from error
         return np.array(ids, np.int64)
+
+    def _refused(self, error: BaseException) -> BaseException:
+        """What to raise for an error of the tokenizers library; an interrupt stays what it is."""
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            return error
+        reason = " ".join(str(error).split())[:200]
+        return BundleError(f"{self._path} is no tokenizer that works ({reason}); export it again")
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated tokens, control tokens left out.

@@ -10,7 +10,7 @@ from lrs_edge.backends.base import BackendOptions, Graph
 from lrs_edge.backends.metered import Meter, MeteredGraph
 from lrs_edge.bundle import Bundle, Embeddings
 from lrs_edge.decoder import Decoder
-from lrs_edge.errors import BackendError, UsageError
+from lrs_edge.errors import BackendError, BundleError, UsageError
 from lrs_edge.llm import LanguageModel
 from lrs_edge.manifest import DecoderSpec, Manifest
 from lrs_edge.prompt import Prompt
@@ -47,12 +47,22 @@ def unpacks_weights(precision: str) -> bool:
     return precision != "int8-static"
 
 
+def runs_on_cuda(manifest: Manifest) -> bool:
+    """Whether a bundle computes right on CUDA.
+
+    GroupQueryAttention has CUDA kernels for float16 only. In float32 it falls to the CPU inside of
+    a CUDA session, where bound key/value buffers are copied once instead of at every run: from the
+    second chunk on the numbers are wrong, and nothing says so.
+    """
+    return all(spec.floats == "float16" for spec in (manifest.rfm, manifest.llm))
+
+
 def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float") -> Stages:
     """Load all stages of a bundle, all on the same provider.
 
-    `auto` means whatever works. ONNX Runtime's attention with a KV cache has CUDA kernels for
-    float16 only, so other bundles run on the CPU; where CUDA is listed but a graph does not load on
-    it, all graphs are loaded on the CPU, and every answer says so.
+    `auto` means whatever works. Bundles that do not compute right on CUDA (`runs_on_cuda`) run on
+    the CPU; where CUDA is listed but a graph does not load on it, all graphs are loaded on the CPU,
+    and every answer says so.
 
     Args:
         bundle: The bundle.
@@ -60,13 +70,21 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
         kv_cache: Type of the language model's key/value buffers, `float` or `int8`.
 
     Raises:
-        BundleError: A graph, the tokenizer or the embeddings do not fit the manifest.
+        BundleError: A graph, the tokenizer or the embeddings do not fit the manifest, or the
+            bundle cannot run on the provider that was insisted on.
         BackendError: An engine cannot be loaded.
     """
+    fits_cuda = runs_on_cuda(bundle.manifest)
+    if options.provider == "cuda" and not fits_cuda:
+        raise BundleError(
+            f"{bundle.path} would answer wrongly on CUDA: its region focus module or language "
+            "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
+            "Use --provider cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
+            "--target cuda -o BUNDLE"
+        )
     if options.provider != "auto":
         return _load(bundle, options, kv_cache)
-    decoders = (bundle.manifest.rfm, bundle.manifest.llm)
-    if any(spec.floats != "float16" for spec in decoders):
+    if not fits_cuda:
         return _load(bundle, replace(options, provider="cpu"), kv_cache)
     try:
         return _load(bundle, options, kv_cache)
@@ -175,4 +193,4 @@ def _graph(bundle: Bundle, meter: Meter, name: str, options: BackendOptions) -> 
             "onnxruntime is not installed; run, where lrs-edge was installed from: "
             "pip install '.[cpu]' (or '.[gpu]' on an NVIDIA GPU)"
         ) from error
-    return MeteredGraph(OnnxGraph.load(bundle.file(name), options), name, meter)
+    return MeteredGraph(OnnxGraph.load(bundle.graph(name), options), name, meter)

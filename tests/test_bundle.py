@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.backends.onnx import OnnxGraph
@@ -27,12 +27,17 @@ from lrs_edge.manifest import (
     VisionSpec,
 )
 
+#: An ONNX model of IR version 8 and opset 23 whose graph, named by one letter, is empty.
+GRAPH = b"\x08\x08\x3a\x03\x12\x01%b\x42\x02\x10\x17"
+
 CONTENT = {
-    "vision.onnx": b"vision",
-    "rfm.onnx": b"rfm",
-    "llm.onnx": b"llm",
-    "embeddings.safetensors": b"embeddings",
-    "tokenizer.json": b"tokenizer",
+    "vision.onnx": GRAPH % b"v",
+    "rfm.onnx": GRAPH % b"r",
+    "llm.onnx": GRAPH % b"l",
+    "embeddings.safetensors": save(
+        {"embed_tokens": np.ones((10, 32), "f2"), "image_newline": np.ones(32, "f2")}
+    ),
+    "tokenizer.json": b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
 }
 
 
@@ -92,7 +97,7 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
 
 
 def test_an_altered_file_is_named(bundle: Path) -> None:
-    (bundle / "rfm.onnx").write_bytes(b"RFM")
+    (bundle / "rfm.onnx").write_bytes(GRAPH % b"R")
     with pytest.raises(BundleError, match=r"rfm.onnx.*SHA-256"):
         open_bundle(bundle)
     problems = {check.path: check.problem for check in verify_bundle(bundle)}
@@ -105,7 +110,9 @@ def test_a_cut_file_is_found_without_hashing(bundle: Path) -> None:
         open_bundle(bundle, verify=False)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "C:\\x", "..\\x", "", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../x", "x\n", ".", "/etc/passwd", "a/../../x", "C:\\x", "..\\x", "", "a\0b"]
+)
 def test_paths_stay_inside(bundle: Path, name: str) -> None:
     change(bundle, files={name: {"role": "x", "size": 1, "sha256": "0"}})
     with pytest.raises(BundleError, match="not inside"):
