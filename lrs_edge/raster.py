@@ -22,20 +22,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.errors import ImageError
-from lrs_edge.io.bands import BandChoice, choose_bands
+from lrs_edge.io.appearance import Transparency, check_transparency, find_appearance
+from lrs_edge.io.bands import choose_bands
 from lrs_edge.io.gdal_env import environment, image_errors, local_file
 from lrs_edge.io.georeference import Ring
 from lrs_edge.io.image_thread import ImageThread, Stop
 from lrs_edge.io.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
-from lrs_edge.io.source import Header, Source
-from lrs_edge.io.stretch import Tone, check_range, percentile_ranges
-from lrs_edge.io.window import Resampling, WindowReader
+from lrs_edge.io.source import Source
+from lrs_edge.io.stretch import check_range
+from lrs_edge.io.turned import TurnedSource
+from lrs_edge.io.window import Resampling
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,11 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Raster", "RasterInfo", "RasterLimits"]
 
-#: An 8-bit image without larger values in its sample is called dark.
-_DARK_VALUE = 24
-_DARK = "the image uses few of its 256 values and is shown nearly black; give a value range"
-#: Pixels up to which an image without overviews is sampled only to find out whether it is dark.
-_SMALL = 16_000_000
+#: Whether EXIF orientation is followed.
+Orientation = Literal["exif", "stored"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,14 @@ class RasterInfo:
         crs: `EPSG:n` or WKT; None where the image is not georeferenced.
         gsd: Metres on the ground per pixel at the image's centre, or None.
         nodata: Nodata value of the first band shown, or None.
-        has_alpha: Whether an alpha band or a mask hides pixels.
+        has_alpha: Whether an alpha band or a mask hides pixels (and is not ignored).
         tiled: Whether the file is stored in tiles.
         block_shape: Rows and columns of a stored block.
         overviews: Decimation factors of the file's overviews, ascending.
-        stretch: Black and white of each band shown, in the file's units; None for 8-bit images
-            shown as they are.
+        stretch: Black and white of each band shown, in the file's units (black is the larger where
+            the file says that 0 is white); None for 8-bit images shown as they are.
         warnings: What a reader of the answer should know, one line each.
+        orientation: EXIF orientation by which the image was turned; 1 where it was not.
     """
 
     path: str
@@ -91,6 +91,17 @@ class RasterInfo:
     overviews: tuple[int, ...]
     stretch: tuple[tuple[float, float], ...] | None
     warnings: tuple[str, ...]
+    orientation: int = 1
+
+
+@dataclass(frozen=True)
+class _View:
+    """How an image is to be shown: the arguments of `Raster.open`, checked."""
+
+    bands: Sequence[int] | None
+    value_range: tuple[float, float] | None
+    transparency: Transparency
+    orientation: Orientation
 
 
 class Raster:
@@ -109,6 +120,8 @@ class Raster:
         *,
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
+        transparency: Transparency = "auto",
+        orientation: Orientation = "exif",
         limits: RasterLimits = DEFAULT_LIMITS,
         stop: Stop | None = None,
     ) -> Raster:
@@ -118,10 +131,14 @@ class Raster:
             path: The file. URLs and GDAL's virtual paths are refused, and so is a VRT that names
                 anything but local files.
             bands: One band (grey) or three (red, green, blue), 1-based. By default those that the
-                file calls red, green and blue, else the first three, else the first.
+                file names or marks as red, green and blue, else the first three, else the first.
             value_range: Values shown as black and white, in the file's units. By default 8-bit
                 images are shown as they are, all others between the 2nd and 98th percentile of
                 each band in a sample of the whole image.
+            transparency: What hides pixels. `auto`: alpha, masks and nodata, but no band marked as
+                alpha that holds data; `apply`: that one too; `ignore`: nothing.
+            orientation: `exif` turns photographs (images without a place on the ground) as their
+                files ask; `stored` leaves them as the paper's authors do.
             limits: What is refused.
             stop: Asked while the file is looked at; a True gives it up. Any thread may call it.
 
@@ -133,9 +150,13 @@ class Raster:
         """
         file = local_file(path)
         wanted = None if value_range is None else check_range(value_range)
+        check_transparency(transparency)
+        if orientation not in get_args(Orientation):
+            raise ImageError(f"orientation {orientation!r} is unknown; use 'exif' or 'stored'")
+        view = _View(bands, wanted, transparency, orientation)
         thread = ImageThread(str(file))
         try:
-            raster = thread.run(partial(cls._open, file, bands, wanted, limits), stop)
+            raster = thread.run(partial(cls._open, file, view, limits), stop)
         except BaseException:
             thread.end(_nothing)
             raise
@@ -146,15 +167,14 @@ class Raster:
     def _open(
         cls,
         file: Path,
-        bands: Sequence[int] | None,
-        wanted: tuple[float, float] | None,
+        view: _View,
         limits: RasterLimits,
     ) -> Raster:
         """What `open` does in the image's thread."""
         with image_errors(file, "opened"):
             source = open_source(file, limits)
             try:
-                return cls(file, source, bands, wanted, limits)
+                return cls(file, source, view, limits)
             except BaseException:
                 source.close()
                 raise
@@ -165,27 +185,31 @@ class Raster:
         self,
         path: Path,
         source: Source,
-        bands: Sequence[int] | None,
-        value_range: tuple[float, float] | None,
+        view: _View,
         limits: RasterLimits,
     ) -> None:
         """Use `Raster.open`."""
         header = source.header
-        choice = choose_bands(header.colours, bands)
-        # Each band is read once, however many channels show it.
-        reader = WindowReader(source, list(dict.fromkeys(choice.shown)), choice.alpha)
-        check_dtype(path, header, reader.read_bands)
-        dtype = header.dtype(reader.bands)
+        choice = choose_bands(
+            header.colours, view.bands, header.names, header.wavelengths, header.tags
+        )
+        needed = dict.fromkeys((*choice.shown, *((choice.alpha,) if choice.alpha else ())))
+        check_dtype(path, header, list(needed))
+        dtype = header.dtype(choice.shown)
         notes = [note for note in (choice.warning, *header.warnings) if note]
-        self._source, cost = settle(path, source, reader.read_bands, limits)
-        self._reader = WindowReader(self._source, reader.bands, choice.alpha)
-        self._tone, stretched, note = _tone(self._reader, header, choice, value_range)
-        notes += cost + note
+        self._source, cost = settle(path, source, list(needed), limits)
+        turned = view.orientation == "exif" and header.orientation != 1
+        if turned:
+            self._source = TurnedSource(self._source)
+        header = self._source.header
+        look = find_appearance(self._source, choice, view.value_range, view.transparency)
+        self._reader, self._tone = look.reader, look.tone
+        notes += [*cost, *look.warnings]
         self._path, self._header = path, header
         self._lock = threading.Lock()
         self._closed = False
         self.windows_read = 0
-        planes = [reader.bands.index(band) for band in choice.shown]
+        planes = [self._reader.bands.index(band) for band in choice.shown]
         self._channels = [0, 1, 2] if self._tone.palette is not None else (planes * 3)[:3]
         place = header.georeference
         with environment(path, "located"):
@@ -202,12 +226,14 @@ class Raster:
             crs=crs,
             gsd=gsd,
             nodata=self._tone.nodata[0],
-            has_alpha=choice.alpha is not None or header.has_mask,
+            has_alpha=self._reader.alpha is not None
+            or (self._reader.masked and (header.has_mask or bool(header.masked_bands))),
             tiled=header.tiled,
             block_shape=header.block_shape,
             overviews=header.overviews,
-            stretch=self._tone.ranges if stretched else None,
+            stretch=self._tone.ranges if look.stretched else None,
             warnings=tuple(notes),
+            orientation=header.orientation if turned else 1,
         )
 
     @property
@@ -311,37 +337,6 @@ class Raster:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _tone(
-    reader: WindowReader,
-    header: Header,
-    choice: BandChoice,
-    value_range: tuple[float, float] | None,
-) -> tuple[Tone, bool, list[str]]:
-    """How raw values become intensities, whether they are stretched, and warnings."""
-    bands = reader.bands
-    nodata = tuple(header.nodata[band - 1] for band in bands)
-    if choice.palette and header.palette is not None:
-        return Tone(((0.0, 1.0),), nodata, (header.palette / 255).astype(np.float32)), False, []
-    if value_range is not None:
-        return Tone((value_range,) * len(bands), nodata), True, []
-    if header.dtype(bands) == np.uint8:
-        whites = [float(2 ** min(header.bits[band - 1] or 8, 8) - 1) for band in bands]
-        notes = [_DARK] if _is_dark(reader, header) else []
-        return Tone(tuple((0.0, white) for white in whites), nodata), False, notes
-    raw, visible = reader.sample()
-    ranges, empty = percentile_ranges(raw, visible, nodata)
-    notes = ["a sample of the image has no valid pixel; give a value range"] if empty else []
-    return Tone(ranges, nodata), True, notes
-
-
-def _is_dark(reader: WindowReader, header: Header) -> bool:
-    """Whether an 8-bit image uses so few values (a class map) that it is shown as black."""
-    if header.height * header.width > _SMALL and not header.overviews:
-        return False
-    raw, _ = reader.sample()
-    return bool(raw.max() <= _DARK_VALUE) and not any(header.bits)
 
 
 def _nothing() -> None:

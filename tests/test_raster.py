@@ -76,11 +76,11 @@ def test_eight_bit_is_divided_by_255(tmp_path: Path, driver: str, resampling: st
 def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees: ignored, as in the reference
+    exif[0x0112] = 6  # turned by 90 degrees: left so, as in the reference
     image = Image.fromarray(np.moveaxis(noise(3, 200, 300), 0, -1))
     # Halved chroma: GDAL's libjpeg would enlarge it differently.
     image.save(path, quality=80, subsampling="4:2:0", exif=exif)
-    with Raster.open(path) as raster:
+    with Raster.open(path, orientation="stored") as raster:
         read = read_all(raster)
     np.testing.assert_allclose(read, np.asarray(Image.open(path)) / 255, atol=1e-6)
 

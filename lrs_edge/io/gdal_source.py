@@ -18,6 +18,7 @@ from lrs_edge.errors import ImageError
 from lrs_edge.io.gdal_env import environment, open_dataset, overviews_of
 from lrs_edge.io.georeference import Georeference
 from lrs_edge.io.image_thread import check_stopped
+from lrs_edge.io.orientation import read_orientation
 from lrs_edge.io.references import check_overviews
 from lrs_edge.io.source import Box, Header, Pixels
 
@@ -48,6 +49,7 @@ class GdalSource:
                 # Before anything is asked that has GDAL look for overviews.
                 check_overviews(path, overviews_of(self._dataset))
                 self.header = _header(path, self._dataset, max_bands)
+            self._masks = self.header.has_mask or bool(self.header.masked_bands)
         except BaseException:
             self._stack.close()
             raise
@@ -99,11 +101,34 @@ class GdalSource:
         with environment(self.path, "decoded"):
             dataset.read(list(bands), out=raw, window=window)
             self.bytes_read += raw.nbytes
-            if self.header.has_mask:
-                coverage = dataset.read_masks(bands[0], window=window, out_shape=size)
-                self.bytes_read += coverage.nbytes
-                mask = coverage >= 128
+            if self._masks:
+                mask = self._visible(bands, self._in_image(box, overview), size)
         return raw, mask
+
+    def _in_image(self, box: Box, overview: int | None) -> Window:
+        """A window of an overview as a window of the image."""
+        row0, row1, col0, col1 = box
+        height, width = self.size(overview) or (self.header.height, self.header.width)
+        down, right = self.header.height / height, self.header.width / width
+        return Window(col0 * right, row0 * down, (col1 - col0) * right, (row1 - row0) * down)
+
+    def _visible(
+        self, bands: Sequence[int], window: Window, size: tuple[int, int]
+    ) -> NDArray[np.bool_] | None:
+        """What GDAL's masks show of a window of the image, decimated to `size`.
+
+        Always asked of the image: an overview that was made before the mask has none, and GDAL
+        shows all of it; where the mask has overviews of its own, GDAL reads them.
+        """
+        if self.header.has_mask:
+            masks = [bands[0]]
+        else:
+            masks = [band for band in bands if self.header.colours[band - 1] != "alpha"]
+            if not set(masks) <= set(self.header.masked_bands):
+                return None
+        coverage = self._dataset.read_masks(masks, window=window, out_shape=(len(masks), *size))
+        self.bytes_read += coverage.nbytes
+        return np.asarray(np.any(coverage, axis=0))
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -119,7 +144,10 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int) -> Header:
             + ("give one of its subdatasets as a file" if count == 0 else "extract some bands")
         )
     colours = tuple(colour.name for colour in dataset.colorinterp)
-    flags = dataset.mask_flag_enums[0]
+    flags, masked = dataset.mask_flag_enums, _self_masked(dataset)
+    georeferenced = bool(
+        dataset.crs or dataset.gcps[0] or dataset.rpcs or not dataset.transform.is_identity
+    )
     block = dataset.block_shapes[0]
     tiled = block[1] < dataset.width
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
@@ -132,9 +160,17 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int) -> Header:
         width=dataset.width,
         dtypes=tuple(dataset.dtypes),
         colours=colours,
-        nodata=tuple(dataset.nodatavals),
+        nodata=tuple(
+            None if band in masked else value for band, value in enumerate(dataset.nodatavals, 1)
+        ),
+        names=tuple(dataset.descriptions),
+        wavelengths=tuple(_wavelength(dataset, band) for band in range(1, count + 1)),
+        tags={**dataset.tags(), **dataset.tags(ns="IMAGERY")},
         bits=tuple(_bits(dataset, band) for band in range(1, count + 1)),
-        has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
+        white_is_zero=structure.get("MINISWHITE", "") == "YES",
+        has_mask=MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0],
+        masked_bands=masked,
+        orientation=1 if georeferenced else read_orientation(path, dataset.driver),
         palette=_palette(dataset) if dataset.colorinterp[0] == ColorInterp.palette else None,
         tiled=tiled,
         # GDAL shows a TIFF that is one long compressed strip as blocks of one row.
@@ -153,6 +189,31 @@ def _block_bytes(dataset: DatasetReader) -> int:
     bands = dataset.count if interleave == "PIXEL" else 1
     digits = "".join(char for char in dataset.dtypes[0] if char.isdigit())
     return int(rows * cols * bands * int(digits or 8) // 8)
+
+
+def _self_masked(dataset: DatasetReader) -> tuple[int, ...]:
+    """Bands (1-based) with a mask of their own that numpy cannot make from a nodata value."""
+    return tuple(
+        band
+        for band, flags in enumerate(dataset.mask_flag_enums, 1)
+        # rasterio tells nodata as float64, which does not hold every 64-bit integer.
+        if not flags
+        or (MaskFlags.nodata in flags and dataset.dtypes[band - 1] in ("int64", "uint64"))
+    )
+
+
+def _wavelength(dataset: DatasetReader, band: int) -> float | None:
+    """Central wavelength of a band in nanometres, as GDAL (IMAGERY) or ENVI headers give it."""
+    tags = dataset.tags(band)
+    micrometres = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
+    text = micrometres or tags.get("wavelength", "")
+    units = "um" if micrometres else tags.get("wavelength_units", "").lower()
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    scale = 1000 if units.startswith(("um", "micro", "µm")) else 1
+    return value * scale if scale == 1000 or units.startswith(("nm", "nano")) else None
 
 
 def _bits(dataset: DatasetReader, band: int) -> int | None:

@@ -8,8 +8,8 @@ that was decoded once. Windows are row0, row1, col0, col1 in pixels of what is r
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from lrs_edge.errors import ImageError
 from lrs_edge.io.georeference import Georeference
+from lrs_edge.io.orientation import EXIF_ORIENTATION, valid_orientation
 
 Box = tuple[int, int, int, int]
 #: Raw pixels [bands, rows, cols] and the file's mask [rows, cols] (None: no mask).
@@ -38,8 +39,14 @@ class Header:
         dtypes: Data type of each band.
         colours: Colour interpretation of each band, rasterio's names.
         nodata: Nodata value of each band, or None.
+        names: Description of each band, or None; empty where the format has none.
+        wavelengths: Central wavelength of each band in nanometres, or None; may be empty.
+        tags: Tags of the file.
         bits: Bits in use of each band, where the file says that they are fewer than its type's.
+        white_is_zero: Whether the first band, shown as grey, counts down from white.
         has_mask: Whether a mask beside the bands says which pixels are visible.
+        masked_bands: Bands (1-based) that GDAL masks each by itself.
+        orientation: EXIF orientation, 1 to 8: how a viewer turns the stored pixels.
         palette: [entries, 4] uint8 red, green, blue, alpha of band 1's colour table, or None.
         tiled: Whether blocks are narrower than the image.
         sequential: Whether reading backwards decodes from the start again.
@@ -48,6 +55,7 @@ class Header:
         overviews: Decimation factors, ascending.
         georeference: CRS and transform, or None.
         warnings: What a reader of the answer should know.
+        backwards: Whether rows, and columns, are better read from the last to the first.
     """
 
     driver: str
@@ -56,8 +64,14 @@ class Header:
     dtypes: tuple[str, ...]
     colours: tuple[str, ...]
     nodata: tuple[float | None, ...]
+    names: tuple[str | None, ...] = ()
+    wavelengths: tuple[float | None, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
     bits: tuple[int | None, ...] = ()
+    white_is_zero: bool = False
     has_mask: bool = False
+    masked_bands: tuple[int, ...] = ()
+    orientation: int = 1
     palette: NDArray[np.uint8] | None = None
     tiled: bool = False
     sequential: bool = False
@@ -66,6 +80,7 @@ class Header:
     overviews: tuple[int, ...] = ()
     georeference: Georeference | None = None
     warnings: tuple[str, ...] = ()
+    backwards: tuple[bool, bool] = (False, False)
 
     @property
     def full(self) -> Box:
@@ -85,8 +100,10 @@ class Source(Protocol):
     """Raw pixels of one open image. Not safe for threads; `Raster` locks around it."""
 
     header: Header
-    #: Bytes of raw pixels taken out of the file so far, masks included.
-    bytes_read: int
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of raw pixels taken out of the file so far, masks included."""
 
     def size(self, overview: int | None) -> tuple[int, int] | None:
         """Height and width of the image (None) or of overview 0, 1, ...; None if unusable."""
@@ -193,6 +210,7 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
                 alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
                 pixels = np.asarray(image.convert("RGBA" if alpha else "RGB"))
                 kind = f"Pillow:{image.format}"
+                orientation = valid_orientation(image.getexif().get(EXIF_ORIENTATION))
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file breaks in them
@@ -209,6 +227,7 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
         colours=("red", "green", "blue", "alpha")[:count],
         nodata=(None,) * count,
         bits=(None,) * count,
+        orientation=orientation,
         block_shape=(height, width),
     )
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))

@@ -27,7 +27,8 @@ class Tone:
     """How raw pixels of one image become intensities and which of them count.
 
     Attributes:
-        ranges: Black and white of each band read, in the file's units.
+        ranges: Black and white of each band read, in the file's units; black is the larger where
+            the file counts down from white.
         nodata: Nodata value of each band read, or None.
         palette: float32 [entries, 4] red, green, blue, alpha in 0..1 of an image with a colour
             table, or None.
@@ -60,8 +61,8 @@ class Tone:
         if self.palette is not None:
             colours = self.palette[np.minimum(raw[0].astype(np.int64), len(self.palette) - 1)]
             opaque = colours[..., 3] >= OPAQUE
-            if self.nodata[0] is not None:
-                opaque &= raw[0] != self.nodata[0]
+            if self.nodata[0] is not None and math.isfinite(self.nodata[0]):
+                opaque &= ~is_nodata(raw[0], self.nodata[0])
             counts = opaque if visible is None else opaque & visible
             return np.moveaxis(colours[..., :3] * counts[..., None], -1, 0), counts
         present = valid_values(raw, self.nodata)
@@ -106,16 +107,36 @@ def valid_values(
         return None
     valid = np.isfinite(raw) if floating else np.ones(raw.shape, dtype=bool)
     for band, value in enumerate(nodata):
-        if value is not None and not math.isnan(value):
-            # GDAL reports nodata as float64; a float32 file holds the nearest float32 to it.
-            wanted: float | np.float32 = value
-            if raw.dtype == np.float32:
-                with np.errstate(over="ignore"):
-                    wanted = np.float32(value)
-            elif raw.dtype.kind in "iu" and float(value).is_integer():
-                wanted = int(value)
-            valid[band] &= raw[band] != wanted
+        if value is not None and math.isfinite(value):
+            valid[band] &= ~is_nodata(raw[band], value)
     return valid
+
+
+def is_nodata(values: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
+    """Which values GDAL takes for nodata: bool like `values`.
+
+    Floating point numbers need only be close (`ARE_REAL_EQUAL` in GDAL's gdal_priv.h), because
+    writers round nodata: -3.402823e38 in the header hides -3.4028235e38 in the pixels. The sum of
+    two such numbers overflows, and the test then holds for whatever is near the smallest float.
+
+    Args:
+        values: Of one band.
+        nodata: Its nodata value, finite.
+    """
+    if np.issubdtype(values.dtype, np.floating):
+        real: Any = values.dtype.type
+        limit = real(2 * np.finfo(values.dtype).eps)
+        with np.errstate(all="ignore"):
+            wanted = real(nodata)
+            equal = np.abs(values - wanted) < limit * np.abs(values + wanted)
+        return np.asarray(equal | (values == wanted))
+    if values.dtype.kind not in "iu":
+        return np.asarray(values == nodata)
+    # Integers are compared with the nodata value cut to their type, unless it is out of range.
+    info = np.iinfo(values.dtype)
+    if not info.min <= nodata <= info.max:
+        return np.zeros(values.shape, dtype=bool)
+    return np.asarray(values == int(nodata))
 
 
 def percentile_ranges(

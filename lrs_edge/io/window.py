@@ -7,7 +7,7 @@ narrow enough that GDAL's block cache keeps the row of blocks that it lies in un
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +41,16 @@ class WindowReader:
     Attributes:
         bands: Bands read, 1-based, each once.
         alpha: Band that hides pixels, or None; not one of `bands`.
+        masked: Whether the file's masks hide pixels; False looks past them.
     """
 
-    def __init__(self, source: Source, bands: Sequence[int], alpha: int | None) -> None:
+    def __init__(
+        self, source: Source, bands: Sequence[int], alpha: int | None, *, masked: bool = True
+    ) -> None:
         self._source = source
         self.bands = tuple(bands)
         self.alpha = alpha
+        self.masked = masked
 
     @property
     def read_bands(self) -> tuple[int, ...]:
@@ -58,22 +62,32 @@ class WindowReader:
     ) -> Pixels:
         """Raw pixels of the bands and their visibility, alpha included. See `Source.read`."""
         raw, visible = self._source.read(self.read_bands, box, overview=overview, shape=shape)
+        return self.split(raw, visible if self.masked else None)
+
+    def split(self, raw: NDArray[Any], visible: NDArray[np.bool_] | None) -> Pixels:
+        """Takes the alpha band, which is the last if there is one, into the visibility."""
         if self.alpha is None:
-            return raw, visible
+            return raw[: len(self.bands)], visible
         # Deeper alphas are not scaled alike by all writers (255 or 65535): any opacity counts.
         eight_bit = self._source.header.dtypes[self.alpha - 1] == "uint8"
         opaque = raw[-1] >= 128 if eight_bit else raw[-1] > 0
-        return raw[:-1], opaque if visible is None else visible & opaque
+        return raw[: len(self.bands)], opaque if visible is None else visible & opaque
 
-    def sample(self) -> Pixels:
-        """Pixels from all over the image, about `SAMPLE_SIDE` along its long side."""
+    def sample(self, patched_above: int | None = None) -> Pixels:
+        """Pixels from all over the image, about `SAMPLE_SIDE` along its long side.
+
+        Args:
+            patched_above: Pixels from which on an image without overviews is sampled in patches,
+                tiled or not; None for those that are tiled, from 50 million.
+        """
         header = self._source.header
         overview, (height, width) = None, (header.height, header.width)
         for index in range(len(header.overviews)):
             size = self._source.size(index)
             if size is not None and max(height, width) > 2 * SAMPLE_SIDE:
                 overview, (height, width) = index, size
-        if overview is None and header.tiled and height * width > _PATCHED_PIXELS:
+        limit = patched_above if patched_above else _PATCHED_PIXELS if header.tiled else None
+        if overview is None and limit is not None and height * width > limit:
             return self._patches(height, width)
         scale = max(height, width) / SAMPLE_SIDE
         shape = (max(round(height / scale), 1), max(round(width / scale), 1))
@@ -111,11 +125,12 @@ class WindowReader:
         make = area_taps if resampling == "area" else reference_taps
         out = np.zeros((tone.planes + 1, window.rows, window.cols), dtype=np.float32)
         wide = max(int(self._chunk_width() * level_hw[1] / width), 1)
-        for col in range(0, window.cols, wide):
+        back_rows, back_cols = self._source.header.backwards
+        for col in _steps(window.cols, wide, back_cols):
             cols = make(width, level_hw[1], window.col0 + col, min(wide, window.cols - col))
             # Rows are summed first, for as many outputs as fit: columns are then summed once.
             high = max(STRIP_VALUES // (2 * len(out) * len(cols.positions)), 1)
-            for row in range(0, window.rows, high):
+            for row in _steps(window.rows, high, back_rows):
                 rows = make(height, level_hw[0], window.row0 + row, min(high, window.rows - row))
                 summed = self._sum_rows(tone, rows, cols, overview)
                 for plane, values in enumerate(summed):
@@ -137,7 +152,7 @@ class WindowReader:
         out = np.zeros((tone.planes + 1, len(rows.starts), width), dtype=np.float32)
         costs = tone.planes * (4 if tone.palette is not None else 1)
         values = max(STRIP_VALUES // (width * costs), 1)
-        for begin in range(0, len(rows.positions), values):
+        for begin in _steps(len(rows.positions), values, self._source.header.backwards[0]):
             needed = rows.positions[begin : begin + values]
             strip, counts = tone.apply(*self._gather(needed, cols.positions, overview))
             for plane, data in enumerate(strip):
@@ -182,7 +197,9 @@ class WindowReader:
         left, right = int(cols[0]), int(cols[-1]) + 1
         limit = max(STRIP_VALUES // ((right - left) * len(self.bands)), 1)
         parts, masks = [], []
-        for run in _runs(rows, limit, max(self._source.header.block_shape[0], 1)):
+        runs = list(_runs(rows, limit, max(self._source.header.block_shape[0], 1)))
+        backwards = self._source.header.backwards[0]
+        for run in reversed(runs) if backwards else runs:
             top, bottom = int(run[0]), int(run[-1]) + 1
             raw, visible = self.pixels((top, bottom, left, right), overview)
             if bottom - top != len(run) or right - left != len(cols):
@@ -194,7 +211,16 @@ class WindowReader:
                 masks.append(visible)
         if len(parts) == 1:
             return parts[0], masks[0] if masks else None
+        if backwards:
+            parts.reverse()
+            masks.reverse()
         return np.concatenate(parts, axis=1), np.concatenate(masks) if masks else None
+
+
+def _steps(stop: int, step: int, backwards: bool) -> Sequence[int]:
+    """0, step, ... below `stop`; the last first where the file is stored the other way round."""
+    steps = range(0, stop, step)
+    return steps[::-1] if backwards else steps
 
 
 def _runs(positions: NDArray[np.int64], limit: int, gap: int) -> Iterator[NDArray[np.int64]]:
