@@ -246,8 +246,29 @@ def test_question_from_standard_input(
     assert engine.calls["stream"][0] == "Wie viele Häuser?"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"\xef\xbb\xbfWhat is it?\r\n", "\ufeffWhat is it?\r\n".encode("utf-16-le"),
+     "What is it?\n".encode("utf-16"), b"  What is it? \t\r\n\n"],
+)  # fmt: skip
+def test_what_editors_put_around_a_question_is_cut_off(
+    engine: FakeEngine, image: str, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert run(["ask", image, "-"]) == 0
+    assert engine.calls["stream"][0] == "What is it?"
+
+
+@pytest.mark.parametrize("typed", ["What is it? ", "What is it?\r", "\ufeffWhat is it?\r\n"])
+def test_a_typed_question_is_cut_like_a_piped_one(
+    engine: FakeEngine, image: str, typed: str
+) -> None:
+    assert run(["ask", image, typed]) == 0
+    assert engine.calls["stream"][0] == "What is it?"
+
+
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("data", [b"x" * (2 << 20), b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"x" * (2 << 20), b"\xff\xfea", b"\xc3"])
 def test_standard_input_that_is_no_question(
     image: str, data: bytes,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

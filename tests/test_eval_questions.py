@@ -174,3 +174,83 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_questions(tmp_path / "none.jsonl")
     with pytest.raises(UsageError, match="cannot be read"):
         read_questions(tmp_path)
+
+
+@pytest.mark.parametrize("row", [lrs_row(), mme_row()])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("form", ["lines", "array", "spread"])
+def test_every_form_of_a_file_gives_the_same_questions(
+    tmp_path: Path, row: dict[str, Any], encoding: str, form: str
+) -> None:
+    wanted = read_questions(write_lines(tmp_path / "plain", row, row))
+    text = {
+        "lines": f"{json.dumps(row)}\r\n\r\n{json.dumps(row)}",
+        "array": json.dumps([row, row]),
+        "spread": "\n" + json.dumps([row, row], indent=4),
+    }[form]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path = tmp_path / "q"
+    path.write_bytes((mark + text).encode(encoding))
+    found = read_questions(path)
+    assert (found.format, found.questions) == (wanted.format, wanted.questions)
+
+
+def test_joined_files_keep_their_marks_in_the_middle(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(lrs_row()).encode() + b"\n")
+    path.write_bytes(path.read_bytes() * 2)
+    assert len(read_questions(path).questions) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"question": "x", "answer": "y"}', '{"a": 1}\n', "[]", "{}", '[{"x": 1}]', "[1]", "7",
+     '{\n  "text": "spread over lines"\n}'],
+)  # fmt: skip
+def test_other_forms_are_told_which_are_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "q.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"LRS-VQA \(question_id, .*MME-RealWorld-RS"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize("truth", [True, ["two"], {"a": 2}, "x" * 20_000, 10**200])
+def test_a_row_that_cannot_be_scored_is_named_and_the_others_are_read(
+    tmp_path: Path, truth: object
+) -> None:
+    bad = lrs_row(1, ground_truth=truth)
+    found = read_questions(write_lines(tmp_path / "q.jsonl", lrs_row(0), bad, lrs_row(2)))
+    assert [question.index for question in found.questions] == [0, 2]
+    (note,) = found.notes
+    assert "q.jsonl line 2: ground_truth" in note
+
+
+def test_bad_letters_choices_and_categories_are_named(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {"Ground truth": "seven"}, {"Answer choices": "12"}, {"Category": ["count"]},
+        {"Ground truth": ...}, {},
+    ]  # fmt: skip
+    path = write_lines(tmp_path / "q.json", *(mme_row(**change) for change in changes))
+    found = read_questions(path)
+    assert [question.index for question in found.questions] == [4]
+    assert [note.split(": ")[1].split(" ")[0] for note in found.notes[:3]] == [
+        "Ground", "Answer", "Category",
+    ]  # fmt: skip
+    assert found.notes[3] == "left out, without an answer or a category: 1"
+    many = write_lines(tmp_path / "many", *[mme_row(**{"Ground truth": "no"})] * 25, mme_row())
+    assert read_questions(many).notes[-1] == "left out in the same way: 15 more"
+
+
+@pytest.mark.parametrize("letter", ["C", "c", "(C)", "C.", " C\n"])
+def test_letters_as_people_write_them(tmp_path: Path, letter: str) -> None:
+    assert read_one(tmp_path, mme_row(**{"Ground truth": letter})).ground_truth == "C"
+
+
+def test_numbers_are_answers(tmp_path: Path) -> None:
+    assert read_one(tmp_path, lrs_row(ground_truth=2.5)).ground_truth == "2.5"
+
+
+def test_a_file_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "q.json", mme_row(Subtask="Monitoring"))
+    with pytest.raises(UsageError, match="left out, not about remote sensing: 1"):
+        read_questions(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import string
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Most bytes of a question that are read from standard input.
 MAX_STDIN_BYTES = 1 << 20
+
+#: Cut off a question's ends: what editors and shells leave there.
+_AROUND = f"{string.whitespace}\ufeff\u00a0\u3000"
 
 EXIT_TIMED_OUT = 6
 
@@ -108,15 +113,17 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
 
 
 def _question(argument: str) -> str:
-    """The question as typed, or as piped in."""
+    """The question as typed, or as piped in; without white space and byte order mark around it."""
     if argument != "-":
-        return argument
+        return argument.strip(_AROUND)
     # A program started without standard input has none at all.
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise UsageError(f"the question on standard input is longer than {MAX_STDIN_BYTES} bytes")
+    # PowerShell's `>` writes UTF-16.
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-8").strip()
+        return data.decode("utf-16" if is_utf16 else "utf-8").strip(_AROUND)
     except UnicodeDecodeError as error:
         raise UsageError(f"the question on standard input is not UTF-8 text ({error})") from error
 

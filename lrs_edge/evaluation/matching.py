@@ -99,7 +99,10 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str:
     found = _LETTERS.search(said)
     if found is not None:
         return found[0]
-    if len(said.split()) > _MOST_WORDS:
+    # Nothing is in every choice, and so are a bracket or a full stop that --timeout cut off: the
+    # authors count them as the first choice.
+    if len(said.split()) > _MOST_WORDS or not any(char.isalnum() for char in said):
         return ""
+    said = said.strip()
     # The authors take the second character of the first choice that holds the answer.
     return next((choice[1:2] for choice in choices if said.lower() in choice.lower()), "")

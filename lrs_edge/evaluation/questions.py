@@ -1,4 +1,4 @@
-"""Reading question files: LRS-VQA's JSONL and MME-RealWorld-RS's JSON.
+"""Reading question files: the rows of LRS-VQA and of MME-RealWorld-RS, as JSON lines or one array.
 
 A question file comes from the internet and is untrusted: sizes are limited, types are checked, and
 image paths must stay inside the folder that the user names.
@@ -6,10 +6,13 @@ image paths must stay inside the folder that the user names.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -45,6 +48,19 @@ MME_END_STR = (
 #: And between the question and its choices.
 _MME_CHOICES = " The choices are listed below: \n"
 _MME_SUBTASK = "remote sensing"
+
+#: Fields by which the rows of the two formats are told apart.
+_LRS_FIELDS = frozenset({"question_id", "image", "category", "text", "ground_truth", "hbox"})
+_MME_FIELDS = frozenset(
+    {"Question_id", "Image", "Category", "Text", "Ground truth", "Answer choices", "Subtask"}
+)
+_FORMS = (
+    "a question file holds one JSON object a line, or one JSON array of them, with the fields of "
+    "LRS-VQA (question_id, image, category, text, ground_truth) or of MME-RealWorld-RS "
+    "(Question_id, Image, Category, Text, Answer choices, Ground truth)"
+)
+#: Rows that cannot be scored are told one by one up to so many, the others are counted.
+_MOST_ROWS_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -94,10 +110,12 @@ class QuestionFile:
 
 
 def read_questions(path: Path) -> QuestionFile:
-    """Read a question file; a JSON array is MME-RealWorld's, lines of JSON objects are LRS-VQA's.
+    """Read a question file: JSON lines or one JSON array, in UTF-8 or with a byte order mark.
 
-    Rows without an answer or a category are left out, as the authors' scorer does, and rows of
-    MME-RealWorld that are not about remote sensing; `notes` says how many.
+    The first row's fields decide which format all rows have. Rows without an answer or a category
+    are left out, as the authors' scorer does, and rows of MME-RealWorld that are not about remote
+    sensing; `notes` says how many. Rows whose answer, category or choices are not what the format
+    says cannot be scored: they are left out too, and `notes` names their lines.
 
     Args:
         path: The file.
@@ -106,17 +124,21 @@ def read_questions(path: Path) -> QuestionFile:
         UsageError: The file cannot be read, is too large, or a row is not what its format says.
     """
     data = _read(path)
-    counts = _LeftOut()
-    if data.lstrip()[:1] == b"[":
-        kind: QuestionFormat = "mme-realworld"
-        found = _numbered(_mme_rows(path, data), path, _mme_question, counts)
-    else:
-        kind = "lrs-vqa"
-        found = _numbered(_jsonl_rows(path, data), path, _lrs_question, counts)
-    questions = tuple(found)
+    text = _utf8(path, data)
+    is_array = text.lstrip()[:1] == b"["
+    rows = _array_rows(path, text) if is_array else _line_rows(path, text)
+    first = next(rows, None)
+    if first is None:
+        raise UsageError(f"{path} holds no question; {_FORMS}")
+    kind = _format(first)
+    read = _mme_question if kind == "mme-realworld" else _lrs_question
+    left_out = _LeftOut()
+    questions = tuple(_numbered(chain([first], rows), path, read, left_out))
+    notes = left_out.notes()
     if not questions:
-        raise UsageError(f"{path} holds no question with an answer and a category")
-    return QuestionFile(path, hashlib.sha256(data).hexdigest(), kind, questions, counts.notes())
+        reason = "; ".join(notes)
+        raise UsageError(f"{path} holds no question that can be asked and scored ({reason})")
+    return QuestionFile(path, hashlib.sha256(data).hexdigest(), kind, questions, notes)
 
 
 @dataclass
@@ -124,12 +146,24 @@ class _LeftOut:
     """Rows, or parts of rows, that were left out."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    bad_rows: list[str] = field(default_factory=list)
 
     def add(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
 
+    def add_bad(self, error: _BadRowError) -> None:
+        self.bad_rows.append(str(error))
+
     def notes(self) -> tuple[str, ...]:
-        return tuple(f"{what}: {count}" for what, count in self.counts.items())
+        told = [f"left out, {reason}" for reason in self.bad_rows[:_MOST_ROWS_TOLD]]
+        more = len(self.bad_rows) - len(told)
+        if more:
+            told.append(f"left out in the same way: {more} more")
+        return (*told, *(f"{what}: {count}" for what, count in self.counts.items()))
+
+
+class _BadRowError(Exception):
+    """One row cannot be scored; the others can."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +174,11 @@ class _Row:
     fields: dict[str, Any]
 
     def text(self, name: str) -> str | None:
-        """A field as text, whole numbers included; None where it is absent or null."""
+        """A field as text, finite numbers included; None where it is absent or null."""
         value = self.fields.get(name)
         if value is None:
             return None
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and _is_short(value):
             return str(value)
         if not isinstance(value, str):
             raise self.wrong(name, f"is a {type(value).__name__}, not text")
@@ -168,8 +202,25 @@ class _Row:
             )
         return value
 
+    def scored(self, name: str) -> str:
+        """A field that the scoring needs; empty where it is missing, null or blank.
+
+        Raises:
+            _BadRowError: It is no text.
+        """
+        try:
+            return (self.text(name) or "").strip()
+        except UsageError as error:
+            raise _BadRowError(str(error)) from error
+
     def wrong(self, name: str, what: str) -> UsageError:
         return UsageError(f"{self.where}: {name} {what}")
+
+
+def _is_short(value: float) -> bool:
+    """Whether a number is finite and of a length that is worth printing."""
+    # A whole number may be too large for `math.isfinite`.
+    return -1e100 < value < 1e100 if isinstance(value, int) else math.isfinite(value)
 
 
 def stays_inside(path: str) -> bool:
@@ -204,8 +255,42 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _jsonl_rows(path: Path, data: bytes) -> Iterator[_Row]:
-    for number, line in enumerate(data.splitlines(), 1):
+def _utf8(path: Path, data: bytes) -> bytes:
+    """The text of a file as UTF-8 without a byte order mark, which editors on Windows write."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            try:
+                return data.decode(encoding).encode()
+            except UnicodeError as error:
+                raise UsageError(
+                    f"{path} begins with a byte order mark of {encoding} and is not such text "
+                    f"({error}); save it as UTF-8"
+                ) from error
+    return data
+
+
+#: UTF-32's little mark begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _format(row: _Row) -> QuestionFormat:
+    """Which format a row has, by its fields."""
+    lrs, mme = (len(known & row.fields.keys()) for known in (_LRS_FIELDS, _MME_FIELDS))
+    if lrs == mme:
+        raise UsageError(f"{row.where} has the fields of neither format; {_FORMS}")
+    return "mme-realworld" if mme > lrs else "lrs-vqa"
+
+
+def _line_rows(path: Path, data: bytes) -> Iterator[_Row]:
+    for number, joined in enumerate(data.splitlines(), 1):
+        # Files that were joined by `cat` have a mark in the middle.
+        line = joined.removeprefix(codecs.BOM_UTF8)
         where = f"{path} line {number}"
         if len(line) > MAX_LINE_BYTES:
             raise UsageError(f"{where} is longer than {MAX_LINE_BYTES} bytes")
@@ -213,13 +298,14 @@ def _jsonl_rows(path: Path, data: bytes) -> Iterator[_Row]:
             yield _Row(where, _object(where, _decoded(where, line)))
 
 
-def _mme_rows(path: Path, data: bytes) -> Iterator[_Row]:
+def _array_rows(path: Path, data: bytes) -> Iterator[_Row]:
     if len(data) > MAX_ARRAY_BYTES:
         raise UsageError(
             f"{path} is a JSON array of more than {MAX_ARRAY_BYTES >> 20} MiB; split it into files"
         )
     rows = _decoded(str(path), data)
-    assert isinstance(rows, list)
+    if not isinstance(rows, list):
+        raise UsageError(f"{path} is no JSON array; {_FORMS}")
     for number, row in enumerate(rows, 1):
         yield _Row(f"{path} question {number}", _object(f"{path} question {number}", row))
 
@@ -228,15 +314,12 @@ def _decoded(where: str, data: bytes) -> object:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{where} is not JSON ({error}); a question file is LRS-VQA's JSONL or "
-            "MME-RealWorld-RS's JSON"
-        ) from error
+        raise UsageError(f"{where} is not JSON ({error}); {_FORMS}") from error
 
 
 def _object(where: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f"{where} is not a JSON object, which one question is")
+        raise UsageError(f"{where} is not a JSON object; {_FORMS}")
     return value
 
 
@@ -249,16 +332,23 @@ def _numbered(
     for index, row in enumerate(rows):
         if index >= MAX_QUESTIONS:
             raise UsageError(f"{path} holds more than {MAX_QUESTIONS} questions; split it")
-        question = read(index, row, left_out)
+        try:
+            question = read(index, row, left_out)
+        except _BadRowError as error:
+            left_out.add_bad(error)
+            continue
         if question is not None:
             yield question
 
 
+_WITHOUT_ANSWER = "left out, without an answer or a category"
+
+
 def _lrs_question(index: int, row: _Row, left_out: _LeftOut) -> Question | None:
     text, image = row.needed("text"), row.image("image")
-    ground_truth, category = row.text("ground_truth"), row.text("category")
-    if not (ground_truth and ground_truth.strip() and category and category.strip()):
-        left_out.add("left out, without an answer or a category")
+    ground_truth, category = row.scored("ground_truth"), row.scored("category")
+    if not (ground_truth and category):
+        left_out.add(_WITHOUT_ANSWER)
         return None
     question_id = row.text("question_id") or str(index)
     boxes = _boxes(row.fields.get("hbox"))
@@ -268,10 +358,10 @@ def _lrs_question(index: int, row: _Row, left_out: _LeftOut) -> Question | None:
         index,
         question_id,
         image,
-        category,
+        row.text("category") or "",
         _dataset(row, question_id),
         text,
-        ground_truth,
+        row.text("ground_truth") or "",
         boxes=boxes or (),
     )
 
@@ -311,30 +401,39 @@ def _box(row: object) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
+#: The right choice as `C`, `c`, `(C)` or `C.`.
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+
+
 def _mme_question(index: int, row: _Row, left_out: _LeftOut) -> Question | None:
     subtask = row.text("Subtask")
     if subtask is not None and subtask.strip().lower().replace("_", " ") != _MME_SUBTASK:
         left_out.add("left out, not about remote sensing")
         return None
-    ground_truth = row.needed("Ground truth").strip()
-    if not re.fullmatch("[A-Z]", ground_truth):
-        raise row.wrong("Ground truth", f"is {ground_truth!r}, not a letter")
+    ground_truth, category = row.scored("Ground truth"), row.scored("Category")
+    if not (ground_truth and category):
+        left_out.add(_WITHOUT_ANSWER)
+        return None
+    letter = _LETTER.fullmatch(ground_truth)
+    if letter is None:
+        raise _BadRowError(str(row.wrong("Ground truth", f"is {ground_truth!r}, not a letter")))
     choices = row.fields.get("Answer choices")
     if not (
         isinstance(choices, list)
         and 0 < len(choices) <= MAX_CHOICES
         and all(isinstance(choice, str) and len(choice) <= MAX_QUESTION_CHARS for choice in choices)
     ):
-        raise row.wrong("Answer choices", "is not a list of choices such as '(A) 12'")
+        what = "is not a list of choices such as '(A) 12'"
+        raise _BadRowError(str(row.wrong("Answer choices", what)))
     listed = "\n".join(choices)
     return Question(
         index,
         row.text("Question_id") or str(index),
         row.image("Image"),
-        _mme_category(row.needed("Category")),
+        _mme_category(category),
         row.text("Dataset") or "MME-RealWorld-RS",
         f"{row.needed('Text')}{_MME_CHOICES}\n{listed}".strip(),
-        ground_truth,
+        letter[1].upper(),
         tuple(choices),
     )
 
