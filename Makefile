@@ -1,13 +1,16 @@
 # Short names for scripts/dev.py, which needs nothing but Python.
 PYTHON ?= python3
 
-.PHONY: demo test docs clean
+.PHONY: demo test slow docs clean
 
 demo:
 	$(PYTHON) scripts/dev.py demo
 
 test:
 	$(PYTHON) scripts/dev.py test
+
+slow:
+	$(PYTHON) scripts/dev.py slow
 
 docs:
 	.venv-dev/bin/python scripts/make_docs.py

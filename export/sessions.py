@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.backends.runtime import ort
+from lrs_edge.cores import thread_count
 from lrs_edge.errors import ExportError
 from lrs_edge.export.tensors import Array
 
@@ -28,6 +29,7 @@ def open_session(path: Path, *, lean: bool = False) -> Any:
     options.log_severity_level = 3
     # Freed memory goes back at once: sessions of many layers follow each other.
     options.enable_cpu_mem_arena = False
+    options.intra_op_num_threads = thread_count(None) or 0
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:

@@ -6,7 +6,6 @@ Knows packages, providers, devices and memory; prints nothing.
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from lrs_edge.cores import available_cores
 from lrs_edge.errors import BackendError, BundleError
 
 Status = Literal["ok", "warn", "missing"]
@@ -222,7 +222,7 @@ def _memory() -> Check:
     if total is None:
         return Check("memory", "warn", "cannot be read on this system")
     shown = available if available is not None else total
-    detail = f"{shown / 1e9:.1f} of {total / 1e9:.1f} GB available, {os.cpu_count()} CPU cores"
+    detail = f"{shown / 1e9:.1f} of {total / 1e9:.1f} GB available, {available_cores()} CPU cores"
     if shown < _LITTLE_MEMORY:
         return Check("memory", "warn", detail, "close other programs, or use --max-tiles 16")
     return Check("memory", "ok", detail)

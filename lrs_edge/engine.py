@@ -17,6 +17,7 @@ from lrs_edge.budget import Clock
 from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.cache import GROWTH
 from lrs_edge.cache_pool import CachePool
+from lrs_edge.cores import thread_count
 from lrs_edge.errors import UsageError
 from lrs_edge.manifest import DecoderSpec, Manifest
 from lrs_edge.memory import give_back
@@ -27,9 +28,6 @@ from lrs_edge.stages import Stages, load_stages
 
 #: Room for tokens of tiles, in bytes: 130 tiles of a 7B model, 2,900 of the embedded one.
 FEATURE_CACHE_BYTES = 256 << 20
-
-#: Threads of one operation that can be asked for; more would only be waited for.
-MAX_THREADS = 1024
 
 
 class Engine:
@@ -163,7 +161,8 @@ def load(
     Args:
         bundle: Directory that `lrs-edge export` wrote; None for the embedded default model.
         provider: `auto`, `cpu` or `cuda`.
-        threads: Threads of one operation; None lets the engine choose.
+        threads: Threads of one operation, at most one per core that this process may use; None for
+            one per physical core.
         verify: False skips the hashes of large files.
         cache_bytes: Most bytes that are kept between questions: tokens of tiles and KV caches of
             all open scenes together; what was used longest ago leaves first. 0 keeps nothing. None
@@ -181,10 +180,9 @@ def load(
         raise UsageError(f"provider {provider!r} is unknown; use 'auto', 'cpu' or 'cuda'")
     if kv_cache not in ("float", "int8"):
         raise UsageError(f"kv_cache {kv_cache!r} is unknown; use 'float' or 'int8'")
-    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
-        raise UsageError(f"threads is {threads!r}; it must be a whole number of 1..{MAX_THREADS}")
     if cache_bytes is not None and not (isinstance(cache_bytes, int) and cache_bytes >= 0):
         raise UsageError(f"cache_bytes is {cache_bytes!r}; it must be a whole number of bytes")
+    thread_count(threads)  # Refused before anything is read.
     path = None if bundle is None else Path(bundle)
     with ThreadPoolExecutor(1) as pool:
         # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is

@@ -2,29 +2,112 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+#: Names of a descriptor of this process; opening them anew would write from the file's start.
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/(?:fd/(\d{1,9})|(stdout|stderr))")
+_STANDARD = {"stdout": 1, "stderr": 2}
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
     """Open a new file beside the target; it takes the target's place when the block ends well.
 
-    What was there before is left as it was when the block fails. The file gets the permissions that
-    any new file of the user gets.
+    What was there before is left as it was when the block fails. A file that was there keeps its
+    permissions, a new one gets those of any new file of the user. A link stays, and the file that
+    it names is replaced. A device, a named pipe, or a descriptor such as `/dev/stdout` is written
+    to as it is.
 
     Raises:
-        OSError: The directory cannot be written to.
+        OSError: The target, or its directory, cannot be written to.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    direct = _direct(target)
+    if direct is not None:
+        with direct as stream:
+            yield stream
+        return
+    place = Path(os.path.realpath(target))
+    temporary, handle = _new_beside(place)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
-        os.replace(temporary, target)
+            stream.flush()
+            _keep_permissions(place, stream.fileno())
+        os.replace(temporary, place)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
+
+
+def check_replaceable(target: Path) -> None:
+    """See whether `replacing` could write a file, without leaving a trace.
+
+    A disk that fills up later cannot be foreseen.
+
+    Raises:
+        OSError: The directory is missing or cannot be written to, the name cannot be a file's, or
+            the target is a directory.
+    """
+    # Not Path's methods: they take a name that is too long for one that is not there.
+    place = os.path.realpath(target)
+    with suppress(FileNotFoundError):
+        mode = os.stat(place).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        if not stat.S_ISREG(mode) or _DESCRIPTOR.fullmatch(str(target)):
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+            return
+    temporary, handle = _new_beside(Path(place))
+    os.close(handle)
+    temporary.unlink()
+
+
+def _direct(target: Path) -> BinaryIO | None:
+    """A stream into a target that must not be replaced; None for files and what is not there."""
+    found = _DESCRIPTOR.fullmatch(str(target))
+    if found is not None:
+        return os.fdopen(os.dup(int(found[1]) if found[1] else _STANDARD[found[2]]), "wb")
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else target.open("wb")
+
+
+def _new_beside(place: Path) -> tuple[Path, int]:
+    """A new empty file in the directory of another, under a name that nobody else takes.
+
+    A process's id would do neither in containers that share a folder nor between threads. The name
+    has nothing of the other's, which may be as long as names can be.
+    """
+    try:
+        mode = stat.S_IMODE(os.stat(place).st_mode) & 0o666
+    except FileNotFoundError:
+        mode = 0o666
+    temporary = place.with_name(f".lrs-edge-{uuid.uuid4().hex}.part")
+    return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+
+
+def _keep_permissions(place: Path, handle: int) -> None:
+    """Give a new file the mode, and where that is allowed the owner, of the one it replaces."""
+    try:
+        old = os.stat(place)
+    except FileNotFoundError:
+        return
+    if not hasattr(os, "fchmod"):
+        return
+    new = os.fstat(handle)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        with suppress(OSError):
+            os.fchown(handle, old.st_uid, old.st_gid)
+    os.fchmod(handle, stat.S_IMODE(old.st_mode))

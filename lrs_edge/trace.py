@@ -7,6 +7,8 @@ the golden `scale_infos`.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.cache import Tokens
 from lrs_edge.errors import UsageError
-from lrs_edge.files import replacing
+from lrs_edge.files import check_replaceable, replacing
 from lrs_edge.prompt import IMAGE_TOKEN, PromptTokens
 from lrs_edge.pyramid import Pyramid
 from lrs_edge.search_result import LevelPass, SearchResult
@@ -133,9 +135,16 @@ def check_target(path: str | Path) -> Path:
     """Refuse a trace file that cannot be written, before any work is done.
 
     Raises:
-        UsageError: It is a directory, or lies in none.
+        UsageError: It is a directory, lies in none, or in one that cannot be written to.
     """
     target = Path(path)
-    if target.is_dir() or not target.name or not target.parent.is_dir():
-        raise UsageError(f"the trace {str(path)!r} cannot be written; name a file in a directory")
+    try:
+        if not target.name:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        check_replaceable(target)
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UsageError(
+            f"the trace {str(path)!r} cannot be written ({reason}); name a file in a directory"
+        ) from error
     return target

@@ -2,6 +2,7 @@
 
     python3 scripts/dev.py demo    # virtual environment .venv, then a question about a sample image
     python3 scripts/dev.py test    # virtual environment .venv-dev, then linters, types and tests
+    python3 scripts/dev.py slow    # the same environment, then the tests that take over ten seconds
 
 Each environment is made once and brought up to date when pyproject.toml changes.
 """
@@ -36,18 +37,25 @@ def main() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - nothing has checked it before this script
         raise SystemExit("lrs-edge needs Python 3.10 or later; name it: python3.12 scripts/dev.py")
     parser = argparse.ArgumentParser(description="Set up and run the demo or the tests.")
-    parser.add_argument("task", choices=["demo", "test"])
+    parser.add_argument("task", choices=["demo", "test", "slow"])
     parser.add_argument("--venv", type=Path, help="directory of the virtual environment")
+    parser.add_argument(
+        "--extras",
+        default="cpu,export,train,dev",
+        help="extras of the package that the tests get (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     os.chdir(ROOT)
     if arguments.task == "demo":
         programs = environment(arguments.venv or ROOT / ".venv", "cpu", torch=False)
         return run(programs / "lrs-edge", *DEMO)
-    programs = environment(arguments.venv or ROOT / ".venv-dev", "cpu,export,train,dev", torch=True)
+    programs = environment(arguments.venv or ROOT / ".venv-dev", arguments.extras, torch=True)
+    if arguments.task == "slow":
+        return run(programs / "pytest", "-m", "slow")
     for name, *options in LINTERS:
         if status := run(programs / name, *options):
             return status
-    return check_types(programs) or run(programs / "pytest")
+    return check_types(programs) or run(programs / "pytest", "-m", "not slow")
 
 
 def environment(place: Path, extras: str, *, torch: bool) -> Path:
@@ -58,7 +66,8 @@ def environment(place: Path, extras: str, *, torch: bool) -> Path:
     """
     programs = place / ("Scripts" if os.name == "nt" else "bin")
     stamp = place / "installed"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    described = (ROOT / "pyproject.toml").read_bytes() + extras.encode()
+    wanted = hashlib.sha256(described).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return programs
     print(f"Setting up {place} ...", flush=True)

@@ -18,6 +18,7 @@ import pytest
 import lrs_edge
 from lrs_edge.answer import Answer, Progress
 from lrs_edge.cli import COMMANDS, cli, run
+from lrs_edge.cores import available_cores
 from lrs_edge.errors import BackendError, BundleError, ImageError, LrsEdgeError
 from lrs_edge.options import AskOptions
 from tests.test_report import SQUARE, make_answer, make_region
@@ -434,3 +435,53 @@ def test_export_tooling_names_the_package_that_is_missing(
     assert f"{doing} needs the package {package}" in done.stderr
     assert "pip install '.[cpu,export]'" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["-o", "--trace"])
+@pytest.mark.parametrize("name", ["x" * 300, "image.tif/below", "/proc/nothing"])
+def test_what_cannot_be_written_is_refused_first(
+    engine: FakeEngine, image: str, tmp_path: Path, option: str, name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert run(["ask", image, "q", option, str(tmp_path / name)]) == 2
+    refusal(capsys)
+    assert engine.calls == {}
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_answer_is_not_lost_with_a_full_disk(
+    image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["ask", image, "q", "--format", "json", "-q", "-o", "/dev/full"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["answer"] == "a port"
+    assert captured.err.startswith("lrs-edge: error: /dev/full cannot be written (No space left")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.tif"]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_result_keeps_the_permissions_of_the_file_it_replaces(image: str, tmp_path: Path) -> None:
+    output = tmp_path / "answer.txt"
+    output.write_text("old")
+    output.chmod(0o600)
+    assert run(["ask", image, "q", "-q", "-o", str(output)]) == 0
+    assert (output.read_text(), output.stat().st_mode & 0o777) == ("a port\n", 0o600)
+
+
+@pytest.mark.parametrize("quiet", [[], ["-q"]])
+def test_more_threads_than_cores_are_not_taken(
+    engine: FakeEngine, image: str, quiet: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["ask", image, "q", "--threads", "100000", *quiet]) == 0
+    assert engine.calls["load"][1]["threads"] == available_cores()
+    assert ("--threads 100000: this process may use" in capsys.readouterr().err) == (not quiet)
+    for refused in ("0", "-1", "-64", "two"):
+        assert run(["ask", image, "q", "--threads", refused]) == 2
+
+
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lrs_edge", "--version"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"lrs-edge {lrs_edge.__version__}\n"

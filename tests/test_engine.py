@@ -286,7 +286,7 @@ def test_arguments_of_the_wrong_kind_are_usage_errors(
         scene.ask(question, **options)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 100_000, "2"])
+@pytest.mark.parametrize("threads", [0, -1, "2"])
 def test_threads_are_a_sensible_number(threads: object) -> None:
     with pytest.raises(UsageError, match="threads"):
         lrs_edge.load(threads=threads)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lrs_edge.cores import thread_count
 from lrs_edge.errors import BackendError, UsageError
 from lrs_edge.export.checkpoint import Checkpoint, file_sha256, find_checkpoint, source_hash
 from lrs_edge.export.distill.chance import seeded
@@ -86,7 +87,7 @@ def distill(
     # "." has no name, and its parent is not beside it.
     target = target.absolute()
     if options.threads is not None:
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(thread_count(options.threads) or 1)
     found = find_checkpoint(checkpoint)
     check_distilled(target, found.path, force=options.force)
     files = question_files(data)

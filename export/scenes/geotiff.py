@@ -8,6 +8,7 @@ description says that it is composed.
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -116,8 +117,8 @@ def write_scene(
         ImageError: A tile cannot be decoded.
         LrsEdgeError: The file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    drawn = path.with_name(f".{path.name}.drawn.part")
+    # Names that no other run into the same folder takes.
+    part, drawn = (path.with_name(f".lrs-edge-{uuid.uuid4().hex}.part") for _ in range(2))
     with ExitStack() as cleanup:
         for temporary in (part, drawn):
             cleanup.callback(temporary.unlink, missing_ok=True)

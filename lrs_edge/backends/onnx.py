@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.backends.gather_model import gather_model
 from lrs_edge.backends.runtime import ort
+from lrs_edge.cores import thread_count
 from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
 
 _DTYPES = {
@@ -312,8 +313,9 @@ def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.I
     # next session's: several take turns here, and a thread reads tiles beside them. Spinning inside
     # a run stays, without it decoding takes 1.4 times as long (docs/benchmarks.md).
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if chosen.threads is not None:
-        options.intra_op_num_threads = chosen.threads
+    threads = thread_count(chosen.threads)
+    if threads is not None:
+        options.intra_op_num_threads = threads
     if chosen.unpack_weights:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     providers = ["CPUExecutionProvider"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from lrs_edge.cores import available_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 _IO = Path("/proc/self/io")
@@ -41,9 +42,8 @@ def file_reads() -> FileReads | None:
 
 
 def cpu_count() -> int:
-    """CPUs that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    """CPUs that this process may use."""
+    return available_cores()
 
 
 def cpu_name() -> str:

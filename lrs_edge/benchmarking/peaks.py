@@ -17,6 +17,7 @@ from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking.floor import Arithmetic, Peaks
 from lrs_edge.benchmarking.machine import cpu_count, largest_cache
 from lrs_edge.benchmarking.protobuf import one_node_model
+from lrs_edge.cores import thread_count
 
 #: Sides of the matrices: the fastest counts. Those of a CPU stay inside its caches.
 _SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
@@ -55,7 +56,9 @@ def measure_peaks(
             compute[kind] = speed
     if provider != "cpu":
         return Peaks(compute, _device_bandwidth(provider, seconds))
-    return Peaks(compute, _host_bandwidth(threads or cpu_count(), working_sets, seconds))
+    return Peaks(
+        compute, _host_bandwidth(thread_count(threads) or cpu_count(), working_sets, seconds)
+    )
 
 
 def _best(run: Callable[[], object], seconds: float) -> float:
@@ -74,8 +77,9 @@ def _best(run: Callable[[], object], seconds: float) -> float:
 def _session(model: bytes, provider: str, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    count = thread_count(threads)
+    if count is not None:
+        options.intra_op_num_threads = count
     if provider == "cuda":
         # Without this an operator that CUDA lacks would quietly run on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -89,7 +89,9 @@ class Request:
     metavar="FILE",
     help="Write the result to a file instead of standard output.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but errors.")
+@click.option(
+    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
+)
 @debug_option
 @click.pass_context
 def ask(ctx: click.Context, /, **values: Any) -> None:

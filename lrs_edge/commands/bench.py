@@ -123,7 +123,7 @@ def _stage_names(text: str) -> tuple[str, ...]:
     metavar="FILE",
     help="Write there instead of to standard output.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+@click.option("-q", "--quiet", is_flag=True, is_eager=True, help="No progress on standard error.")
 @debug_option
 def bench(
     bundle: Path | None,

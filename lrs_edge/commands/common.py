@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import TypeVar
 import click
 
 from lrs_edge.errors import ExportError, LrsEdgeError, UsageError
-from lrs_edge.files import replacing
+from lrs_edge.files import check_replaceable, replacing
 
 #: Set in the root context's `obj` by `--debug`.
 DEBUG_KEY = "debug"
@@ -125,40 +128,51 @@ def one_line(text: str) -> str:
 
 
 def check_output(output: Path | None, *inputs: Path) -> None:
-    """Refuse an output file that cannot be meant, before any work is done.
+    """Refuse an output file that cannot be written, before any work is done.
 
     Raises:
-        UsageError: Its directory does not exist, it is a directory, or it is one of the inputs.
+        UsageError: Its directory does not exist or cannot be written to, its name cannot be a
+            file's, it is a directory, or it is one of the inputs.
     """
     if output is None:
         return
-    if output.is_dir():
+    if os.path.isdir(output):
         raise UsageError(f"{output} is a directory; name a file to write")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise UsageError(f"{output.parent} does not exist; create it before writing {output.name}")
     for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
+        if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
             raise UsageError(f"{output} is an input; writing there would destroy it")
+    try:
+        check_replaceable(output)
+    except OSError as error:
+        raise UsageError(
+            f"{output} cannot be written ({error.strerror}); name a file in a folder that can"
+        ) from error
 
 
 def write_result(text: str, output: Path | None) -> None:
     """Write a result to stdout, or as a whole to a file that is replaced in one step.
 
     Raises:
-        LrsEdgeError: The file cannot be written; what was there before is left as it was.
+        LrsEdgeError: The file cannot be written; what was there before is left as it was, and the
+            result goes to stdout, so that the work is not lost.
     """
     if output is None:
         click.echo(text, nl=False)
         return
     try:
-        # A device or a named pipe is written to; replacing it by a file would be a nasty surprise.
-        if output.exists() and not output.is_file():
-            output.write_text(text, encoding="utf-8")
-        else:
-            with replacing(output.resolve()) as stream:
-                stream.write(text.encode())
+        # What was written to stdout before comes first where the file is /dev/stdout.
+        sys.stdout.flush()
+        with replacing(output) as stream:
+            stream.write(text.encode(errors="replace"))
     except OSError as error:
-        raise LrsEdgeError(f"{output} cannot be written ({error.strerror})") from error
+        if error.errno == errno.EPIPE:
+            raise
+        click.echo(text, nl=False)
+        raise LrsEdgeError(
+            f"{output} cannot be written ({error.strerror}); the result is on standard output"
+        ) from error
 
 
 def write_json(facts: object) -> None:

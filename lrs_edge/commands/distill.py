@@ -16,6 +16,7 @@ from lrs_edge.commands.common import (
     write_result,
 )
 from lrs_edge.commands.search_options import layer_list as layer_list_type
+from lrs_edge.commands.search_options import threads_callback
 
 if TYPE_CHECKING:
     from lrs_edge.export.distill import DistillResult
@@ -129,11 +130,13 @@ if TYPE_CHECKING:
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
     help="Where LLM and student run; the vision tower runs on the CPU.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), callback=threads_callback, help="Threads of the CPU."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @format_option("table", "json")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr.")
+@click.option("-q", "--quiet", is_flag=True, is_eager=True, help="Say nothing on stderr.")
 @debug_option
 def distill(
     checkpoint: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,9 @@ _MOST_ERRORS_TOLD = 10
 @ask_options
 @image_options
 @engine_options
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but errors.")
+@click.option(
+    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
+)
 @debug_option
 @click.pass_context
 def evaluate(ctx: click.Context, /, **values: Any) -> None:
@@ -190,7 +193,7 @@ def _prepare(values: dict[str, Any]) -> tuple[RunSettings, Matcher, Tell]:
         raise UsageError("a run needs --images DIR and -o RESULTS; see `lrs-edge eval --help`")
     if not images.is_dir():
         raise UsageError(f"{images} is not a directory; --images names the folder of the images")
-    check_output(output, files[0])
+    check_results(output, files[0])
     options = take_ask_options(values)
     check_value_range(values["value_range"])
     tell: Tell = _nothing if values["quiet"] else _on_stderr
@@ -210,6 +213,20 @@ def _prepare(values: dict[str, Any]) -> tuple[RunSettings, Matcher, Tell]:
     )
     check_images(settings)
     return settings, _matcher(questions.format, values), tell
+
+
+def check_results(output: Path, questions: Path) -> None:
+    """Refuse a results file that cannot be written, before the model is loaded.
+
+    Raises:
+        UsageError: See `check_output`; or it is no regular file, or may not be read and written.
+    """
+    if not output.exists() or output.is_dir() or output.samefile(questions):
+        check_output(output, questions)
+    elif not output.is_file():
+        raise UsageError(f"{output} is no regular file; results are read again, so name one")
+    elif not os.access(output, os.R_OK | os.W_OK):
+        raise UsageError(f"{output} cannot be read and written; name another file with -o")
 
 
 def _ask(values: dict[str, Any], settings: RunSettings, matcher: Matcher, tell: Tell) -> None:

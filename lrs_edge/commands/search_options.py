@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from lrs_edge.commands.common import bands_option, number_list
+from lrs_edge.cores import available_cores
 from lrs_edge.errors import UsageError
 from lrs_edge.options import AskOptions, Policy, Prune, Resampling, SearchMode
 
@@ -151,6 +152,18 @@ _ASK_OPTIONS = (
     ),
 )
 
+
+def threads_callback(ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
+    """Threads cut down to the cores there are, and said so: more of them stall each other."""
+    used = None if value is None else min(value, available_cores())
+    if used != value and not ctx.params.get("quiet"):  # --quiet is eager, so it is known.
+        click.echo(
+            f"--threads {value}: this process may use {used} core{'s' * (used != 1)}; taking that",
+            err=True,
+        )
+    return used
+
+
 _ENGINE_OPTIONS = (
     click.option(
         "--provider",
@@ -159,7 +172,14 @@ _ENGINE_OPTIONS = (
         show_default=True,
         help="Where the engines run.",
     ),
-    click.option("--threads", type=_AT_LEAST_ONE, metavar="N", help="Threads of one operation."),
+    click.option(
+        "--threads",
+        type=_AT_LEAST_ONE,
+        callback=threads_callback,
+        metavar="N",
+        help="Threads of one operation, at most one per core that may be used; default: one per "
+        "physical core.",
+    ),
     click.option(
         "--kv-cache",
         type=click.Choice(["float", "int8"]),
