@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import lrs_edge
+from benchmarks.measure import parser_for
 from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
 from tests.golden_data import CHECKPOINTS, checkpoint, load_run, run_names
 from tests.test_parity import check_run, trace_of
@@ -23,6 +24,7 @@ SCORES = ("rfm1_attn", "rfm2_attn", "rfm2_attn_if_properly_masked")
 
 def main() -> None:
     """Run, check and print the largest differences of each family."""
+    parser_for(__doc__).parse_args()
     print("| checkpoint | runs | RFM scores, of the largest score | first-step logits |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lrs_edge.cli import end_in_order
 from lrs_edge.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +91,11 @@ def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def parser_for(text: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a module's docstring as it is written."""
+    """A parser that shows a module's docstring as it is written.
+
+    Every benchmark begins with it: from then on one that is ended removes its temporary files.
+    """
+    end_in_order()
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import IO, NoReturn
@@ -18,7 +20,8 @@ import click
 
 from lrs_edge import __version__
 from lrs_edge.commands.common import DEBUG_KEY, OWNS_PROCESS_KEY, one_line
-from lrs_edge.errors import BackendError, LrsEdgeError, OutOfMemoryError
+from lrs_edge.errors import BackendError, LrsEdgeError, OutOfMemoryError, out_of_memory
+from lrs_edge.memory import means_no_memory
 
 #: Exit codes beside those of `errors.py`: a bug, Ctrl-C, and nobody reads what is written.
 EXIT_FAILURE = 1
@@ -88,7 +91,19 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    end_in_order()
     sys.exit(run(owns_process=True))
+
+
+def end_in_order() -> None:
+    """Let SIGTERM end this process as an exception, so that temporary folders are removed."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    # Python runs handlers in the main thread, and lets no other set them.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def run(arguments: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
@@ -144,11 +159,13 @@ def _describe(error: BaseException) -> tuple[str, int]:
             described = f"{error.format_message()} {hint}", error.exit_code
         case click.ClickException():
             described = error.format_message(), error.exit_code
-        case LrsEdgeError():
+        case OutOfMemoryError():
             described = str(error), error.exit_code
-        case MemoryError():
-            advice = "use a smaller --max-tiles or --max-vision-tokens"
-            described = f"out of memory; {advice}", OutOfMemoryError.exit_code
+        case LrsEdgeError() if not means_no_memory(error.__cause__):
+            described = str(error), error.exit_code
+        case Exception() if means_no_memory(error):
+            failed = out_of_memory("the command cannot go on", error)
+            described = str(failed), failed.exit_code
         case ModuleNotFoundError(name=str() as package) if not package.startswith("lrs_edge"):
             extras, code = (
                 ("cpu", BackendError.exit_code)

@@ -1,12 +1,41 @@
-"""Memory of this process: its peak, and giving back what is free."""
+"""Memory of this process: its peak, errors that mean its end, and giving back what is free."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+
+
+#: How libraries say that there is no memory left where they raise no MemoryError: the loader of
+#: shared libraries, threads, C++, Rust.
+_SIGNS = (
+    "cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "bad_alloc",
+    "failed to allocate",
+    "out of memory",
+    "bfcarena",
+)
+
+
+def means_no_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that memory has run out."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError):
+            # Its text names a file, which may be called anything.
+            if error.errno == errno.ENOMEM:
+                return True
+        elif any(sign in str(error).lower() for sign in _SIGNS):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def peak_memory() -> int:

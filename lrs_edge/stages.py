@@ -10,9 +10,10 @@ from lrs_edge.backends.base import BackendOptions, Graph
 from lrs_edge.backends.metered import Meter, MeteredGraph
 from lrs_edge.bundle import Bundle, Embeddings
 from lrs_edge.decoder import Decoder
-from lrs_edge.errors import BackendError, BundleError, UsageError
+from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
 from lrs_edge.llm import LanguageModel
 from lrs_edge.manifest import DecoderSpec, Manifest
+from lrs_edge.memory import means_no_memory
 from lrs_edge.prompt import Prompt
 from lrs_edge.pruning.context import SearchModel
 from lrs_edge.pruning.tower import TowerEncoder
@@ -189,6 +190,8 @@ def _graph(bundle: Bundle, meter: Meter, name: str, options: BackendOptions) -> 
     try:
         from lrs_edge.backends.onnx import OnnxGraph
     except ImportError as error:
+        if means_no_memory(error):
+            raise out_of_memory("onnxruntime cannot be imported", error) from error
         raise BackendError(
             "onnxruntime is not installed; run, where lrs-edge was installed from: "
             "pip install '.[cpu]' (or '.[gpu]' on an NVIDIA GPU)"

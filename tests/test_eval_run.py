@@ -286,11 +286,13 @@ def test_running_out_of_memory_is_one_question_s_failure_a_broken_engine_is_not(
     def ask(self: Scene, question: str, *args: Any, **kwargs: Any) -> lrs_edge.Answer:
         if "cars" in question:
             raise OutOfMemoryError("too many tiles")
+        if "x" in question:
+            raise MemoryError("Unable to allocate 7 GiB")
         return real(self, question, *args, **kwargs)
 
     monkeypatch.setattr(Scene, "ask", ask)
     assert evaluate(bundle, folder) == 1
-    assert "2 failed, counted as wrong" in capsys.readouterr().out
+    assert "3 failed, counted as wrong" in capsys.readouterr().out
 
     def broken(*_: Any, **__: Any) -> lrs_edge.Answer:
         raise BackendError("the driver is gone")

@@ -14,6 +14,7 @@ from lrs_edge.backends.gather_model import gather_model
 from lrs_edge.backends.runtime import ort
 from lrs_edge.cores import thread_count
 from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
+from lrs_edge.memory import means_no_memory
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -26,7 +27,6 @@ _DTYPES = {
 }
 #: onnxruntime's errors for files that are no graphs (their module is private).
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile", "Fail", "InvalidArgument")
-_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bfcarena")
 
 
 def resolve_provider(name: str) -> str:
@@ -343,7 +343,6 @@ def _translated(error: Exception, what: str) -> BackendError:
     """One line for the user out of an engine's error."""
     if isinstance(error, BackendError):
         return error
-    text = _first_line(error)
-    if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _OUT_OF_MEMORY):
+    if means_no_memory(error):
         return out_of_memory(what, error)
-    return BackendError(f"{what}: {text}")
+    return BackendError(f"{what}: {_first_line(error)}")

@@ -20,6 +20,7 @@ from lrs_edge.errors import (
     LrsEdgeError,
     OutOfMemoryError,
     UsageError,
+    out_of_memory,
 )
 from lrs_edge.evaluation.flops import count_flops, graph_costs
 from lrs_edge.evaluation.questions import MME_END_STR, Question, QuestionFile
@@ -234,9 +235,10 @@ def _image_results(
     path = settings.images / image
     try:
         scene = engine.open(path, bands=settings.bands, value_range=settings.value_range)
-    except LrsEdgeError as error:
+    except (LrsEdgeError, MemoryError) as error:
+        failed = _said(error)
         for question in questions:
-            yield _result(question, "", error=str(error))
+            yield _result(question, "", error=failed)
         return
     with scene:
         for question in questions:
@@ -247,14 +249,21 @@ def _answered(engine: Engine, scene: Scene, question: Question, options: AskOpti
     before = engine.meter.read()
     try:
         answer = scene.ask(question.text, options)
-    except OutOfMemoryError as error:
-        return _result(question, "", error=str(error))
+    except (OutOfMemoryError, MemoryError) as error:
+        return _result(question, "", error=_said(error))
     except (BackendError, BundleError):
         raise
     except LrsEdgeError as error:
         return _result(question, "", error=str(error))
     done = engine.meter.since(before)
     return _result(question, answer.text, work=_work(engine, answer, done))
+
+
+def _said(error: Exception) -> str:
+    """What a failed question's result says."""
+    if isinstance(error, MemoryError):
+        return str(out_of_memory("the question cannot be answered", error))
+    return str(error)
 
 
 def _work(engine: Engine, answer: Answer, done: dict[str, GraphWork]) -> Work:

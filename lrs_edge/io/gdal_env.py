@@ -22,8 +22,9 @@ from rasterio.session import DummySession
 
 from lrs_edge.errors import ImageError, LrsEdgeError
 
-#: GDAL's block cache in bytes. It is one per process; rasterio restores its size afterwards.
-CACHE_BYTES = 64 << 20
+#: GDAL's block cache in bytes. It is one per process; rasterio restores its size afterwards. Twice
+#: what `window.py` reads side by side; more only fills up, the larger the image the more.
+CACHE_BYTES = 16 << 20
 
 _OPTIONS: dict[str, str | int] = {
     "GDAL_CACHEMAX": CACHE_BYTES,

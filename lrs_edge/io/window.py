@@ -24,8 +24,9 @@ Resampling = Literal["area", "reference"]
 #: Values (pixels times planes) that a strip holds at once: 2 MiB as float32. Longer strips are no
 #: faster, since these stay in the processor's cache.
 STRIP_VALUES = 512 << 10
-#: A row of blocks under one strip stays below this, so that GDAL's cache (64 MiB) keeps it.
-BLOCK_ROW_BYTES = 24 << 20
+#: A row of blocks under one strip stays below this, so that GDAL's cache (16 MiB) keeps it. No
+#: slower than 24 MiB in a cache of 64.
+BLOCK_ROW_BYTES = 8 << 20
 #: An overview may fall this much short of a level's resolution: levels are rounded up to tiles.
 OVERVIEW_SLACK = 1.05
 #: Long side in pixels of the sample that a stretch is taken from.
