@@ -73,6 +73,7 @@ class RasterInfo:
             the file says that 0 is white); None for 8-bit images shown as they are.
         warnings: What a reader of the answer should know, one line each.
         orientation: EXIF orientation by which the image was turned; 1 where it was not.
+        page: Which of the file's images this is, from 1.
     """
 
     path: str
@@ -92,6 +93,7 @@ class RasterInfo:
     stretch: tuple[tuple[float, float], ...] | None
     warnings: tuple[str, ...]
     orientation: int = 1
+    page: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class _View:
     value_range: tuple[float, float] | None
     transparency: Transparency
     orientation: Orientation
+    page: int | None
 
 
 class Raster:
@@ -122,6 +125,7 @@ class Raster:
         value_range: tuple[float, float] | None = None,
         transparency: Transparency = "auto",
         orientation: Orientation = "exif",
+        page: int | None = None,
         limits: RasterLimits = DEFAULT_LIMITS,
         stop: Stop | None = None,
     ) -> Raster:
@@ -139,6 +143,7 @@ class Raster:
                 alpha that holds data; `apply`: that one too; `ignore`: nothing.
             orientation: `exif` turns photographs (images without a place on the ground) as their
                 files ask; `stored` leaves them as the paper's authors do.
+            page: Which of a TIFF's images, from 1; None for the largest.
             limits: What is refused.
             stop: Asked while the file is looked at; a True gives it up. Any thread may call it.
 
@@ -153,7 +158,7 @@ class Raster:
         check_transparency(transparency)
         if orientation not in get_args(Orientation):
             raise ImageError(f"orientation {orientation!r} is unknown; use 'exif' or 'stored'")
-        view = _View(bands, wanted, transparency, orientation)
+        view = _View(bands, wanted, transparency, orientation, page)
         thread = ImageThread(str(file))
         try:
             raster = thread.run(partial(cls._open, file, view, limits), stop)
@@ -172,7 +177,7 @@ class Raster:
     ) -> Raster:
         """What `open` does in the image's thread."""
         with image_errors(file, "opened"):
-            source = open_source(file, limits)
+            source = open_source(file, limits, view.page)
             try:
                 return cls(file, source, view, limits)
             except BaseException:
@@ -234,6 +239,7 @@ class Raster:
             stretch=self._tone.ranges if look.stretched else None,
             warnings=tuple(notes),
             orientation=header.orientation if turned else 1,
+            page=header.page,
         )
 
     @property

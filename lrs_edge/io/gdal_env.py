@@ -21,6 +21,7 @@ from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
 from lrs_edge.errors import ImageError, LrsEdgeError
+from lrs_edge.io.codecs import missing_codec
 
 #: GDAL's block cache in bytes. It is one per process; rasterio restores its size afterwards. Twice
 #: what `window.py` reads side by side; more only fills up, the larger the image the more.
@@ -30,8 +31,8 @@ _OPTIONS: dict[str, str | int] = {
     "GDAL_CACHEMAX": CACHE_BYTES,
     # Sidecars (.ovr, .tfw, .aux.xml) are still found by name; the folder is not listed.
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
-    # A truncated JPEG or PNG is an error, not a grey half.
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",
+    # A truncated PNG is an error, not a grey half. So is a truncated JPEG, unless told otherwise;
+    # what libjpeg merely warns of (stray bytes, as some cameras write) is read.
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
     # A short file of raw pixels is an error, not black.
     "RAW_CHECK_FILE_SIZE": "YES",
@@ -85,12 +86,21 @@ def restrict_drivers() -> int:
     return len(others)
 
 
-def open_dataset(path: Path, **options: int) -> DatasetReader:
-    """A file opened by one of the allowed drivers; call it inside `environment`."""
+def open_dataset(path: Path, directory: int | None = None, **options: int) -> DatasetReader:
+    """A file opened by one of the allowed drivers; call it inside `environment`.
+
+    Args:
+        path: The file.
+        directory: Of a TIFF, counted from 1; None for the first image.
+        options: GDAL's open options.
+    """
+    name: Path | str = path
+    if directory is not None:
+        name = f"GTIFF_DIR:{directory}:{path}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # A Path, not a string: rasterio would parse '#', '?' and schemes in a string.
-        return DatasetReader(path, driver=DRIVERS, sharing=False, **options)
+        return DatasetReader(name, driver=DRIVERS, sharing=False, **options)
 
 
 def overviews_of(dataset: DatasetReader) -> list[str]:
@@ -147,6 +157,9 @@ def image_errors(path: Path, doing: str) -> Iterator[None]:
         ) from None
     except Exception as error:  # of any kind: a damaged file breaks whatever takes its numbers
         cause = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+        lacking = missing_codec(cause)
+        if lacking is not None:
+            raise ImageError(f"{path} cannot be {doing} ({cause}); {lacking}") from error
         raise ImageError(
             f"{path} cannot be {doing} ({cause}); it may be truncated or damaged: "
             "copy it again, or convert it with gdal_translate"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lrs_edge.io.gdal_env import environment, open_dataset, overviews_of
 from lrs_edge.io.georeference import Georeference
 from lrs_edge.io.image_thread import check_stopped
 from lrs_edge.io.orientation import read_orientation
+from lrs_edge.io.pages import choose_page
 from lrs_edge.io.references import check_overviews
 from lrs_edge.io.source import Box, Header, Pixels
 
@@ -29,12 +31,13 @@ _SEQUENTIAL = {"PNG", "JPEG", "GIF", "BIGGIF", "WEBP", "JPEGXL", "AVIF", "HEIF"}
 class GdalSource:
     """A file opened with GDAL, its overviews opened as they are asked for."""
 
-    def __init__(self, path: Path, max_bands: int) -> None:
+    def __init__(self, path: Path, max_bands: int, page: int | None = None) -> None:
         """Opens the file and reads its header.
 
         Args:
             path: A plain local file, checked by `local_file` and `check_references`.
             max_bands: More bands than this are refused before they are looked at.
+            page: Which of a TIFF's images, from 1; None for the largest.
 
         Raises:
             ImageError: GDAL does not know the format, or cannot read its header.
@@ -42,20 +45,32 @@ class GdalSource:
         self.path = path
         self.bytes_read = 0
         self._stack = ExitStack()
+        self._directory: int | None = None
         self._overviews: dict[int, DatasetReader | None] = {}
         try:
             with environment(path, "opened"):
                 self._dataset = self._open()
                 # Before anything is asked that has GDAL look for overviews.
                 check_overviews(path, overviews_of(self._dataset))
-                self.header = _header(path, self._dataset, max_bands)
+                chosen = choose_page(path, self._dataset, page)
+                if chosen.directory is not None:
+                    self._directory = chosen.directory
+                    self._dataset = self._open()
+                    check_overviews(path, overviews_of(self._dataset))
+                header = _header(path, self._dataset, max_bands, chosen.directory or 1)
+                notes = (
+                    header.warnings
+                    if chosen.warning is None
+                    else (chosen.warning, *header.warnings)
+                )
+                self.header = replace(header, page=chosen.page, warnings=notes)
             self._masks = self.header.has_mask or bool(self.header.masked_bands)
         except BaseException:
             self._stack.close()
             raise
 
     def _open(self, **options: int) -> DatasetReader:
-        dataset = open_dataset(self.path, **options)
+        dataset = open_dataset(self.path, self._directory, **options)
         self._stack.callback(dataset.close)
         return dataset
 
@@ -136,7 +151,7 @@ class GdalSource:
             self._stack.close()
 
 
-def _header(path: Path, dataset: DatasetReader, max_bands: int) -> Header:
+def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) -> Header:
     count = dataset.count
     if not 1 <= count <= max_bands:
         raise ImageError(
@@ -170,7 +185,7 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int) -> Header:
         white_is_zero=structure.get("MINISWHITE", "") == "YES",
         has_mask=MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0],
         masked_bands=masked,
-        orientation=1 if georeferenced else read_orientation(path, dataset.driver),
+        orientation=1 if georeferenced else read_orientation(path, dataset.driver, directory),
         palette=_palette(dataset) if dataset.colorinterp[0] == ColorInterp.palette else None,
         tiled=tiled,
         # GDAL shows a TIFF that is one long compressed strip as blocks of one row.

@@ -48,19 +48,20 @@ class RasterLimits:
 DEFAULT_LIMITS = RasterLimits()
 
 
-def open_source(path: Path, limits: RasterLimits) -> Source:
+def open_source(path: Path, limits: RasterLimits, page: int | None = None) -> Source:
     """The file opened with GDAL, or with Pillow where GDAL does not know the format.
 
     Args:
         path: A plain local file, from `gdal_env.local_file`.
         limits: What is refused.
+        page: Which of a file's images, from 1; None for the largest.
 
     Raises:
         ImageError: It is no image, is damaged, names what is not local, or exceeds a limit.
     """
     check_references(path)
     try:
-        source: Source = GdalSource(path, limits.max_bands)
+        source: Source = GdalSource(path, limits.max_bands, page)
     except ImageError as error:
         if "not recognized" not in str(error):
             raise

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrs_edge.errors import ImageError
+from lrs_edge.io.codecs import unopened_format
 from lrs_edge.io.georeference import Georeference
 from lrs_edge.io.orientation import EXIF_ORIENTATION, valid_orientation
 
@@ -46,6 +47,7 @@ class Header:
         white_is_zero: Whether the first band, shown as grey, counts down from white.
         has_mask: Whether a mask beside the bands says which pixels are visible.
         masked_bands: Bands (1-based) that GDAL masks each by itself.
+        page: Which of the file's images this is, from 1.
         orientation: EXIF orientation, 1 to 8: how a viewer turns the stored pixels.
         palette: [entries, 4] uint8 red, green, blue, alpha of band 1's colour table, or None.
         tiled: Whether blocks are narrower than the image.
@@ -71,6 +73,7 @@ class Header:
     white_is_zero: bool = False
     has_mask: bool = False
     masked_bands: tuple[int, ...] = ()
+    page: int = 1
     orientation: int = 1
     palette: NDArray[np.uint8] | None = None
     tiled: bool = False
@@ -214,6 +217,13 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file breaks in them
+        known = unopened_format(path)
+        if known is not None and "truncated" not in str(error):
+            raise ImageError(
+                f"{path} looks like {known}, which is not supported, or which the "
+                "libraries installed lack, or it is damaged; convert it with "
+                "gdal_translate -of COG"
+            ) from error
         reason = "a damaged image" if "truncated" in str(error) else "no image that can be read"
         raise ImageError(
             f"{path} is {reason}; give a GeoTIFF, COG, JPEG 2000, NITF, VRT, PNG or JPEG file"
