@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 import lrs_edge
 from lrs_edge.answer import Answer, Progress
 from lrs_edge.cli import COMMANDS, cli, run
+from lrs_edge.commands.eval import check_results
 from lrs_edge.cores import available_cores
 from lrs_edge.errors import BackendError, BundleError, ImageError, LrsEdgeError
 from lrs_edge.options import AskOptions
@@ -485,3 +487,14 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == f"lrs-edge {lrs_edge.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "no/results", "", "questions", "pipe"])
+def test_results_that_cannot_be_written_are_refused_first(tmp_path: Path, name: str) -> None:
+    (tmp_path / "questions").write_text("{}")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LrsEdgeError) as refused:
+        check_results(tmp_path / name, tmp_path / "questions")
+    assert refused.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "questions"]
+    check_results(tmp_path / ("x" * 255), tmp_path / "questions")

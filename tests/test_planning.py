@@ -73,6 +73,7 @@ def test_vision_attention_leaves_no_static_vision(model: Model, tmp_path: Path) 
         ExportOptions(precisions=Precisions(vision="int8-static"), vision_attention=True)
 
 
+@pytest.mark.slow
 def test_symmetric_is_about_static_vision(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--vision int8-static"):
         ExportOptions(symmetric=True)
@@ -86,6 +87,7 @@ def test_symmetric_is_about_static_vision(tmp_path: Path) -> None:
     assert not [t for t in graph.initializer if t.data_type == onnx.TensorProto.UINT8]
 
 
+@pytest.mark.slow
 def test_keep_higher_rules_a_static_vision_graph_too(tmp_path: Path) -> None:
     nano = read_model(find_checkpoint(str(write_nano(tmp_path / "checkpoint"))))
     options = ExportOptions(precisions=Precisions(vision="int8-static"), keep_higher=40.0)

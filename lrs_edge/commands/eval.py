@@ -221,7 +221,12 @@ def check_results(output: Path, questions: Path) -> None:
     Raises:
         UsageError: See `check_output`; or it is no regular file, or may not be read and written.
     """
-    if not output.exists() or output.is_dir() or output.samefile(questions):
+    # Not Path's methods, which raise where a name is too long.
+    if (
+        not os.path.exists(output)
+        or output.is_dir()
+        or (questions.exists() and output.samefile(questions))
+    ):
         check_output(output, questions)
     elif not output.is_file():
         raise UsageError(f"{output} is no regular file; results are read again, so name one")
