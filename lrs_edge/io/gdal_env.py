@@ -47,10 +47,10 @@ _OPTIONS: dict[str, str | int] = {
 }
 
 #: Formats that are opened: rasters in one local file, or one file and its sidecars. Not among them
-#: are ERS, PAux and PCIDSK, whose headers name a file of pixels anywhere.
+#: are ERS, PAux and PCIDSK, whose headers name a file of pixels anywhere, and BIGGIF, which writes.
 DRIVERS = [
     "GTiff", "JPEG", "PNG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "ECW", "MrSID", "NITF",
-    "VRT", "WEBP", "JPEGXL", "AVIF", "HEIF", "BMP", "GIF", "BIGGIF", "PNM", "TGA", "HFA", "ENVI",
+    "VRT", "WEBP", "JPEGXL", "AVIF", "HEIF", "BMP", "GIF", "PNM", "TGA", "HFA", "ENVI",
     "EHdr", "RMF", "SGI", "SRTMHGT", "DTED", "AAIGrid", "USGSDEM",
 ]  # fmt: skip
 
@@ -120,18 +120,19 @@ def named_overviews(path: Path) -> list[str]:
 
 
 @contextmanager
-def environment(path: Path, doing: str) -> Iterator[None]:
+def environment(path: Path, doing: str, **options: str | int) -> Iterator[None]:
     """GDAL's settings for one call, errors translated.
 
     Args:
         path: The image, for messages.
         doing: What the call does, for messages ("opened", "decoded").
+        options: Settings of this call beside those of all.
 
     Raises:
         ImageError: Whatever GDAL, rasterio or the file system raised inside.
     """
     # A dummy session: the default one would import boto3 where AWS keys are in the environment.
-    with image_errors(path, doing), rasterio.Env(session=DummySession(), **_OPTIONS):
+    with image_errors(path, doing), rasterio.Env(session=DummySession(), **(_OPTIONS | options)):
         yield
 
 

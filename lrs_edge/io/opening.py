@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrs_edge.errors import ImageError
+from lrs_edge.io.claims import MAX_BLOCK_BYTES
 from lrs_edge.io.gdal_source import GdalSource
 from lrs_edge.io.references import check_references
 from lrs_edge.io.source import (
@@ -23,6 +24,9 @@ from lrs_edge.io.source import (
 
 #: From here on (pixels) a file without overviews or tiles is worth a warning.
 _BIG = 50_000_000
+
+#: Codecs that hold all of an image, decoded, from the first read on.
+_WHOLE = {"WEBP", "JPEGXL", "AVIF", "HEIF"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class RasterLimits:
     max_pixels: int = 25_000_000_000
     max_side: int = 1_000_000
     max_bands: int = 1000
-    max_block_bytes: int = 256 << 20
+    max_block_bytes: int = MAX_BLOCK_BYTES
     in_memory_bytes: int = 128 << 20
 
 
@@ -80,6 +84,16 @@ def _check_size(path: Path, header: Header, limits: RasterLimits) -> None:
         raise ImageError(f"{size}; the longest side allowed is {limits.max_side}: cut it up")
     if header.width * header.height > limits.max_pixels:
         raise ImageError(f"{size}; at most {limits.max_pixels} are allowed: cut it up")
+    if header.driver == "AAIGrid" and path.stat().st_size < 2 * header.width * header.height - 1:
+        raise ImageError(f"{size}, more than it holds numbers; get the file again")
+    if (
+        header.driver in _WHOLE
+        and header.nbytes(range(1, len(header.dtypes) + 1)) > limits.in_memory_bytes
+    ):
+        raise ImageError(
+            f"{size} of {header.driver}, which can only be decoded as a whole; convert it to a "
+            "Cloud-Optimized GeoTIFF (gdal_translate -of COG)"
+        )
     if header.block_bytes > limits.max_block_bytes:
         rows, cols = header.block_shape
         raise ImageError(

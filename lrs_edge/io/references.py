@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from lrs_edge.errors import ImageError
+from lrs_edge.io.claims import check_jpeg2000_tiles, check_tiff_tiles
 from lrs_edge.io.gdal_env import named_overviews
 from lrs_edge.io.tiff_tags import gdal_metadata, is_tiff
 from lrs_edge.io.xml_scan import MAX_BYTES, Found, XmlRefusedError, scan
@@ -28,6 +29,7 @@ _STARTS = (
     b"\xff\xd8\xff", b"\x89PNG", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"GIF8", b"BM", b"RIFF",
     b"NITF", b"NSIF", b"EHFA_HEADER_TAG",
 )  # fmt: skip
+_JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 #: Formats of which only a sidecar can name overviews, checked by itself.
 _WITHOUT_METADATA = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF")
 #: Sidecars by what they are appended to: the whole name, or the name without its ending.
@@ -101,9 +103,16 @@ class _Walk:
             if _is_recipe(start):
                 reads = self._visit_recipe(file, depth)
             elif is_tiff(start):
+                check_tiff_tiles(file)
                 for text in gdal_metadata(file):
                     self.check_overviews(file, scan(text, recipe=False), depth)
-            elif depth > 0 and not start.startswith(_WITHOUT_METADATA):
+            elif start.startswith(_JPEG_2000):
+                check_jpeg2000_tiles(file)
+            if (
+                depth > 0
+                and not (_is_recipe(start) or is_tiff(start))
+                and not start.startswith(_WITHOUT_METADATA)
+            ):
                 self.check_overviews(file, Found([], named_overviews(file)), depth)
         except XmlRefusedError as error:
             raise ImageError(f"{file} {error}") from None
