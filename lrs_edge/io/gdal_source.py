@@ -16,7 +16,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from lrs_edge.errors import ImageError
-from lrs_edge.io.gdal_env import environment, open_dataset, overviews_of
+from lrs_edge.io.gdal_env import CACHE_BYTES, environment, open_dataset, overviews_of
 from lrs_edge.io.georeference import Georeference
 from lrs_edge.io.image_thread import check_stopped
 from lrs_edge.io.orientation import read_orientation
@@ -26,6 +26,10 @@ from lrs_edge.io.source import Box, Header, Pixels
 
 #: Codecs that decode from the first line on: going back means starting again.
 _SEQUENTIAL = {"PNG", "JPEG", "GIF", "BIGGIF", "WEBP", "JPEGXL", "AVIF", "HEIF"}
+
+#: Uncompressed strips are read where the window's rows stand; else GDAL reads the whole strip.
+_DIRECT = {"GTIFF_DIRECT_IO": "YES", "GDAL_ENABLE_TIFF_SPLIT": "NO"}
+_DIRECT_TYPES = {"uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"}
 
 
 class GdalSource:
@@ -47,6 +51,7 @@ class GdalSource:
         self._stack = ExitStack()
         self._directory: int | None = None
         self._overviews: dict[int, DatasetReader | None] = {}
+        self._settings: dict[str, str | int] = {}
         try:
             with environment(path, "opened"):
                 self._dataset = self._open()
@@ -65,6 +70,13 @@ class GdalSource:
                 )
                 self.header = replace(header, page=chosen.page, warnings=notes)
             self._masks = self.header.has_mask or bool(self.header.masked_bands)
+            if self._directory is None and _is_one_strip(self._dataset):
+                self._settings = dict(_DIRECT)
+                with environment(path, "opened", **self._settings):
+                    self._dataset = self._open()
+            elif self.header.block_bytes > CACHE_BYTES // 4:
+                # A block, and the next, stay until all windows in them are read.
+                self._settings["GDAL_CACHEMAX"] = CACHE_BYTES + self.header.block_bytes
         except BaseException:
             self._stack.close()
             raise
@@ -113,7 +125,7 @@ class GdalSource:
         size = shape or (row1 - row0, col1 - col0)
         raw: NDArray[Any] = np.empty((len(bands), *size), dtype=self.header.dtype(bands))
         mask: NDArray[np.bool_] | None = None
-        with environment(self.path, "decoded"):
+        with environment(self.path, "decoded", **self._settings):
             dataset.read(list(bands), out=raw, window=window)
             self.bytes_read += raw.nbytes
             if self._masks:
@@ -195,6 +207,21 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) 
         overviews=tuple(int(factor) for factor in overviews),
         georeference=georeference,
         warnings=notes,
+    )
+
+
+def _is_one_strip(dataset: DatasetReader) -> bool:
+    """Whether a TIFF keeps each band in one uncompressed strip, which GDAL shows as rows."""
+    structure = dataset.tags(ns="IMAGE_STRUCTURE")
+    return (
+        dataset.driver == "GTiff"
+        and dataset.count > 1
+        and dataset.block_shapes[0] == (1, dataset.width)
+        and structure.get("COMPRESSION", "NONE").upper() == "NONE"
+        and structure.get("INTERLEAVE", "").upper() == "BAND"
+        and set(dataset.dtypes) <= _DIRECT_TYPES
+        and not any(_bits(dataset, band) for band in dataset.indexes)
+        and dataset.get_tag_item("BLOCK_OFFSET_0_1", "TIFF", bidx=1) is None
     )
 
 

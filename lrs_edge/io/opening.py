@@ -12,12 +12,12 @@ import numpy as np
 from lrs_edge.errors import ImageError
 from lrs_edge.io.claims import MAX_BLOCK_BYTES
 from lrs_edge.io.gdal_source import GdalSource
+from lrs_edge.io.pillow_source import check_progressive, decode_jpeg
 from lrs_edge.io.references import check_references
 from lrs_edge.io.source import (
     Header,
     MemorySource,
     Source,
-    decode_jpeg,
     is_plain_jpeg,
     open_with_pillow,
 )
@@ -146,9 +146,12 @@ def settle(
     header = source.header
     if isinstance(source, MemorySource):
         return source, []
-    if header.sequential and header.nbytes(bands) <= limits.in_memory_bytes:
-        if is_plain_jpeg(header):
-            return decode_jpeg(path, source), []
+    check_progressive(path, header)
+    if is_plain_jpeg(header):
+        decoded = decode_jpeg(path, source, limits.in_memory_bytes)
+        if decoded is not None:
+            return decoded, []
+    elif header.sequential and header.nbytes(bands) <= limits.in_memory_bytes:
         pixels = source.read(bands, header.full)
         return MemorySource(header, bands, pixels, source.bytes_read, source), []
     if not header.sequential:

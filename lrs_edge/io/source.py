@@ -193,7 +193,8 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
 
     Args:
         path: A plain local file.
-        in_memory_bytes: Most bytes of 8-bit RGBA that it may decode to.
+        in_memory_bytes: Twice the most bytes of 8-bit RGBA that it may decode to: codecs and
+            Pillow hold several copies meanwhile.
 
     Raises:
         ImageError: Pillow does not know it either, it is damaged, or too large.
@@ -205,7 +206,7 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=formats) as image:
-                if image.width * image.height * 4 > in_memory_bytes:
+                if image.width * image.height * 8 > in_memory_bytes:
                     raise ImageError(
                         f"{path} is {image.width}x{image.height} pixels of {image.format}, which "
                         "can only be decoded as a whole; convert it to a Cloud-Optimized GeoTIFF"
@@ -248,32 +249,3 @@ def is_plain_jpeg(header: Header) -> bool:
     """True for a JPEG of 8-bit grey or RGB without a mask."""
     plain = len(header.dtypes) in (1, 3) and set(header.dtypes) == {"uint8"}
     return header.driver == "JPEG" and plain and not header.has_mask
-
-
-def decode_jpeg(path: Path, source: Source) -> MemorySource:
-    """All pixels of a plain JPEG, decoded by Pillow as the paper's authors do it.
-
-    GDAL's wheels bring libjpeg 9, which enlarges halved chroma differently from the libjpeg-turbo
-    of Pillow (up to 35 of 255 at colour edges).
-
-    Args:
-        path: The file.
-        source: The same file as GDAL opened it; closed here.
-
-    Raises:
-        ImageError: The file is damaged.
-    """
-    header = source.header
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=["JPEG"]) as image:
-                pixels = np.asarray(image.convert("L" if len(header.dtypes) == 1 else "RGB"))
-    except Exception as error:  # see open_with_pillow
-        raise ImageError(f"{path} is a damaged JPEG ({error}); get the file again") from error
-    planes = np.moveaxis(np.atleast_3d(pixels), -1, 0)
-    if planes.shape != (len(header.dtypes), header.height, header.width):
-        raise ImageError(f"{path} is a damaged JPEG (its parts disagree); get the file again")
-    bands = range(1, len(planes) + 1)
-    kept = np.ascontiguousarray(planes)
-    return MemorySource(header, bands, (kept, None), kept.nbytes, source)

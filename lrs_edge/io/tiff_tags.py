@@ -62,13 +62,13 @@ def _metadata_places(file: BinaryIO) -> Iterator[tuple[int, int]]:
     for entries in _walk(file):
         if _GDAL_METADATA in entries:
             entry = entries[_GDAL_METADATA]
-            yield entry.count, entry.place
+            yield entry.values, entry.place
 
 
 class _Entry(NamedTuple):
     """One tag: how many values, where they stand, and the first where it is a short or long."""
 
-    count: int
+    values: int
     place: int
     number: int
 
