@@ -13,6 +13,9 @@ Bounds = tuple[float, float, float, float]
 #: Closed ring of (x, y) points; (longitude, latitude) in WGS 84.
 Ring = tuple[tuple[float, float], ...]
 
+#: Polygons, each its exterior ring and then its holes: coordinates of a GeoJSON MultiPolygon.
+Polygons = tuple[tuple[Ring, ...], ...]
+
 #: Why an answer ended: a stop token or text, `max_tokens`, or the time limit.
 FinishReason = Literal["stop", "length", "timeout"]
 
@@ -35,7 +38,11 @@ class Region:
             to the language model, at coarser levels they chose tiles of the next.
         tokens_kept: How many.
         polygon: `bounds` as a closed ring in the image's CRS, None without georeference.
-        polygon_wgs84: The same as (longitude, latitude), None without georeference.
+        polygon_wgs84: The same as one ring of (longitude, latitude), which steps from 180 to -180
+            across the antimeridian; None where a part of it has no place in WGS 84.
+        geometry_wgs84: The same as polygons that are cut at the antimeridian and closed at the
+            poles; None as `polygon_wgs84`.
+        centre_wgs84: Longitude and latitude of the centre of `bounds`, None without such a place.
     """
 
     level: int
@@ -48,6 +55,8 @@ class Region:
     tokens_kept: int
     polygon: Ring | None = None
     polygon_wgs84: Ring | None = None
+    geometry_wgs84: Polygons | None = None
+    centre_wgs84: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class Engine:
         *,
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
+        crs: str | None = None,
         timeout: float | None = None,
     ) -> Scene:
         """Open an image; cheap, nothing is encoded yet.
@@ -105,6 +106,8 @@ class Engine:
             path: A local image file.
             bands: Bands (from 1) taken as red, green and blue.
             value_range: Values shown as black and as white, instead of a stretch.
+            crs: Coordinate reference system, such as `EPSG:32632`, of an image that has a position
+                but does not name it.
             timeout: Seconds that looking at the file may take, None for no limit.
 
         Raises:
@@ -115,7 +118,7 @@ class Engine:
 
         stages = self._loaded()
         stop = None if timeout is None else Clock(timeout).expired
-        raster = Raster.open(path, bands=bands, value_range=value_range, stop=stop)
+        raster = Raster.open(path, bands=bands, value_range=value_range, crs=crs, stop=stop)
         scene = Scene(raster, stages, self._queue, self._pool)
         self._scenes.add(scene)
         return scene

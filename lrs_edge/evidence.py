@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer import Bounds, LevelReport, Region, Ring, SegmentReport, TokenCounts
+from lrs_edge.answer import Bounds, LevelReport, Region, SegmentReport, TokenCounts
 from lrs_edge.manifest import SegmentSpec
 from lrs_edge.pruning.inside import VISION
-from lrs_edge.pyramid import Level, LevelWindow, Pyramid
+from lrs_edge.pyramid import Level, LevelWindow, Pyramid, TileIndex
 from lrs_edge.search_result import LevelPass, SearchResult
 from lrs_edge.segments import SegmentCaches
 
-#: Closed rings in the image's CRS and in WGS 84 of a pixel window, None without georeference.
-ToPolygon = Callable[[Bounds], tuple[Ring, Ring] | None]
+if TYPE_CHECKING:
+    from lrs_edge.io.georeference import Place
+
+#: Where a pixel window lies; None without georeference.
+ToPlace = Callable[[Bounds], "Place | None"]
+
+#: Most tiles that are looked for a place before the model runs.
+_MOST_LOOKED_UP = 1024
 
 
-def regions(result: SearchResult, pyramid: Pyramid, to_polygon: ToPolygon) -> tuple[Region, ...]:
+def regions(result: SearchResult, pyramid: Pyramid, to_place: ToPlace) -> tuple[Region, ...]:
     """Tiles looked at, finest level first, best score first."""
     flat: list[Region] = []
     for scored in reversed(result.passes):
         sent = result.final.indices if scored is result.passes[-1] else None
         flat += sorted(_regions(scored, pyramid, sent), key=lambda region: -region.score)
-    return tuple(_located(region, to_polygon) for region in flat)
+    return tuple(_located(region, to_place) for region in flat)
 
 
 def _regions(
@@ -90,11 +97,58 @@ def source_bounds(pyramid: Pyramid, level: Level, window: LevelWindow) -> Bounds
     )
 
 
-def _located(region: Region, to_polygon: ToPolygon) -> Region:
-    rings = to_polygon(region.bounds)
-    if rings is None:
+def _located(region: Region, to_place: ToPlace) -> Region:
+    place = to_place(region.bounds)
+    if place is None:
         return region
-    return replace(region, polygon=rings[0], polygon_wgs84=rings[1])
+    return replace(
+        region,
+        polygon=place.polygon,
+        polygon_wgs84=place.polygon_wgs84,
+        geometry_wgs84=place.geometry_wgs84,
+        centre_wgs84=place.centre_wgs84,
+    )
+
+
+def unplaced_warning(found: tuple[Region, ...]) -> tuple[str, ...]:
+    """One sentence where regions of a georeferenced image have no place in WGS 84."""
+    georeferenced = [
+        region
+        for region in found
+        # A tile that lies in the padding of its level has no area to place.
+        if region.polygon is not None and _has_area(region.bounds)
+    ]
+    missing = sum(region.polygon_wgs84 is None for region in georeferenced)
+    if not missing:
+        return ()
+    return (
+        f"{missing} of {len(found)} regions have no polygon in WGS 84: all or a part of each lies "
+        "where the image's CRS leads to no place on the earth",
+    )
+
+
+def _has_area(bounds: Bounds) -> bool:
+    x0, y0, x1, y1 = bounds
+    return x0 < x1 and y0 < y1
+
+
+def can_be_placed(pyramid: Pyramid, to_place: ToPlace) -> bool:
+    """Whether a tile that a search may look at has a polygon in WGS 84.
+
+    Tiles are tried from the coarsest level on; True where there are too many to try.
+    """
+    tried = 0
+    for level in pyramid.levels:
+        for row in range(level.tile_rows):
+            for col in range(level.tile_cols):
+                if tried >= _MOST_LOOKED_UP:
+                    return True
+                tried += 1
+                window = level.tile_window(TileIndex(row, col))
+                place = to_place(source_bounds(pyramid, level, window))
+                if place is not None and place.polygon_wgs84 is not None:
+                    return True
+    return False
 
 
 def level_reports(result: SearchResult) -> tuple[LevelReport, ...]:

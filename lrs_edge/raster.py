@@ -30,9 +30,11 @@ from numpy.typing import NDArray
 from lrs_edge.errors import ImageError
 from lrs_edge.io.appearance import Transparency, check_transparency, find_appearance
 from lrs_edge.io.bands import choose_bands
+from lrs_edge.io.footprint import Ring
 from lrs_edge.io.gdal_env import environment, image_errors, local_file
-from lrs_edge.io.georeference import Ring
+from lrs_edge.io.georeference import Place
 from lrs_edge.io.image_thread import ImageThread, Stop
+from lrs_edge.io.locating import Located, describe
 from lrs_edge.io.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
 from lrs_edge.io.source import Source
 from lrs_edge.io.stretch import check_range
@@ -64,6 +66,9 @@ class RasterInfo:
         bands: Bands shown as red, green, blue, or one shown as grey; 1-based.
         crs: `EPSG:n` or WKT; None where the image is not georeferenced.
         gsd: Metres on the ground per pixel at the image's centre, or None.
+        centre_wgs84: Longitude and latitude of the image's centre, or None.
+        unlocated: Why no part of the image has a place in WGS 84, to follow a colon; None where
+            some has.
         nodata: Nodata value of the first band shown, or None.
         has_alpha: Whether an alpha band or a mask hides pixels (and is not ignored).
         tiled: Whether the file is stored in tiles.
@@ -94,6 +99,8 @@ class RasterInfo:
     warnings: tuple[str, ...]
     orientation: int = 1
     page: int = 1
+    centre_wgs84: tuple[float, float] | None = None
+    unlocated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ class _View:
     transparency: Transparency
     orientation: Orientation
     page: int | None
+    crs: str | None
 
 
 class Raster:
@@ -123,6 +131,7 @@ class Raster:
         *,
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
+        crs: str | None = None,
         transparency: Transparency = "auto",
         orientation: Orientation = "exif",
         page: int | None = None,
@@ -139,6 +148,8 @@ class Raster:
             value_range: Values shown as black and white, in the file's units. By default 8-bit
                 images are shown as they are, all others between the 2nd and 98th percentile of
                 each band in a sample of the whole image.
+            crs: Coordinate reference system of the file's position, where the file does not say
+                it: a code such as `EPSG:32632`, a PROJ string or WKT.
             transparency: What hides pixels. `auto`: alpha, masks and nodata, but no band marked as
                 alpha that holds data; `apply`: that one too; `ignore`: nothing.
             orientation: `exif` turns photographs (images without a place on the ground) as their
@@ -150,15 +161,15 @@ class Raster:
         Raises:
             ReadStoppedError: `stop` said so.
             ImageError: The file is missing, no image, damaged, unsupported or beyond a limit; or
-                `bands` or `value_range` do not fit it. Damage inside a large file may come up
-                only when `read` reaches it.
+                `bands`, `value_range` or `crs` do not fit it. Damage inside a large file may come
+                up only when `read` reaches it.
         """
         file = local_file(path)
         wanted = None if value_range is None else check_range(value_range)
         check_transparency(transparency)
         if orientation not in get_args(Orientation):
             raise ImageError(f"orientation {orientation!r} is unknown; use 'exif' or 'stored'")
-        view = _View(bands, wanted, transparency, orientation, page)
+        view = _View(bands, wanted, transparency, orientation, page, crs)
         thread = ImageThread(str(file))
         try:
             raster = thread.run(partial(cls._open, file, view, limits), stop)
@@ -216,10 +227,11 @@ class Raster:
         self.windows_read = 0
         planes = [self._reader.bands.index(band) for band in choice.shown]
         self._channels = [0, 1, 2] if self._tone.palette is not None else (planes * 3)[:3]
-        place = header.georeference
+        found = Located(header.georeference, header.affine, header.unlocated)
         with environment(path, "located"):
-            crs = place.name() if place else None
-            gsd = place.gsd(header.width, header.height) if place else None
+            located = describe(path, found, (header.width, header.height), view.crs)
+        self._georeference = located.georeference
+        notes += located.warnings
         self.info = RasterInfo(
             path=str(path),
             driver=header.driver,
@@ -228,8 +240,10 @@ class Raster:
             band_count=len(header.dtypes),
             dtype=dtype.name,
             bands=choice.shown,
-            crs=crs,
-            gsd=gsd,
+            crs=located.crs,
+            gsd=located.gsd,
+            unlocated=located.unlocated,
+            centre_wgs84=located.centre,
             nodata=self._tone.nodata[0],
             has_alpha=self._reader.alpha is not None
             or (self._reader.masked and (header.has_mask or bool(header.masked_bands))),
@@ -311,14 +325,27 @@ class Raster:
             bounds: x0, y0, x1, y1 in pixels of the image, from its outer top left corner.
 
         Returns:
-            The two rings, counter-clockwise in WGS 84, edges cut into pieces so that they stay on
-            their curves; None where the image is not georeferenced or the transform fails.
+            `polygon` and `polygon_wgs84` of `place`; None where one of them is missing.
         """
-        place = self._header.georeference
-        if place is None:
+        place = self.place(bounds)
+        if place is None or place.polygon_wgs84 is None:
+            return None
+        return place.polygon, place.polygon_wgs84
+
+    def place(self, bounds: tuple[float, float, float, float]) -> Place | None:
+        """Where a pixel window lies, in the image's CRS and in WGS 84.
+
+        Args:
+            bounds: x0, y0, x1, y1 in pixels of the image, from its outer top left corner.
+
+        Returns:
+            None where the image is not georeferenced.
+        """
+        georeference = self._georeference
+        if georeference is None:
             return None
         with environment(self._path, "located"):
-            return place.polygon(bounds)
+            return georeference.place(bounds)
 
     def close(self) -> None:
         """Closes the file; more than once does nothing.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -19,6 +18,7 @@ from lrs_edge.answer import (
     Answer,
     FinishReason,
     LevelReport,
+    Polygons,
     Region,
     Ring,
     SearchEnd,
@@ -30,7 +30,7 @@ from lrs_edge.errors import UsageError
 from lrs_edge.options import SCORING, Prune, SearchMode
 
 SCHEMA_NAME: Final = "lrs-edge/answer"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 #: Regions listed by `evidence`.
 BEST_REGIONS = 5
@@ -44,6 +44,23 @@ Window = Annotated[
     Meta(description="x0, y0, x1, y1 in pixels of the image, from its top left corner"),
 ]
 Polygon = Annotated[Ring, Meta(description="closed ring of [x, y] positions")]
+
+
+class PolygonGeometry(msgspec.Struct, frozen=True, tag_field="type", tag="Polygon"):
+    """GeoJSON geometry of a region in one piece."""
+
+    coordinates: Annotated[tuple[Polygon, ...], Meta(description="exterior ring, then holes")]
+
+
+class MultiPolygonGeometry(msgspec.Struct, frozen=True, tag_field="type", tag="MultiPolygon"):
+    """GeoJSON geometry of a region that was cut at the antimeridian."""
+
+    coordinates: Annotated[
+        tuple[tuple[Polygon, ...], ...], Meta(description="of each piece, as in a Polygon")
+    ]
+
+
+Geometry = PolygonGeometry | MultiPolygonGeometry
 
 
 class ImageFacts(msgspec.Struct, frozen=True):
@@ -75,15 +92,32 @@ class RegionRecord(msgspec.Struct, frozen=True):
     tokens_kept: Annotated[int, Meta(description="how many tokens were", ge=0)]
     polygon: Annotated[Polygon | None, Meta(description="the window in the image's CRS")]
     polygon_wgs84: Annotated[
-        Polygon | None, Meta(description="the window as [longitude, latitude], counter-clockwise")
+        Polygon | None,
+        Meta(
+            description="the window as [longitude, latitude], counter-clockwise; steps from 180 to "
+            "-180 across the antimeridian; null where a part of it has no place in WGS 84"
+        ),
     ]
+    geometry_wgs84: Annotated[
+        Geometry | None,
+        Meta(
+            description="the window as GeoJSON geometry, cut at the antimeridian and closed at the "
+            "poles; null as polygon_wgs84"
+        ),
+    ] = None
+    centre_wgs84: Annotated[
+        tuple[float, float] | None,
+        Meta(
+            description="longitude and latitude of the window's centre, null without such a place"
+        ),
+    ] = None
 
 
 class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of `lrs-edge ask --format json`."""
 
     schema: Literal["lrs-edge/answer"]
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     question: str
     answer: Annotated[str, Meta(description="partial where finish_reason is timeout")]
     finish_reason: Annotated[FinishReason, Meta(description="why the answer ended")]
@@ -145,6 +179,8 @@ def _region(region: Region) -> RegionRecord:
         tokens_kept=region.tokens_kept,
         polygon=_rounded(region.polygon),
         polygon_wgs84=_rounded(region.polygon_wgs84),
+        geometry_wgs84=None if region.geometry_wgs84 is None else geometry(region.geometry_wgs84),
+        centre_wgs84=None if region.centre_wgs84 is None else _rounded_point(region.centre_wgs84),
     )
 
 
@@ -155,7 +191,11 @@ def _rounded_timings(timings: Timings) -> Timings:
 def _rounded(ring: Ring | None) -> Ring | None:
     if ring is None:
         return None
-    return tuple((round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in ring)
+    return tuple(_rounded_point(point) for point in ring)
+
+
+def _rounded_point(point: tuple[float, float]) -> tuple[float, float]:
+    return round(point[0], _DEGREE_DIGITS), round(point[1], _DEGREE_DIGITS)
 
 
 def to_json(answer: Answer, image: ImageFacts) -> str:
@@ -177,65 +217,42 @@ def json_schema() -> str:
 def to_geojson(answer: Answer, image: ImageFacts) -> str:
     """A GeoJSON FeatureCollection (RFC 7946): the regions in WGS 84, the rest as foreign members.
 
+    Regions without a place in WGS 84 are no features; `warnings` counts them.
+
     Raises:
-        UsageError: The image has no georeference that leads to WGS 84.
+        UsageError: The image is not georeferenced.
     """
-    features = [_feature(region) for region in answer.regions if region.polygon_wgs84 is not None]
-    if answer.regions and not features:
-        raise UsageError(no_georeference(image.path))
+    if image.crs is None:
+        raise UsageError(no_geojson(image.path, "it is not georeferenced"))
+    features = [_feature(region) for region in answer.regions if region.geometry_wgs84 is not None]
     members = msgspec.to_builtins(record(answer, image))
     del members["regions"]
     collection = {"type": "FeatureCollection", "features": features, **members}
     return msgspec.json.encode(collection).decode() + "\n"
 
 
-def no_georeference(path: str) -> str:
-    """What to tell a user who asks for GeoJSON of an image without a place."""
-    return f"{path} is not georeferenced, so there is no GeoJSON of it; use --format json"
+def no_geojson(path: str, reason: str) -> str:
+    """What to tell a user who asks for GeoJSON of an image without a place in WGS 84."""
+    return f"there is no GeoJSON of {path}: {reason}; use --format json"
 
 
 def _feature(region: Region) -> dict[str, Any]:
     properties = msgspec.to_builtins(_region(region))
+    shape = properties.pop("geometry_wgs84")
     del properties["polygon"], properties["polygon_wgs84"]
     return {
         "type": "Feature",
         "id": f"{region.level}/{region.row}/{region.col}",
-        "geometry": geometry(region.polygon_wgs84 or ()),
+        "geometry": shape,
         "properties": properties,
     }
 
 
-def geometry(ring: Ring) -> dict[str, Any]:
-    """GeoJSON geometry of a closed ring of (longitude, latitude), exterior counter-clockwise.
-
-    A ring across the antimeridian becomes two polygons, as RFC 7946 section 3.1.9 asks.
-    """
-    # Long edges come in many pieces: only the antimeridian makes one step of half a turn.
-    if all(abs(bx - ax) <= 180 for (ax, _), (bx, _) in pairwise(ring)):
-        return {"type": "Polygon", "coordinates": [_counter_clockwise(ring)]}
-    unrolled = tuple((x + 360 if x < 0 else x, y) for x, y in ring)
-    west = _clip(unrolled, keep_below=True)
-    east = tuple((x - 360, y) for x, y in _clip(unrolled, keep_below=False))
-    halves = [[_counter_clockwise(half)] for half in (west, east) if half]
-    return {"type": "MultiPolygon", "coordinates": halves}
-
-
-def _clip(ring: Ring, *, keep_below: bool) -> Ring:
-    """The part of a closed ring on one side of longitude 180 (Sutherland and Hodgman)."""
-    points: list[tuple[float, float]] = []
-    for (ax, ay), (bx, by) in pairwise(ring):
-        a_inside, b_inside = ((x <= 180) if keep_below else (x >= 180) for x in (ax, bx))
-        if a_inside:
-            points.append((ax, ay))
-        if a_inside != b_inside:
-            points.append((180.0, ay + (by - ay) * (180 - ax) / (bx - ax)))
-    return (*points, points[0]) if points else ()
-
-
-def _counter_clockwise(ring: Ring) -> list[tuple[float, float]]:
-    twice_area = sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairwise(ring))
-    ordered = ring if twice_area >= 0 else ring[::-1]
-    return [(round(x, _DEGREE_DIGITS), round(y, _DEGREE_DIGITS)) for x, y in ordered]
+def geometry(parts: Polygons) -> Geometry:
+    """GeoJSON geometry of polygons as `footprint.polygons` gives them."""
+    if len(parts) == 1:
+        return PolygonGeometry(parts[0])
+    return MultiPolygonGeometry(parts)
 
 
 _CUT = {"timeout": "the time limit was over", "length": "--max-tokens was reached"}
@@ -280,18 +297,9 @@ def _region_line(region: Region) -> str:
         f"  level {region.level}  x {x0:>6}..{x1:<6} y {y0:>6}..{y1:<6} "
         f"score {region.score:.3f}  {_count(region.tokens_kept, 'token')} kept"
     )
-    if region.polygon_wgs84 is not None:
-        line += "  at {1:.6f}, {0:.6f} (lat, lon)".format(*_centre(region.polygon_wgs84))
+    if region.centre_wgs84 is not None:
+        line += "  at {1:.6f}, {0:.6f} (lat, lon)".format(*region.centre_wgs84)
     return line
-
-
-def _centre(ring: Ring) -> tuple[float, float]:
-    """Mean of a ring's points, the antimeridian heeded."""
-    start = ring[0][0]
-    turns = [(x - start + 180) % 360 - 180 for x, _ in ring[:-1]]
-    longitude = start + sum(turns) / len(turns)
-    latitude = sum(y for _, y in ring[:-1]) / len(turns)
-    return ((longitude + 180) % 360 - 180, latitude)
 
 
 def _token_line(tokens: TokenCounts) -> str:

@@ -14,7 +14,13 @@ from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind
 from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import BackendError, BundleError, UsageError
-from lrs_edge.evidence import level_reports, regions, segment_reports, token_counts
+from lrs_edge.evidence import (
+    level_reports,
+    regions,
+    segment_reports,
+    token_counts,
+    unplaced_warning,
+)
 from lrs_edge.memory import peak_memory
 from lrs_edge.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress, ProgressTeller
@@ -321,12 +327,13 @@ class Request:
         result, clock = self._result, self._clock
         assert result is not None
         raster, vision = self._raster, self._stages.vision
+        located = regions(result, self._pyramid, raster.place)
         return Answer(
             text=self._text.strip(),
             question=self._question,
             finish_reason=self._finish,
             search_end=result.end,
-            regions=regions(result, self._pyramid, raster.polygon),
+            regions=located,
             levels=level_reports(result),
             tokens=token_counts(
                 result,
@@ -346,7 +353,7 @@ class Request:
                 total=clock.elapsed,
             ),
             peak_memory=peak_memory(),
-            warnings=tuple(dict.fromkeys(self._warnings)),
+            warnings=tuple(dict.fromkeys((*self._warnings, *unplaced_warning(located)))),
             token_ids=tuple(self._ids),
             model=self._stages.manifest.name,
             policy=self._options.policy,

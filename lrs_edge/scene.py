@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from lrs_edge.answer import Answer
 from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import UsageError, out_of_memory
+from lrs_edge.evidence import can_be_placed
 from lrs_edge.memory import give_back
 from lrs_edge.options import AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress
 from lrs_edge.prompt import PromptTokens
+from lrs_edge.pyramid import build_pyramid
 from lrs_edge.queueing import RequestQueue
 from lrs_edge.request import Caches, Request
 from lrs_edge.stages import Stages
@@ -113,6 +115,20 @@ class Scene:
         prompt = self._open_stages().prompt.tokens(question, chosen.end_str)
         target = None if trace is None else check_target(trace)
         return AnswerStream(self._run(question, prompt, chosen, on_progress, target))
+
+    def can_be_placed(self) -> bool:
+        """Whether a tile that a search may look at has a polygon in WGS 84.
+
+        Cheap, and known before a question is asked: without such a tile, GeoJSON has no features.
+        """
+        manifest, raster = self._open_stages().manifest, self.raster
+        pyramid = build_pyramid(
+            raster.height,
+            raster.width,
+            tile=manifest.vision.tile,
+            base_side=manifest.search.base_side,
+        )
+        return can_be_placed(pyramid, raster.place)
 
     def _run(
         self,

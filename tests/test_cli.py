@@ -23,7 +23,7 @@ from lrs_edge.commands.eval import check_results
 from lrs_edge.cores import available_cores
 from lrs_edge.errors import BackendError, BundleError, ImageError, LrsEdgeError
 from lrs_edge.options import AskOptions
-from tests.test_report import SQUARE, make_answer, make_region
+from tests.test_report import PLACE, make_answer, make_region
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,7 +71,13 @@ class FakeEngine:
     @property
     def raster(self) -> SimpleNamespace:
         gsd = None if self.crs is None else 0.1
-        return SimpleNamespace(info=SimpleNamespace(width=2000, height=1000, crs=self.crs, gsd=gsd))
+        info = SimpleNamespace(width=2000, height=1000, crs=self.crs, gsd=gsd, unlocated=None)
+        if self.crs is None:
+            info.unlocated = "it is not georeferenced"
+        return SimpleNamespace(info=info)
+
+    def can_be_placed(self) -> bool:
+        return True
 
     def stream(
         self,
@@ -135,12 +141,12 @@ def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path
     line += ["--kv-budget", "50", "--timeout", "2.5", "--max-tokens", "5", "--temperature", "0.5"]
     line += ["--top-p", "0.9", "--seed", "3", "--end-str", "Answer with one word."]
     line += ["--bands", "4,3,2", "--range", "-1.5,3000", "--provider", "cpu", "--threads", "2"]
-    line += ["--kv-cache", "int8"]
+    line += ["--kv-cache", "int8", "--crs", "EPSG:32632"]
     assert run([*line, "--no-verify", "--trace", str(trace)]) == 0
     bundle, loaded = engine.calls["load"]
     assert bundle == Path("bundle")
     assert loaded == {"provider": "cpu", "threads": 2, "kv_cache": "int8", "verify": False}
-    shown = {"bands": (4, 3, 2), "value_range": (-1.5, 3000.0)}
+    shown = {"bands": (4, 3, 2), "value_range": (-1.5, 3000.0), "crs": "EPSG:32632"}
     assert engine.calls["open"][1] == {**shown, "timeout": 2.5}
     question, options, traced = engine.calls["stream"]
     assert (question, traced) == ("q", trace)
@@ -193,7 +199,7 @@ def test_geojson_goes_to_the_named_file(
     engine: FakeEngine, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.crs = "EPSG:32632"
-    engine.answer = make_answer(make_region(polygon=SQUARE, polygon_wgs84=SQUARE))
+    engine.answer = make_answer(make_region(**PLACE))
     output = tmp_path / "regions.geojson"
     assert run(["ask", image, "q", "--format", "geojson", "-o", str(output)]) == 0
     assert len(json.loads(output.read_text())["features"]) == 1

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lrs_edge import report
 from lrs_edge.answer import Answer, LevelReport, Region, Timings, TokenCounts
@@ -18,6 +15,12 @@ from lrs_edge.errors import UsageError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SQUARE = ((10.0, 50.0), (10.0, 49.0), (11.0, 49.0), (11.0, 50.0), (10.0, 50.0))
+PLACE = {
+    "polygon": SQUARE,
+    "polygon_wgs84": SQUARE,
+    "geometry_wgs84": ((SQUARE,),),
+    "centre_wgs84": (10.5, 49.5),
+}
 PLACELESS = report.ImageFacts("image.tif", 2000, 1000)
 PLACED = report.ImageFacts("image.tif", 2000, 1000, "EPSG:32632", 0.5)
 
@@ -58,7 +61,7 @@ def test_json_is_one_line_that_the_record_reads_back() -> None:
 def test_json_satisfies_the_documented_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((DOCS / "answer.schema.json").read_text())
-    placed = make_answer(make_region(polygon=SQUARE, polygon_wgs84=SQUARE))
+    placed = make_answer(make_region(**PLACE))
     for answer, image in ((make_answer(), PLACELESS), (placed, PLACED)):
         jsonschema.validate(json.loads(report.to_json(answer, image)), schema)
     with pytest.raises(jsonschema.ValidationError):
@@ -73,7 +76,7 @@ def test_every_field_of_the_json_is_documented() -> None:
 
 
 def test_geojson_has_regions_as_features_and_the_answer_as_members() -> None:
-    region = make_region(polygon=SQUARE, polygon_wgs84=SQUARE)
+    region = make_region(**PLACE)
     collection = json.loads(report.to_geojson(make_answer(region), PLACED))
     assert collection["type"] == "FeatureCollection"
     assert "crs" not in collection
@@ -91,56 +94,23 @@ def test_geojson_of_an_image_without_a_place_is_refused() -> None:
         report.to_geojson(make_answer(), PLACELESS)
 
 
-def test_clockwise_rings_are_turned() -> None:
-    (ring,) = report.geometry(SQUARE[::-1])["coordinates"]
-    assert tuple(ring) == SQUARE
+def test_regions_without_a_place_are_no_features() -> None:
+    unplaced = make_region(row=1, polygon=SQUARE)
+    collection = json.loads(report.to_geojson(make_answer(make_region(**PLACE), unplaced), PLACED))
+    assert [feature["id"] for feature in collection["features"]] == ["1/0/2"]
+    # The answer of a run is never lost to missing places.
+    assert json.loads(report.to_geojson(make_answer(unplaced), PLACED))["features"] == []
 
 
-def test_a_ring_across_the_antimeridian_is_cut() -> None:
-    ring = ((179.0, -16.0), (179.0, -17.0), (-179.0, -17.0), (-179.0, -16.0), (179.0, -16.0))
-    shape = report.geometry(ring)
+def test_several_parts_are_a_multipolygon() -> None:
+    east = tuple((x - 100, y) for x, y in SQUARE)
+    shape = msgspec.to_builtins(report.geometry(((SQUARE,), (east,))))
     assert shape["type"] == "MultiPolygon"
-    west, east = ([x for x, _ in polygon[0]] for polygon in shape["coordinates"])
-    assert (min(west), max(west)) == (179.0, 180.0)
-    assert (min(east), max(east)) == (-180.0, -179.0)
-
-
-def test_a_ring_around_the_world_is_not_cut() -> None:
-    north = [(180.0 - 45 * step, 90.0) for step in range(9)]
-    ring = ((-180.0, -90.0), *((-180.0 + 45 * step, -90.0) for step in range(1, 9)), *north)
-    shape = report.geometry((*ring, ring[0]))
-    assert shape["type"] == "Polygon"
-    assert signed_area(shape["coordinates"][0]) == 360 * 180
-
-
-@given(
-    west=st.floats(-180, 180),
-    width=st.floats(0.001, 170),
-    south=st.floats(-89, 88),
-    height=st.floats(0.001, 1),
-)
-def test_polygons_keep_their_area_and_turn_left(
-    west: float, width: float, south: float, height: float
-) -> None:
-    def wrapped(x: float) -> float:
-        return x - 360 if x > 180 else x
-
-    left, right = west, wrapped(west + width)
-    north = south + height
-    ring = ((left, north), (left, south), (right, south), (right, north), (left, north))
-    shape = report.geometry(ring)
-    polygons = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
-    areas = [signed_area(polygon[0]) for polygon in polygons]
-    assert all(area >= 0 for area in areas)
-    assert sum(areas) == pytest.approx(width * height, rel=1e-3, abs=1e-4)
-
-
-def signed_area(ring: list[tuple[float, float]]) -> float:
-    return sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairwise(ring)) / 2
+    assert shape["coordinates"] == ((SQUARE,), (east,))
 
 
 def test_evidence_lists_kept_regions_counts_and_warnings() -> None:
-    region = make_region(polygon=SQUARE, polygon_wgs84=SQUARE)
+    region = make_region(**PLACE)
     text = report.evidence(make_answer(region, make_region(kept=False)))
     assert "level 1" in text
     assert "49.500000, 10.500000 (lat, lon)" in text
@@ -149,7 +119,6 @@ def test_evidence_lists_kept_regions_counts_and_warnings() -> None:
     assert "1.60 s" in text
 
 
-def test_evidence_of_a_region_on_the_antimeridian_is_there() -> None:
-    ring = ((179.0, 1.0), (179.0, 0.0), (-179.0, 0.0), (-179.0, 1.0), (179.0, 1.0))
-    text = report.evidence(make_answer(make_region(polygon=ring, polygon_wgs84=ring)))
+def test_evidence_of_a_region_without_an_outline_has_its_centre() -> None:
+    text = report.evidence(make_answer(make_region(polygon=SQUARE, centre_wgs84=(-180.0, 0.5))))
     assert "0.500000, -180.000000" in text

@@ -43,6 +43,8 @@ _AROUND = f"{string.whitespace}\ufeff\u00a0\u3000"
 
 EXIT_TIMED_OUT = 6
 
+_NOWHERE = "every tile reaches to where the image's CRS leads to no place on the earth"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -54,6 +56,7 @@ class Request:
     output_format: str
     bands: tuple[int, ...] | None
     value_range: tuple[float, float] | None
+    crs: str | None
     provider: str
     threads: int | None
     kv_cache: str
@@ -153,14 +156,17 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
             request.image,
             bands=request.bands,
             value_range=request.value_range,
+            crs=request.crs,
             timeout=options.timeout,
         )
         with opened as scene:
             info = scene.raster.info
             size = (info.width, info.height)
             facts = report.ImageFacts(str(request.image), *size, info.crs, info.gsd)
-            if request.output_format == "geojson" and info.crs is None:
-                raise UsageError(report.no_georeference(facts.path))
+            if request.output_format == "geojson":
+                reason = info.unlocated or ("" if scene.can_be_placed() else _NOWHERE)
+                if reason:
+                    raise UsageError(report.no_geojson(facts.path, reason))
             stream = scene.stream(
                 question,
                 _less_time(options, clock),

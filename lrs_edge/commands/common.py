@@ -84,6 +84,15 @@ bands_option = click.option(
 )
 
 
+#: Decorator that adds `--crs`.
+crs_option = click.option(
+    "--crs",
+    metavar="CRS",
+    help="Coordinate reference system of the image's position, such as EPSG:32632, where its world "
+    "file or header does not say it.",
+)
+
+
 def printable(text: str) -> str:
     """Text without control characters, so that no file name or answer can steer the terminal."""
     return "".join(

@@ -206,6 +206,7 @@ def _prepare(values: dict[str, Any]) -> tuple[RunSettings, Matcher, Tell]:
         options=question_options(questions, options),
         bands=values["bands"],
         value_range=values["value_range"],
+        crs=values["crs"],
         limit=values["limit"],
         num_chunks=values["num_chunks"],
         chunk=values["chunk"],

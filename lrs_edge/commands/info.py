@@ -9,6 +9,7 @@ import click
 
 from lrs_edge.commands.common import (
     bands_option,
+    crs_option,
     debug_option,
     format_option,
     printable,
@@ -36,10 +37,15 @@ _MANIFEST = "manifest.json"
     help="Show the levels that this model would search; the embedded model when left out.",
 )
 @bands_option
+@crs_option
 @format_option("text", "json")
 @debug_option
 def info(
-    path: Path, bundle: Path | None, bands: tuple[int, ...] | None, output_format: str
+    path: Path,
+    bundle: Path | None,
+    bands: tuple[int, ...] | None,
+    crs: str | None,
+    output_format: str,
 ) -> None:
     """Show what lrs-edge knows about IMAGE or BUNDLE.
 
@@ -49,18 +55,20 @@ def info(
     if path.is_dir() or path.name == _MANIFEST:
         facts = _bundle_facts(path.parent if path.name == _MANIFEST else path)
     else:
-        facts = _image_facts(path, bundle, bands)
+        facts = _image_facts(path, bundle, bands, crs)
     if output_format == "json":
         write_json(facts)
     else:
         write_result(printable("\n".join(_lines(facts))) + "\n", None)
 
 
-def _image_facts(path: Path, bundle: Path | None, bands: tuple[int, ...] | None) -> dict[str, Any]:
+def _image_facts(
+    path: Path, bundle: Path | None, bands: tuple[int, ...] | None, crs: str | None
+) -> dict[str, Any]:
     from lrs_edge.raster import Raster
 
     restrict_image_formats()
-    with Raster.open(path, bands=bands) as raster:
+    with Raster.open(path, bands=bands, crs=crs) as raster:
         facts = _raster_facts(raster.info)
     try:
         model, levels = _levels(facts["height"], facts["width"], bundle)
@@ -83,6 +91,7 @@ def _raster_facts(info: RasterInfo) -> dict[str, Any]:
         "bands": list(info.bands),
         "crs": info.crs,
         "gsd": info.gsd,
+        "centre_wgs84": None if info.centre_wgs84 is None else list(info.centre_wgs84),
         "nodata": info.nodata,
         "has_alpha": info.has_alpha,
         "tiled": info.tiled,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from lrs_edge.commands.common import bands_option, number_list
+from lrs_edge.commands.common import bands_option, crs_option, number_list
 from lrs_edge.cores import available_cores
 from lrs_edge.errors import UsageError
 from lrs_edge.options import AskOptions, Policy, Prune, Resampling, SearchMode
@@ -206,6 +206,7 @@ _IMAGE_OPTIONS = (
         metavar="LO,HI",
         help="Pixel values shown as black and white, in place of the 2 % stretch.",
     ),
+    crs_option,
 )
 
 #: Decorator that adds `-m/--model`; the value is called `bundle`.
@@ -231,7 +232,7 @@ def ask_options(command: Decorated) -> Decorated:
 
 
 def image_options(command: Decorated) -> Decorated:
-    """Decorator that adds `--bands` and `--range`; the values are `bands` and `value_range`."""
+    """Decorator that adds `--bands`, `--range` (`value_range`) and `--crs`."""
     return _decorate(command, _IMAGE_OPTIONS)
 
 

@@ -56,6 +56,7 @@ class RunSettings:
         options: Of every question.
         bands: Bands shown as red, green and blue.
         value_range: Values shown as black and white.
+        crs: Coordinate reference system of images that do not name theirs.
         limit: Ask only the first so many questions of the file.
         num_chunks: Parts that the questions are split into.
         chunk: Which part is asked, from 0.
@@ -70,6 +71,7 @@ class RunSettings:
     options: AskOptions
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+    crs: str | None = None
     limit: int | None = None
     num_chunks: int = 1
     chunk: int = 0
@@ -234,7 +236,9 @@ def _image_results(
 ) -> Iterable[Result]:
     path = settings.images / image
     try:
-        scene = engine.open(path, bands=settings.bands, value_range=settings.value_range)
+        scene = engine.open(
+            path, bands=settings.bands, value_range=settings.value_range, crs=settings.crs
+        )
     except (LrsEdgeError, MemoryError) as error:
         failed = _said(error)
         for question in questions:

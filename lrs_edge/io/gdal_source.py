@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,8 +16,8 @@ from rasterio.windows import Window
 
 from lrs_edge.errors import ImageError
 from lrs_edge.io.gdal_env import CACHE_BYTES, environment, open_dataset, overviews_of
-from lrs_edge.io.georeference import Georeference
 from lrs_edge.io.image_thread import check_stopped
+from lrs_edge.io.locating import locate
 from lrs_edge.io.orientation import read_orientation
 from lrs_edge.io.pages import choose_page
 from lrs_edge.io.references import check_overviews
@@ -180,7 +179,7 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) 
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     compressed = structure.get("COMPRESSION", "NONE").upper() != "NONE"
     overviews = dataset.overviews(1)
-    georeference, notes = _georeference(dataset)
+    located = locate(dataset)
     return Header(
         driver=dataset.driver,
         height=dataset.height,
@@ -205,8 +204,9 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) 
         block_shape=(int(block[0]), int(block[1])),
         block_bytes=_block_bytes(dataset),
         overviews=tuple(int(factor) for factor in overviews),
-        georeference=georeference,
-        warnings=notes,
+        georeference=located.georeference,
+        affine=located.affine,
+        unlocated=located.unlocated,
     )
 
 
@@ -272,18 +272,3 @@ def _palette(dataset: DatasetReader) -> NDArray[np.uint8] | None:
     for index, colour in entries.items():
         palette[index] = colour
     return palette
-
-
-def _georeference(dataset: DatasetReader) -> tuple[Georeference | None, tuple[str, ...]]:
-    affine = tuple(float(value) for value in tuple(dataset.transform)[:6])
-    if dataset.crs and affine != (1, 0, 0, 0, 1, 0) and all(map(math.isfinite, affine)):
-        a, b, c, d, e, f = affine
-        if a * e - b * d != 0:
-            return Georeference(dataset.crs, (a, b, c, d, e, f)), ()
-    kind = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.rpcs else ""
-    if not kind:
-        return None, ()
-    return None, (
-        f"the image is georeferenced by {kind} only, which are ignored: regions have no "
-        "coordinates (gdalwarp makes an image that has them)",
-    )

@@ -56,6 +56,8 @@ class Header:
         block_bytes: Memory that decoding one block takes.
         overviews: Decimation factors, ascending.
         georeference: CRS and transform, or None.
+        affine: Transform from pixels to x and y where the file has a usable one, else None.
+        unlocated: Why there is no georeference; empty where nothing tells.
         warnings: What a reader of the answer should know.
         backwards: Whether rows, and columns, are better read from the last to the first.
     """
@@ -82,6 +84,8 @@ class Header:
     block_bytes: int = 0
     overviews: tuple[int, ...] = ()
     georeference: Georeference | None = None
+    affine: tuple[float, float, float, float, float, float] | None = None
+    unlocated: str = ""
     warnings: tuple[str, ...] = ()
     backwards: tuple[bool, bool] = (False, False)
 
