@@ -7,6 +7,11 @@ from dataclasses import replace
 
 from lrs_edge.errors import ExportError
 from lrs_edge.export.checkpoint import Checkpoint, Settings
+from lrs_edge.export.decoder_fields import (
+    require_plain_decoder,
+    require_plain_generation,
+    rope_theta,
+)
 from lrs_edge.export.stages import DecoderConfig, DecoderStage, Model, Repetition
 from lrs_edge.export.tensors import Scoped
 
@@ -16,9 +21,6 @@ MAX_WIDTH = 1 << 17
 MAX_HEADS = 1024
 MAX_TOKENS = 1 << 20
 MAX_TILE = 4096
-
-#: RoPE bases seen in practice lie between 1e4 and 1e8.
-_THETA_BOUNDS = (1.0, 1e12)
 
 _PRUNER = "model.mm_projector.token_pruner."
 
@@ -70,12 +72,10 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
         raise config.wrong("num_attention_heads", f"must divide hidden_size {hidden}")
     if head_dim % 8:
         raise config.wrong("head_dim", f"must be a multiple of 8, heads here have {head_dim}")
-    if config.text("hidden_act", "silu") != "silu":
-        raise config.wrong("hidden_act", "must be silu")
-    if config.values.get("rope_scaling") is not None:
-        raise config.wrong("rope_scaling", "must be null: scaled RoPE is not supported")
-    if config.flag("use_sliding_window"):
-        raise config.wrong("use_sliding_window", "must be false: attention windows do not fit here")
+    for name in ("hidden_act", "hidden_activation"):
+        if config.text(name, "silu") not in ("silu", "swish"):
+            raise config.wrong(name, "must be silu")
+    require_plain_decoder(config)
     return DecoderConfig(
         layers=config.integer("num_hidden_layers", 1, MAX_LAYERS),
         hidden=hidden,
@@ -84,7 +84,7 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
         head_dim=head_dim,
         intermediate=config.integer("intermediate_size", 1, MAX_WIDTH),
         eps=config.number("rms_norm_eps", 0.0, 1.0),
-        theta=config.number("rope_theta", *_THETA_BOUNDS, default=10000.0),
+        theta=rope_theta(config),
         qkv_bias=qkv_bias,
     )
 
@@ -125,6 +125,7 @@ def repetition(config: Settings, generation: Settings, vocabulary: int) -> Repet
     Prompts given as embeddings make transformers 4.37 start its list of ids with BOS, which is then
     penalised from the first token on.
     """
+    require_plain_generation(generation)
     penalty = generation.number("repetition_penalty", 0.01, 100.0, default=1.0)
     source = generation if generation.integers("bos_token_id") else config
     starts = [token for token in source.integers("bos_token_id")[:1] if 0 <= token < vocabulary]

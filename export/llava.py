@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lrs_edge.errors import ExportError
 from lrs_edge.export.checkpoint import Checkpoint, Settings, download, is_hub_name
+from lrs_edge.export.decoder_fields import require_values
 from lrs_edge.export.families import (
     MAX_HEADS,
     MAX_LAYERS,
@@ -40,6 +42,15 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+#: Ways to build the prompt and to cut images that other checkpoints of this code base have.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("slice",),
+    "mm_use_im_start_end": (False,),
+    "s2": (False,),
+    "concat_global_img_feature": (True,),
+    "llm_use_last_text": (True,),
+}
 
 _PROJECTOR = "mlp2x_gelu_after_distillpruner"
 
@@ -83,6 +94,8 @@ def read_llava(
         raise config.wrong("mm_projector_type", f"must be {_PROJECTOR}")
     if config.text("mm_spatial_pool_mode", "bilinear") != "bilinear":
         raise config.wrong("mm_spatial_pool_mode", "must be bilinear")
+    require_values(config, _ONLY)
+    _check_bos(checkpoint.side_file("tokenizer_config.json"), template)
     weights, tower = checkpoint.tensors(), find_tower(checkpoint, vision_tower)
     decoder = decoder_config(config, qkv_bias=qkv_bias)
     inner = Scoped(weights, "model.")
@@ -119,6 +132,14 @@ def read_llava(
     )
 
 
+def _check_bos(settings: Settings, template: Template) -> None:
+    """Refuse a tokenizer that begins or ends texts otherwise than the template says."""
+    for key, wanted in (("add_bos_token", template.bos), ("add_eos_token", False)):
+        value = settings.values.get(key)
+        if value is not None and value is not wanted:
+            raise settings.wrong(key, f"must be {str(wanted).lower()} or absent in this family")
+
+
 def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> VisionStage:
     # As in the authors' loader, the checkpoint's own copy counts only if it was trained.
     if config.flag("unfreeze_mm_vision_tower"):
@@ -134,6 +155,9 @@ def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> Vis
     if tower.grid % _LOCAL_POOL:
         raise ExportError(f"{folder}: {tower.grid} patches along a side cannot be halved")
     processor = Settings.load_optional(folder / "preprocessor_config.json")
+    require_values(processor, {"do_normalize": (True,), "do_rescale": (True,)})
+    if abs(processor.number("rescale_factor", 0.0, 1.0, default=1 / 255) - 1 / 255) > 1e-6:
+        raise processor.wrong("rescale_factor", "must be 1/255")
     return VisionStage(
         tower=tower,
         projector=Scoped(weights, "model.mm_projector.mlp_projector."),
@@ -200,7 +224,9 @@ def clip_tower(settings: Settings, tensors: Scoped, config: Settings) -> ClipTow
     side = settings.integer("image_size", 1, MAX_TILE, default=224)
     if hidden % heads or side % patch:
         raise ExportError(f"{settings.path}: heads or patches do not divide their sizes")
-    select = config.integer("mm_vision_select_layer", -layers - 1, layers, default=-2)
+    if settings.integer("num_channels", 1, 16, default=3) != 3:
+        raise settings.wrong("num_channels", "must be 3")
+    select = config.integer("mm_vision_select_layer", -layers - 1, layers)
     activation = settings.text("hidden_act", "quick_gelu")
     if activation not in _ACTIVATIONS:
         raise settings.wrong("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")

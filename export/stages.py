@@ -74,6 +74,8 @@ class DecoderStage:
             shapes |= _attention_shapes(self.config, self.config.layers, ("q", "k"))
         self.tensors.require(shapes, what)
         self._refuse_more_layers(what)
+        known = {name.split(".", 2)[2] for name in _layer_shapes(self.config, 0)}
+        _refuse_others(self.tensors, r"layers\.\d+\.", known, what)
 
     def _refuse_more_layers(self, what: str) -> None:
         """A config that names fewer layers than there are would export a model that is cut off."""
@@ -161,6 +163,9 @@ class ClipTower:
             shapes |= _affine(f"{prefix}.mlp.fc1", (wide, hidden))
             shapes |= _affine(f"{prefix}.mlp.fc2", (hidden, wide))
         self.tensors.require(shapes, "vision tower")
+        first = "encoder.layers.0."
+        known = {name.removeprefix(first) for name in shapes if name.startswith(first)}
+        _refuse_others(self.tensors, r"encoder\.layers\.\d+\.", known, "vision tower")
 
     def check_next_layer(self) -> None:
         """Check what the attention of the layer behind the last needs. Raises ExportError."""
@@ -247,6 +252,28 @@ def same_padding(kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+def _refuse_others(tensors: Scoped, prefix: str, known: set[str], what: str) -> None:
+    """Refuse tensors that the graph would leave out, such as biases that no config names.
+
+    Args:
+        tensors: Of the part.
+        prefix: Expression for what stands before the names.
+        known: Names that are read.
+        what: Names the part in the message.
+
+    Raises:
+        ExportError: There are others. Tables that are computed anew are none.
+    """
+    for name in tensors.names():
+        found = re.match(prefix, name)
+        rest = name[found.end() :] if found else ""
+        if found and rest not in known and not rest.endswith("rotary_emb.inv_freq"):
+            raise ExportError(
+                f"{what}: the checkpoint has {tensors.prefix}{name}, which the exported model "
+                "would leave out; its architecture, or a field of config.json, is not supported"
+            )
+
+
 def _affine(name: str, shape: tuple[int, ...]) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
@@ -285,6 +312,7 @@ class VisionStage:
         self.tower.check()
         shapes = _affine("0", (self.hidden, self.width)) | _affine("2", (self.hidden, self.hidden))
         self.projector.require(shapes, "projector")
+        _refuse_others(self.projector, "", set(shapes), "projector")
 
 
 @dataclass(frozen=True)

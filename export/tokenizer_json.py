@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from lrs_edge.bundle_tokenizer import check_tokenizer
 from lrs_edge.errors import ExportError
 from lrs_edge.export.checkpoint import Settings, read_json
 
@@ -61,9 +62,10 @@ def copied(path: Path) -> TokenizerFile:
     """A checkpoint's own tokenizer.json, byte for byte.
 
     Raises:
-        ExportError: It is not readable.
+        ExportError: It is not readable, or has parts that a bundle may not hold.
     """
     try:
+        check_tokenizer(path)
         text = path.read_bytes().decode()
         return TokenizerFile(text, Tokenizer.from_str(text))
     # tokenizers raises bare Exception for every kind of bad file.
@@ -118,6 +120,14 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     for (place, _), token in zip(entries, added, strict=True):
         if tokenizer.token_to_id(token.content) != place:
             raise ExportError(f"{settings.path}: token {token.content!r} cannot have id {place}")
+    older = Settings.load_optional(folder / "added_tokens.json")
+    for content, place in older.values.items():
+        if tokenizer.token_to_id(content) != place:
+            raise ExportError(
+                f"{older.path}: token {content!r} has id {place!r} there, but is not listed so in "
+                "tokenizer_config.json (added_tokens_decoder); save the tokenizer again with a "
+                "newer transformers"
+            )
 
 
 def from_sentencepiece(path: Path) -> TokenizerFile:
