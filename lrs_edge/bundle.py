@@ -299,8 +299,15 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+#: Files of embeddings up to this size in bytes are read as a whole when the bundle is loaded.
+HELD_BYTES = 16 << 20
+
+
 class Embeddings:
-    """Token embeddings, looked up row by row in a memory-mapped safetensors file.
+    """Token embeddings: held in memory where they are small, else in a memory-mapped file.
+
+    A mapped file that is shortened in place while it is used ends the process (SIGBUS); one that is
+    replaced does no harm.
 
     Args:
         path: File with `embed_tokens` [V, D] and `image_newline` [D]; with positions, also
@@ -317,14 +324,16 @@ class Embeddings:
         names = (POSITION_ROWS, POSITION_COLS) if positions else ()
         try:
             self._file: Any = safe_open(str(path), framework="numpy")
-            self._rows = self._file.get_slice(EMBED_TOKENS)
+            small = path.stat().st_size <= HELD_BYTES
+            read = self._file.get_tensor if small else self._file.get_slice
+            self._rows: Any = read(EMBED_TOKENS)
             newline = self._file.get_tensor(IMAGE_NEWLINE)
             tables = [self._file.get_tensor(name).astype(np.float32) for name in names]
         except (OSError, SafetensorError) as error:
             raise BundleError(
                 f"{path} cannot be read ({error}); export the bundle again"
             ) from error
-        shape = tuple(self._rows.get_shape())
+        shape = tuple(self._rows.shape if small else self._rows.get_shape())
         if shape != (vocabulary, hidden) or newline.shape != (hidden,):
             raise BundleError(
                 f"{path} holds embeddings {shape} and a newline {newline.shape}, the manifest says "

@@ -68,6 +68,28 @@ def test_errors_that_mean_no_memory(error: Exception | None, means: bool) -> Non
     assert means_no_memory(error) == means
 
 
+SHORTENED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from lrs_edge.bundle import Embeddings
+path = Path(sys.argv[1])
+rows = np.arange(4000 * 8, dtype=np.float32).reshape(4000, 8)
+save_file({"embed_tokens": rows, "image_newline": rows[0]}, path)
+table = Embeddings(path, 8, 4000)
+os.truncate(path, 0)
+ids = np.array([0, 1999, 3999])
+assert np.array_equal(table.lookup(ids), rows[ids])
+"""
+
+
+def test_a_file_of_embeddings_that_is_shortened_ends_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SHORTENED, str(tmp_path / "e.safetensors")]
+    done = subprocess.run(command, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0
+
+
 WAITING = """
 import tempfile, time
 from pathlib import Path
