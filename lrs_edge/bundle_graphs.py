@@ -58,7 +58,9 @@ _OPERATORS = {
             *("Unsqueeze",),
         )
     ),
-    "com.microsoft": frozenset(("GroupQueryAttention", "MatMulNBits", "DynamicQuantizeMatMul")),
+    "com.microsoft": frozenset(
+        ("GroupQueryAttention", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+    ),
 }
 
 #: Bits of one element, by TensorProto.DataType.

@@ -500,6 +500,7 @@ _FUNCTIONS: dict[str, Callable[[Node, Sequence[Value]], list[Value]]] = {
     "MatMul": _matmul,
     "MatMulInteger": _matmul,
     "DynamicQuantizeMatMul": _matmul,
+    "MatMulIntegerToFloat": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,
     "ConvInteger": _conv,
@@ -530,6 +531,7 @@ def _attention_cost(_node: Node, inputs: Sequence[Value], made: Value) -> int:
 
 _PRODUCTS: dict[str, _Cost] = {
     **dict.fromkeys(("MatMul", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"), _inner),
+    "MatMulIntegerToFloat": _inner,
     "Gemm": _gemm_cost,
     "Conv": _conv_cost,
     "ConvInteger": _conv_cost,

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
 
-from lrs_edge.export import weight_file
+import lrs_edge
+from lrs_edge.export import ExportOptions, Precisions, export_bundle, weight_file
 from lrs_edge.export.checkpoint import find_checkpoint
 from lrs_edge.export.decoder_graph import LanguageHead, write_llm
 from lrs_edge.export.families import read_model
@@ -125,3 +126,15 @@ def test_tokens_decoded_alone_or_together_agree(graph: Path) -> None:
     for place in range(12):
         alone = session.run(embeds[place : place + 1])
     assert np.abs(alone - together).max() < 0.1 * np.abs(together).max()
+
+
+def test_bundles_in_int8_are_loaded(tmp_path: Path) -> None:
+    """Every operator of such a graph is one that bundles may use."""
+    checkpoint = write_qwen(tmp_path / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_file, "MIN_QUANTIZED", 1)
+        options = ExportOptions(precisions=Precisions.all("int8-dynamic"), parity=False)
+        export_bundle(str(checkpoint), tmp_path / "bundle", options)
+    with lrs_edge.load(tmp_path / "bundle", provider="cpu") as engine:
+        assert engine.manifest.exact_integers
+        assert engine._loaded().warnings == ()
