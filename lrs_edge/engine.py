@@ -10,6 +10,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.backends.metered import Meter
@@ -25,6 +26,10 @@ from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
 from lrs_edge.queueing import RequestQueue
 from lrs_edge.scene import Scene
 from lrs_edge.stages import Stages, load_stages
+
+if TYPE_CHECKING:
+    from lrs_edge.io.appearance import Transparency
+    from lrs_edge.raster import Orientation
 
 #: Room for tokens of tiles, in bytes: 130 tiles of a 7B model, 2,900 of the embedded one.
 FEATURE_CACHE_BYTES = 256 << 20
@@ -98,6 +103,9 @@ class Engine:
         bands: Sequence[int] | None = None,
         value_range: tuple[float, float] | None = None,
         crs: str | None = None,
+        transparency: Transparency = "auto",
+        orientation: Orientation = "exif",
+        page: int | None = None,
         timeout: float | None = None,
     ) -> Scene:
         """Open an image; cheap, nothing is encoded yet.
@@ -108,6 +116,11 @@ class Engine:
             value_range: Values shown as black and as white, instead of a stretch.
             crs: Coordinate reference system, such as `EPSG:32632`, of an image that has a position
                 but does not name it.
+            transparency: What hides pixels: `auto` (alpha, masks and nodata, but no band marked as
+                alpha that holds data), `apply` (that one too) or `ignore` (nothing).
+            orientation: `exif` turns photographs as their files ask; `stored`, which parity with
+                the authors' code needs, does not.
+            page: Which image of a TIFF that holds several, from 1; None for the largest.
             timeout: Seconds that looking at the file may take, None for no limit.
 
         Raises:
@@ -118,7 +131,16 @@ class Engine:
 
         stages = self._loaded()
         stop = None if timeout is None else Clock(timeout).expired
-        raster = Raster.open(path, bands=bands, value_range=value_range, crs=crs, stop=stop)
+        raster = Raster.open(
+            path,
+            bands=bands,
+            value_range=value_range,
+            crs=crs,
+            transparency=transparency,
+            orientation=orientation,
+            page=page,
+            stop=stop,
+        )
         scene = Scene(raster, stages, self._queue, self._pool)
         self._scenes.add(scene)
         return scene

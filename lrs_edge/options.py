@@ -140,6 +140,16 @@ class AskOptions:
             raise UsageError("fastv cuts once; name one layer, or use --prune pdrop")
 
 
+def view_for(policy: Policy, view: Mapping[str, Any]) -> dict[str, Any]:
+    """How an image is opened for questions of one policy.
+
+    Args:
+        policy: Of the questions. The authors' code does not turn photographs.
+        view: What was asked for: `transparency`, `orientation`, `page` of `Engine.open`.
+    """
+    return {"orientation": "stored", **view} if policy == "reference" else dict(view)
+
+
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         listed = [repr(choice) for choice in known]

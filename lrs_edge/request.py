@@ -123,6 +123,11 @@ class Request:
         self._trace = trace
         self._clock = Clock(options.timeout)
         self._warnings = [*stages.warnings, *raster.warnings]
+        if options.policy == "reference" and raster.info.orientation != 1:
+            self._warnings.append(
+                "the image was turned by its EXIF orientation, which the authors' code does not "
+                "do; open it with orientation 'stored' for the reference policy"
+            )
         self._plan = self._plan_pruning()
         self._pyramid = self._build_pyramid()
         self._progress = ProgressTeller(on_progress, len(self._pyramid.levels))

@@ -504,3 +504,16 @@ def test_results_that_cannot_be_written_are_refused_first(tmp_path: Path, name: 
     assert refused.value.exit_code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "questions"]
     check_results(tmp_path / ("x" * 255), tmp_path / "questions")
+
+
+def test_how_the_image_is_shown_reaches_the_engine(engine: FakeEngine, image: str) -> None:
+    line = ["ask", image, "q", "--transparency", "ignore", "--orientation", "exif", "--page", "2"]
+    given = {"transparency": "ignore", "orientation": "exif", "page": 2}
+    rest = {"bands": None, "value_range": None, "crs": None, "timeout": None}
+    assert run([*line, "--policy", "reference"]) == 0
+    assert engine.calls["open"][1] == {**rest, **given}
+    assert run(["ask", image, "q"]) == 0
+    assert engine.calls["open"][1] == rest
+    # The authors' code does not turn photographs.
+    assert run(["ask", image, "q", "--policy", "reference"]) == 0
+    assert engine.calls["open"][1] == {**rest, "orientation": "stored"}

@@ -17,6 +17,7 @@ from lrs_edge.commands.common import (
     format_option,
     printable,
     restrict_image_formats,
+    take_view,
     write_result,
 )
 from lrs_edge.commands.search_options import (
@@ -28,6 +29,7 @@ from lrs_edge.commands.search_options import (
     take_ask_options,
 )
 from lrs_edge.errors import UsageError
+from lrs_edge.options import view_for
 
 if TYPE_CHECKING:
     from lrs_edge.answer import Answer
@@ -57,6 +59,7 @@ class Request:
     bands: tuple[int, ...] | None
     value_range: tuple[float, float] | None
     crs: str | None
+    view: dict[str, Any]
     provider: str
     threads: int | None
     kv_cache: str
@@ -106,7 +109,8 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
     if values["output"] == Path("-"):
         values["output"] = None
     options = take_ask_options(values)
-    request = Request(**values)
+    view = view_for(options.policy, take_view(values))
+    request = Request(**values, view=view)
     check_value_range(request.value_range)
     check_output(request.output, request.image)
     check_output(request.trace, request.image)
@@ -158,6 +162,7 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
             value_range=request.value_range,
             crs=request.crs,
             timeout=options.timeout,
+            **request.view,
         )
         with opened as scene:
             info = scene.raster.info

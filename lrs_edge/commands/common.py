@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -91,6 +91,35 @@ crs_option = click.option(
     help="Coordinate reference system of the image's position, such as EPSG:32632, where its world "
     "file or header does not say it.",
 )
+
+#: Decorators that add `--transparency`, `--orientation` and `--page`; None where not given.
+view_options = (
+    click.option(
+        "--transparency",
+        type=click.Choice(["auto", "apply", "ignore"]),
+        help="What hides pixels. auto (default): alpha, masks and nodata, but no band marked as "
+        "alpha that holds data; apply: that one too; ignore: nothing.",
+    ),
+    click.option(
+        "--orientation",
+        type=click.Choice(["exif", "stored"]),
+        help="exif turns photographs as their files ask; stored does not. Default: exif; "
+        "under --policy reference, stored.",
+    ),
+    click.option(
+        "--page",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Which image of a TIFF that holds several, from 1; default: the largest.",
+    ),
+)
+VIEW_NAMES = ("transparency", "orientation", "page")
+
+
+def take_view(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove the values of `view_options` from a command's values; those that were given."""
+    taken = {name: values.pop(name) for name in VIEW_NAMES}
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def printable(text: str) -> str:

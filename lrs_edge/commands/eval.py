@@ -17,6 +17,7 @@ from lrs_edge.commands.common import (
     one_line,
     printable,
     restrict_image_formats,
+    take_view,
     write_result,
 )
 from lrs_edge.commands.search_options import (
@@ -207,6 +208,7 @@ def _prepare(values: dict[str, Any]) -> tuple[RunSettings, Matcher, Tell]:
         bands=values["bands"],
         value_range=values["value_range"],
         crs=values["crs"],
+        view=take_view(values),
         limit=values["limit"],
         num_chunks=values["num_chunks"],
         chunk=values["chunk"],

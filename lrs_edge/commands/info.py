@@ -14,6 +14,8 @@ from lrs_edge.commands.common import (
     format_option,
     printable,
     restrict_image_formats,
+    take_view,
+    view_options,
     write_json,
     write_result,
 )
@@ -38,6 +40,9 @@ _MANIFEST = "manifest.json"
 )
 @bands_option
 @crs_option
+@view_options[0]
+@view_options[1]
+@view_options[2]
 @format_option("text", "json")
 @debug_option
 def info(
@@ -46,6 +51,7 @@ def info(
     bands: tuple[int, ...] | None,
     crs: str | None,
     output_format: str,
+    **view: Any,
 ) -> None:
     """Show what lrs-edge knows about IMAGE or BUNDLE.
 
@@ -55,7 +61,7 @@ def info(
     if path.is_dir() or path.name == _MANIFEST:
         facts = _bundle_facts(path.parent if path.name == _MANIFEST else path)
     else:
-        facts = _image_facts(path, bundle, bands, crs)
+        facts = _image_facts(path, bundle, bands, crs, take_view(view))
     if output_format == "json":
         write_json(facts)
     else:
@@ -63,12 +69,16 @@ def info(
 
 
 def _image_facts(
-    path: Path, bundle: Path | None, bands: tuple[int, ...] | None, crs: str | None
+    path: Path,
+    bundle: Path | None,
+    bands: tuple[int, ...] | None,
+    crs: str | None,
+    view: dict[str, Any],
 ) -> dict[str, Any]:
     from lrs_edge.raster import Raster
 
     restrict_image_formats()
-    with Raster.open(path, bands=bands, crs=crs) as raster:
+    with Raster.open(path, bands=bands, crs=crs, **view) as raster:
         facts = _raster_facts(raster.info)
     try:
         model, levels = _levels(facts["height"], facts["width"], bundle)
@@ -94,6 +104,8 @@ def _raster_facts(info: RasterInfo) -> dict[str, Any]:
         "centre_wgs84": None if info.centre_wgs84 is None else list(info.centre_wgs84),
         "nodata": info.nodata,
         "has_alpha": info.has_alpha,
+        "orientation": info.orientation,
+        "page": info.page,
         "tiled": info.tiled,
         "block_shape": list(info.block_shape),
         "overviews": list(info.overviews),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from lrs_edge.commands.common import bands_option, crs_option, number_list
+from lrs_edge.commands.common import bands_option, crs_option, number_list, view_options
 from lrs_edge.cores import available_cores
 from lrs_edge.errors import UsageError
 from lrs_edge.options import AskOptions, Policy, Prune, Resampling, SearchMode
@@ -207,6 +207,7 @@ _IMAGE_OPTIONS = (
         help="Pixel values shown as black and white, in place of the 2 % stretch.",
     ),
     crs_option,
+    *view_options,
 )
 
 #: Decorator that adds `-m/--model`; the value is called `bundle`.
@@ -232,7 +233,7 @@ def ask_options(command: Decorated) -> Decorated:
 
 
 def image_options(command: Decorated) -> Decorated:
-    """Decorator that adds `--bands`, `--range` (`value_range`) and `--crs`."""
+    """Decorator that adds `--bands`, `--range` (`value_range`), `--crs` and `view_options`."""
     return _decorate(command, _IMAGE_OPTIONS)
 
 

@@ -59,6 +59,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         options: Of every question (`AskOptions` by name).
         bands: Bands shown as red, green and blue; None for the usual.
         value_range: Values shown as black and white; None for a stretch.
+        view: Other choices of how images are shown that were made; None for none.
         num_chunks: Parts that the questions were split into.
         chunk: Which of them this file answers, from 0.
     """
@@ -74,6 +75,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+    view: dict[str, Any] | None = None
     num_chunks: int = 1
     chunk: int = 0
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from lrs_edge import __version__
 from lrs_edge.answer import Answer, Timings
@@ -36,7 +37,7 @@ from lrs_edge.evaluation.results import (
     ResultsWriter,
     Work,
 )
-from lrs_edge.options import INSIDE, AskOptions
+from lrs_edge.options import INSIDE, AskOptions, view_for
 from lrs_edge.pruning.inside import plan_pruning
 from lrs_edge.scene import Scene
 
@@ -57,6 +58,7 @@ class RunSettings:
         bands: Bands shown as red, green and blue.
         value_range: Values shown as black and white.
         crs: Coordinate reference system of images that do not name theirs.
+        view: Further choices of how images are shown, for `Engine.open`.
         limit: Ask only the first so many questions of the file.
         num_chunks: Parts that the questions are split into.
         chunk: Which part is asked, from 0.
@@ -72,6 +74,7 @@ class RunSettings:
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
     crs: str | None = None
+    view: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     num_chunks: int = 1
     chunk: int = 0
@@ -129,6 +132,7 @@ def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> H
         options=_plain(asdict(settings.options)),
         bands=settings.bands,
         value_range=settings.value_range,
+        view=dict(settings.view) or None,
         num_chunks=settings.num_chunks,
         chunk=settings.chunk,
     )
@@ -236,8 +240,13 @@ def _image_results(
 ) -> Iterable[Result]:
     path = settings.images / image
     try:
+        view = view_for(settings.options.policy, settings.view)
         scene = engine.open(
-            path, bands=settings.bands, value_range=settings.value_range, crs=settings.crs
+            path,
+            bands=settings.bands,
+            value_range=settings.value_range,
+            crs=settings.crs,
+            **view,
         )
     except (LrsEdgeError, MemoryError) as error:
         failed = _said(error)
