@@ -12,6 +12,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import rasterio
@@ -69,12 +70,11 @@ def restrict_drivers() -> int:
         os.environ.pop(name, None)
     with rasterio.Env(session=DummySession()):
         pass  # registers them
-    try:
-        gdal = ctypes.CDLL(rasterio._env.__file__)
-        count, get = gdal.GDALGetDriverCount, gdal.GDALGetDriver
-        name_of, deregister = gdal.GDALGetDriverShortName, gdal.GDALDeregisterDriver
-    except (OSError, AttributeError):
+    gdal = _gdal()
+    if gdal is None:
         return 0
+    count, get = gdal.GDALGetDriverCount, gdal.GDALGetDriver
+    name_of, deregister = gdal.GDALGetDriverShortName, gdal.GDALDeregisterDriver
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_int]
     name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     deregister.restype, deregister.argtypes = None, [ctypes.c_void_p]
@@ -132,8 +132,38 @@ def environment(path: Path, doing: str, **options: str | int) -> Iterator[None]:
         ImageError: Whatever GDAL, rasterio or the file system raised inside.
     """
     # A dummy session: the default one would import boto3 where AWS keys are in the environment.
-    with image_errors(path, doing), rasterio.Env(session=DummySession(), **(_OPTIONS | options)):
+    settings = rasterio.Env(session=DummySession(), **(_OPTIONS | options))
+    with image_errors(path, doing), settings, _quiet():
         yield
+
+
+@cache
+def _gdal() -> ctypes.CDLL | None:
+    """The GDAL that rasterio has loaded; None where its functions cannot be found (Windows)."""
+    try:
+        library = ctypes.CDLL(rasterio._env.__file__)
+        library.CPLPushErrorHandler.argtypes = [ctypes.c_void_p]
+        library.GDALDeregisterDriver.argtypes = [ctypes.c_void_p]
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors inside are raised, not logged too, in this thread.
+
+    rasterio's logging of them prints a traceback of its own where a message is not UTF-8.
+    """
+    gdal = _gdal()
+    if gdal is None:
+        yield
+        return
+    gdal.CPLPushErrorHandler(ctypes.cast(gdal.CPLQuietErrorHandler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        gdal.CPLPopErrorHandler()
 
 
 @contextmanager
