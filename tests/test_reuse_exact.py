@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import Engine
 from lrs_edge.cache import TokenKind, make_tokens
+from tests.test_engine import picture
 
 CHUNK = 8
 PREFIX = 11
@@ -62,3 +64,52 @@ def sequence(
     kinds[:PREFIX], kinds[PREFIX + shown :] = TokenKind.GLOBAL, TokenKind.QUESTION
     tokens = make_tokens(np.arange(len(whole), dtype=np.int64), kinds)
     return whole, tokens, [PREFIX, PREFIX + shown, len(whole)]
+
+
+#: A strip of one column of tiles: a few of them are where the whole level begins.
+STRIP = (300, 2400)
+BUDGETS = (None, 6, 4, 3)
+QUESTIONS = ("What is this?", "Is there a river?")
+
+
+@pytest.fixture(scope="module")
+def strip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return picture(tmp_path_factory.mktemp("strip") / "strip.png", *STRIP)
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine, strip: Path) -> dict[tuple[str, int | None], dict]:
+    found = {}
+    for question in QUESTIONS:
+        for budget in BUDGETS:
+            with engine.open(strip) as scene:
+                found[question, budget] = scores(scene, question, budget)
+    assert len({len(regions) for regions in found.values()}) > 2
+    return found
+
+
+ORDERS = st.lists(
+    st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(BUDGETS)), min_size=2, max_size=4
+)
+
+
+@settings(deadline=None, max_examples=3, derandomize=True)
+@given(ORDERS)
+@example([(QUESTIONS[0], budget) for budget in BUDGETS])
+@example([(QUESTIONS[1], budget) for budget in reversed(BUDGETS)])
+def test_any_order_of_questions_and_budgets_gives_the_numbers_of_a_fresh_scene(
+    engine: Engine,
+    strip: Path,
+    alone: dict[tuple[str, int | None], dict],
+    order: list[tuple[str, int | None]],
+) -> None:
+    with engine.open(strip) as scene:
+        for question, budget in order:
+            assert scores(scene, question, budget) == alone[question, budget]
+
+
+def scores(scene: lrs_edge.Scene, question: str, budget: int | None) -> dict[object, object]:
+    """All that an answer says of its regions, and the text, exactly."""
+    answer = scene.ask(question, max_tiles=budget, max_tokens=3)
+    regions = {(r.level, r.row, r.col): (r.score, r.tokens_kept) for r in answer.regions}
+    return {**regions, "text": answer.token_ids}
