@@ -199,6 +199,18 @@ def test_numbers_that_fit_nothing(folder: Path, inside: str, dtype: str) -> None
         read_all(path)
 
 
+def test_values_below_a_colour_table_are_hidden(folder: Path, recwarn: Any) -> None:
+    path = recipe(folder)
+    table = "<ColorInterp>Palette</ColorInterp><ColorTable><Entry c1='9' c2='9' c3='9' c4='255'/>"
+    text = path.read_text().replace('"Byte"', '"Int16"').replace("SimpleSource", "ComplexSource")
+    shift = "<ScaleOffset>-300</ScaleOffset><ScaleRatio>1</ScaleRatio></ComplexSource>"
+    text = text.replace("<ComplexSource>", table + "</ColorTable><ComplexSource>")
+    path.write_text(text.replace("</ComplexSource>", shift))
+    with Raster.open(path) as raster:
+        assert not raster.read((64, 64), LevelWindow(0, 0, 64, 64)).any()
+    assert not recwarn.list
+
+
 def test_a_complex_alpha_band(folder: Path) -> None:
     path = recipe(folder)
     band = path.read_text().split("<VRTRasterBand")[1].split("</VRTDataset>")[0]

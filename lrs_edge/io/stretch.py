@@ -59,8 +59,11 @@ class Tone:
             is hidden or every band of it is nodata or not finite; a single such band is black.
         """
         if self.palette is not None:
-            colours = self.palette[np.minimum(raw[0].astype(np.int64), len(self.palette) - 1)]
-            opaque = colours[..., 3] >= OPAQUE
+            with np.errstate(invalid="ignore"):
+                index = raw[0].astype(np.int64)
+            colours = self.palette[np.clip(index, 0, len(self.palette) - 1)]
+            # Damaged files have values below the table, or none at all.
+            opaque = (colours[..., 3] >= OPAQUE) & (index >= 0)
             if self.nodata[0] is not None and math.isfinite(self.nodata[0]):
                 opaque &= ~is_nodata(raw[0], self.nodata[0])
             counts = opaque if visible is None else opaque & visible
