@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any
 
 import msgspec
@@ -114,7 +115,11 @@ def default_bundle_path() -> Path:
 
 
 def open_bundle(
-    path: str | Path | None = None, *, verify: bool = True, graphs: bool = True
+    path: str | Path | None = None,
+    *,
+    verify: bool = True,
+    graphs: bool = True,
+    stop: Event | None = None,
 ) -> Bundle:
     """Read and check a bundle: manifest, files, and what stands in graphs and tokenizer.
 
@@ -122,6 +127,7 @@ def open_bundle(
         path: The bundle's directory; None for the embedded default.
         verify: False skips the hashes of files above `SMALL_FILE`, never their sizes.
         graphs: False leaves graphs to `Bundle.graph`, which checks each before it is loaded.
+        stop: Ends the hashing when it is set, from another thread.
 
     Raises:
         BundleError: Anything about the bundle is not as its manifest says, or is nothing that a
@@ -129,7 +135,9 @@ def open_bundle(
     """
     root = default_bundle_path() if path is None else Path(path)
     manifest = read_manifest(root)
-    for name, problem in zip(manifest.files, _problems(root, manifest, verify), strict=True):
+    for name, problem in zip(
+        manifest.files, _problems(root, manifest, verify, stop or Event()), strict=True
+    ):
         if problem:
             raise BundleError(f"{root / name}: {problem}; copy or export the bundle again")
     for name, problem in _unlisted(root, manifest):
@@ -153,7 +161,7 @@ def verify_bundle(path: str | Path) -> list[FileCheck]:
     """
     root = Path(path)
     manifest = read_manifest(root)
-    problems = dict(zip(manifest.files, _problems(root, manifest, verify=True), strict=True))
+    problems = dict(zip(manifest.files, _problems(root, manifest, True, Event()), strict=True))
     if not any(problems.values()):
         problems |= _content_problems(root, manifest, graphs=True)
     listed = [
@@ -264,19 +272,26 @@ def _unlisted(root: Path, manifest: Manifest) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _problems(root: Path, manifest: Manifest, verify: bool) -> list[str]:
+def _problems(root: Path, manifest: Manifest, verify: bool, stop: Event) -> list[str]:
     """What is wrong with each file, in the manifest's order; empty where nothing is."""
 
     def check(item: tuple[str, FileEntry]) -> str:
         name, entry = item
-        return _problem(root, name, entry, hashed=verify or entry.size <= SMALL_FILE)
+        hashed = verify or entry.size <= SMALL_FILE
+        return _problem(root, name, entry, stop if hashed else None)
 
     # hashlib lets other threads run while it works; more than a few would only wait for the disk.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        return list(pool.map(check, manifest.files.items()))
+        try:
+            return list(pool.map(check, manifest.files.items()))
+        # Ctrl-C does not wait until large files are read to their ends.
+        except BaseException:
+            stop.set()
+            raise
 
 
-def _problem(root: Path, name: str, entry: FileEntry, *, hashed: bool) -> str:
+def _problem(root: Path, name: str, entry: FileEntry, stop: Event | None) -> str:
+    """What is wrong with a file; hashed only where there is a way to stop that."""
     path = root / name
     try:
         # A link could point anywhere; what the manifest vouches for must lie in the bundle itself.
@@ -287,7 +302,7 @@ def _problem(root: Path, name: str, entry: FileEntry, *, hashed: bool) -> str:
         size = path.stat().st_size
         if size != entry.size:
             return f"the file has {size} bytes, the manifest says {entry.size}"
-        if hashed and sha256_of(path, size) != entry.sha256:
+        if stop is not None and sha256_of(path, size, stop) != entry.sha256:
             return "the file's SHA-256 is not the manifest's"
     # ValueError: a name that the file system cannot have.
     except (OSError, ValueError) as error:

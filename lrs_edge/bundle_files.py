@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from threading import Event
 from typing import BinaryIO
 
 from lrs_edge.errors import BundleError
@@ -70,8 +71,12 @@ def read_limited(path: Path, limit: int) -> bytes:
     return bytes(data)
 
 
-def sha256_of(path: Path, size: int) -> str:
-    """SHA-256, in hex, of at most `size` bytes of a plain file. Raises OSError."""
+def sha256_of(path: Path, size: int, stop: Event) -> str:
+    """SHA-256, in hex, of a plain file of `size` bytes.
+
+    Raises:
+        OSError: As `open_plain`, or `stop` was set meanwhile.
+    """
     digest = hashlib.sha256()
     # One buffer that stays in the processor's cache.
     buffer = memoryview(bytearray(256 << 10))
@@ -81,6 +86,8 @@ def sha256_of(path: Path, size: int) -> str:
         while left > 0 and (count := stream.readinto(buffer[:left])):  # type: ignore[attr-defined]
             digest.update(buffer[:count])
             left -= count
+            if stop.is_set():
+                raise OSError(0, "interrupted")
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -212,9 +213,14 @@ def load(
     with ThreadPoolExecutor(1) as pool:
         # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is
         # looked at before all hashes are right.
-        opening = pool.submit(open_bundle, path, verify=verify, graphs=False)
-        with suppress(ImportError):
-            import_module("lrs_edge.backends.onnx")
-        opened = opening.result()
+        stop = Event()
+        opening = pool.submit(open_bundle, path, verify=verify, graphs=False, stop=stop)
+        try:
+            with suppress(ImportError):
+                import_module("lrs_edge.backends.onnx")
+            opened = opening.result()
+        except BaseException:
+            stop.set()
+            raise
     options = BackendOptions(provider, threads)
     return Engine(opened, options, cache_bytes=cache_bytes, kv_cache=kv_cache)
