@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lrs_edge.cores import available_cores
-from lrs_edge.errors import BackendError, BundleError
+from lrs_edge.errors import BackendError, BundleError, LrsEdgeError
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -58,7 +58,7 @@ def run_checks() -> list[Check]:
     """Look at everything. Nothing here raises: a check that fails is a finding."""
     checks = [_python(), _lrs_edge()]
     checks += [_package(name) for name in _PACKAGES]
-    checks += [_rasterio(), *_onnxruntime(), *_devices(), _memory(), _default_model()]
+    checks += [_rasterio(), *_proj(), *_onnxruntime(), *_devices(), _memory(), _default_model()]
     return checks
 
 
@@ -103,6 +103,27 @@ def _rasterio() -> Check:
             BackendError.exit_code,
         )
     return Check("rasterio", "ok", f"{rasterio.__version__} with GDAL {rasterio.__gdal_version__}")
+
+
+def _proj() -> Iterator[Check]:
+    """Whether coordinates can be computed, and whose data PROJ reads."""
+    try:
+        from lrs_edge.io.gdal_env import environment
+        from lrs_edge.io.proj_data import database_problem, foreign_variables
+
+        with environment(Path("PROJ"), "used"):
+            problem = database_problem()
+    except (ImportError, LrsEdgeError):
+        return  # told by the check of rasterio
+    foreign = ", ".join(f"{name}={value}" for name, value in foreign_variables().items())
+    if problem:
+        advice = "unset PROJ_DATA and PROJ_LIB, or install rasterio with pip"
+        yield Check("PROJ", "warn", f"{problem}; answers have no coordinates", advice)
+    elif foreign:
+        detail = f"{foreign} names another installation's data; rasterio's own are used instead"
+        yield Check("PROJ", "warn", detail, "nothing for lrs-edge; other programs may need it")
+    else:
+        yield Check("PROJ", "ok", "knows coordinate reference systems")
 
 
 def _onnxruntime() -> Iterator[Check]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from lrs_edge.errors import ImageError
+
 #: Names of a descriptor of this process; opening them anew would write from the file's start.
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/(?:fd/(\d{1,9})|(stdout|stderr))")
 _STANDARD = {"stdout": 1, "stderr": 2}
@@ -111,3 +113,13 @@ def _keep_permissions(place: Path, handle: int) -> None:
         with suppress(OSError):
             os.fchown(handle, old.st_uid, old.st_gid)
     os.fchmod(handle, stat.S_IMODE(old.st_mode))
+
+
+def refuse_address(name: str) -> None:
+    """Refuse what is no path of a local file, before anything takes it for one.
+
+    Raises:
+        ImageError: A URL or a GDAL virtual path.
+    """
+    if "://" in name or name.startswith(("/vsi", "\\vsi")):
+        raise ImageError(f"{name} is not a local file; download it first and give its path")

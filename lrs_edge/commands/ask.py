@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from lrs_edge.commands.common import (
+    ImagePath,
     check_output,
     debug_option,
     format_option,
@@ -75,7 +76,7 @@ class Request:
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=ImagePath())
 @click.argument("question")
 @model_option
 @format_option("text", "json", "geojson")

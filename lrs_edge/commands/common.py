@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from lrs_edge.errors import ExportError, LrsEdgeError, UsageError
-from lrs_edge.files import check_replaceable, replacing
+from lrs_edge.files import check_replaceable, refuse_address, replacing
 
 #: Set in the root context's `obj` by `--debug`.
 DEBUG_KEY = "debug"
@@ -82,6 +82,23 @@ bands_option = click.option(
     metavar="R,G,B",
     help="Bands shown as red, green and blue, counted from 1; one band for grey.",
 )
+
+
+class ImagePath(click.Path):
+    """A path of an image. Addresses are refused as they were typed: a `Path` loses a slash."""
+
+    def __init__(self) -> None:
+        # Click would call a file without read permission a usage error.
+        super().__init__(path_type=Path, readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As `click.Path` does.
+
+        Raises:
+            ImageError: The value is a URL or a GDAL virtual path.
+        """
+        refuse_address(os.fsdecode(value))
+        return super().convert(value, param, ctx)
 
 
 #: Decorator that adds `--crs`.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lrs_edge.commands.common import (
+    ImagePath,
     bands_option,
     crs_option,
     debug_option,
@@ -29,7 +30,7 @@ _MANIFEST = "manifest.json"
 
 
 @click.command()
-@click.argument("path", metavar="IMAGE|BUNDLE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="IMAGE|BUNDLE", type=ImagePath())
 @click.option(
     "-m",
     "--model",

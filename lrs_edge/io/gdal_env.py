@@ -22,7 +22,9 @@ from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
 from lrs_edge.errors import ImageError, LrsEdgeError
+from lrs_edge.files import refuse_address
 from lrs_edge.io.codecs import missing_codec
+from lrs_edge.io.proj_data import use_own_data
 
 #: GDAL's block cache in bytes. It is one per process; rasterio restores its size afterwards. Twice
 #: what `window.py` reads side by side; more only fills up, the larger the image the more.
@@ -134,6 +136,7 @@ def environment(path: Path, doing: str, **options: str | int) -> Iterator[None]:
     # A dummy session: the default one would import boto3 where AWS keys are in the environment.
     settings = rasterio.Env(session=DummySession(), **(_OPTIONS | options))
     with image_errors(path, doing), settings, _quiet():
+        use_own_data()
         yield
 
 
@@ -205,12 +208,16 @@ def local_file(path: str | os.PathLike[str]) -> Path:
             empty or unreadable.
     """
     name = os.fspath(path)
-    if "://" in name or name.startswith(("/vsi", "\\vsi")):
-        raise ImageError(f"{name} is not a local file; download it first and give its path")
+    refuse_address(name)
     if "\0" in name or not name:
         raise ImageError(f"{name!r} is not a path; give the path of an image file")
     # Absolute, so that no file name can pass for one of GDAL's own prefixes (GTIFF_DIR:1:...).
-    full = Path(os.path.abspath(name))
+    try:
+        full = Path(os.path.abspath(name))
+    except FileNotFoundError:
+        raise ImageError(
+            f"{name} cannot be found: the current folder does not exist any more; change to another"
+        ) from None
     try:
         str(full).encode()
         status = full.stat()
@@ -227,7 +234,10 @@ def local_file(path: str | os.PathLike[str]) -> Path:
     except PermissionError:
         raise ImageError(f"{full} may not be read by this user; check its permissions") from None
     except UnicodeError:
-        raise ImageError(f"{full!r} has a name that is not valid Unicode; rename it") from None
+        raise ImageError(
+            f"{str(full)!r} has a name that is not UTF-8 text, which GDAL's bindings cannot open; "
+            "rename it, or give a link to it"
+        ) from None
     except OSError as error:
         raise ImageError(f"{full} cannot be read ({error.strerror}); check the path") from None
     return full

@@ -324,7 +324,7 @@ class Georeference:
         # Also false for NaN.
         if not all(abs(x) <= limit and abs(y) <= limit for x, y in native):
             return None
-        places = _transformed(self.crs, CRS.from_epsg(4326), native)
+        places = _transformed(self.crs, None, native)
         if places is None or not all(abs(y) <= 90.0001 for _, y in places):
             return None
         places = [(x, min(max(y, -90.0), 90.0)) for x, y in places]
@@ -353,12 +353,19 @@ class Georeference:
         )
 
     def _from_wgs84(self, places: Sequence[Point]) -> list[Point] | None:
-        return _transformed(CRS.from_epsg(4326), self.crs, places)
+        return _transformed(None, self.crs, places)
 
 
-def _transformed(source: CRS, target: CRS, points: Sequence[Point]) -> list[Point] | None:
+def _transformed(
+    source: CRS | None, target: CRS | None, points: Sequence[Point]
+) -> list[Point] | None:
+    """Points from one CRS to another, None for WGS 84; None where one of them has no image."""
     try:
-        xs, ys = transform_points(source, target, *([p[i] for p in points] for i in (0, 1)))[:2]
+        # Without a database of its own version, PROJ knows not even this code.
+        wgs84 = CRS.from_epsg(4326)
+        xs, ys = transform_points(
+            source or wgs84, target or wgs84, *([p[i] for p in points] for i in (0, 1))
+        )[:2]
     except (RasterioError, CPLE_BaseError, ValueError, RuntimeError):
         return None
     found = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]

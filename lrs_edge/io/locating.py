@@ -14,6 +14,7 @@ from rasterio.io import DatasetReader
 
 from lrs_edge.errors import ImageError
 from lrs_edge.io.georeference import Georeference
+from lrs_edge.io.proj_data import database_problem
 
 Affine = tuple[float, float, float, float, float, float]
 
@@ -185,7 +186,7 @@ def coverage(place: Georeference, width: int, height: int) -> tuple[str, str]:
     if located == len(points):
         return "", ""
     if not located:
-        reason = (
+        reason = database_problem() or (
             f"its coordinate reference system ({place.short_name()}) or its position in it leads "
             "to no place in WGS 84"
         )
