@@ -182,8 +182,8 @@ def image_errors(path: Path, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except LrsEdgeError:
-        raise
+    except (LrsEdgeError, ImportError):
+        raise  # a library that is missing is no fault of the image
     except MemoryError:
         raise ImageError(
             f"{path} needs more memory to be {doing} than there is; convert it to a "
