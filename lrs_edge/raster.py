@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -99,7 +99,7 @@ class RasterInfo:
     warnings: tuple[str, ...]
     orientation: int = 1
     page: int = 1
-    centre_wgs84: tuple[float, float] | None = None
+    centre_wgs84: tuple[float, float] | None = field(default=None, compare=False)
     unlocated: str | None = None
 
 
