@@ -61,14 +61,18 @@ class Limits:
     greedy: float
 
 
-#: Chosen by measuring the embedded model and the two golden checkpoints; a stage that is beyond
-#: them is broken, one within them may still answer worse: `--eval` measures answers.
+#: Between what right and broken graphs of the embedded model and of a golden checkpoint have. At
+#: `int8-dynamic` right ones have errors of up to 0.056 and cosines from 0.9984 on; those with
+#: RoPE's base ten times as large or half, two heads exchanged, or one layer's output projection
+#: scaled by 1.25 have errors of 0.16 to 0.48 in at least one stage
+#: (`tests/test_parity_limits.py`). A stage beyond them is broken, one within them may still answer
+#: worse: `--eval` measures answers.
 LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(error=1e-3, cosine=0.99999, overlap=0.99, greedy=0.9),
     "fp16": Limits(error=0.03, cosine=0.9999, overlap=0.95, greedy=0.85),
-    "int8-dynamic": Limits(error=0.4, cosine=0.97, overlap=0.85, greedy=0.5),
-    "int8-static": Limits(error=0.5, cosine=0.98, overlap=0.85, greedy=0.5),
-    "int8-weight": Limits(error=0.15, cosine=0.995, overlap=0.9, greedy=0.7),
+    "int8-dynamic": Limits(error=0.12, cosine=0.99, overlap=0.9, greedy=0.7),
+    "int8-static": Limits(error=0.3, cosine=0.98, overlap=0.85, greedy=0.6),
+    "int8-weight": Limits(error=0.12, cosine=0.995, overlap=0.9, greedy=0.7),
     "int4-weight": Limits(error=0.4, cosine=0.95, overlap=0.8, greedy=0.35),
 }
 
