@@ -42,13 +42,15 @@ from benchmarks.measure import (
     times,
 )
 from lrs_edge.backends.base import BackendOptions
-from lrs_edge.budget import Clock
 from lrs_edge.bundle import open_bundle
 from lrs_edge.cache_pool import CachePool
+from lrs_edge.options import AskOptions
 from lrs_edge.pruning.context import spread
 from lrs_edge.pruning.scorers import RfmScorer
 from lrs_edge.pyramid import build_pyramid, token_grid
 from lrs_edge.raster import Raster
+from lrs_edge.requests.budget import Budget
+from lrs_edge.requests.clock import Clock
 from lrs_edge.rfm import token_scores
 from lrs_edge.sequence import LocalTokens, build_prefix, pad_dense, place_local
 from lrs_edge.stages import load_stages
@@ -115,7 +117,8 @@ def load_cases(bundle: Path | None, threads: int) -> Callable[[int, int], Case]:
         features = session.local_tokens(level, spread(level.tiles(), selected))
         grid = token_grid(level, stages.vision.per_tile, (level.height, level.width))
         compact = place_local(grid, features, stages.search_model.newline, 1)
-        scorer = RfmScorer(focus, focus.new_cache(), prefix, after, Clock(None))
+        budget = Budget(AskOptions(), Clock(None))
+        scorer = RfmScorer(focus, focus.new_cache(), prefix, after, budget)
         scorer.global_view()
         return Case(scorer, compact, pad_dense(compact, grid), (level.tile_count, len(features)))
 

@@ -25,24 +25,28 @@ if TYPE_CHECKING:
     from lrs_edge.errors import (
         BackendError,
         BundleError,
+        CancelledError,
         ExportError,
         ImageError,
         LrsEdgeError,
         OutOfMemoryError,
         QuestionError,
+        QueueFullError,
         UsageError,
     )
     from lrs_edge.options import AskOptions
-    from lrs_edge.scene import AnswerStream, Scene
+    from lrs_edge.requests.stream import AnswerStream
+    from lrs_edge.scene import Scene
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "answer",
-    "AnswerStream": "scene",
+    "AnswerStream": "requests.stream",
     "AskOptions": "options",
     "BackendError": "errors",
     "BundleError": "errors",
+    "CancelledError": "errors",
     "Engine": "engine",
     "ExportError": "errors",
     "ImageError": "errors",
@@ -51,6 +55,7 @@ _HOMES = {
     "OutOfMemoryError": "errors",
     "Progress": "answer",
     "QuestionError": "errors",
+    "QueueFullError": "errors",
     "Region": "answer",
     "Scene": "scene",
     "Timings": "answer",
@@ -65,6 +70,7 @@ __all__ = [
     "AskOptions",
     "BackendError",
     "BundleError",
+    "CancelledError",
     "Engine",
     "ExportError",
     "ImageError",
@@ -73,6 +79,7 @@ __all__ = [
     "OutOfMemoryError",
     "Progress",
     "QuestionError",
+    "QueueFullError",
     "Region",
     "Scene",
     "Timings",

@@ -18,6 +18,9 @@ from lrs_edge.manifest import DecoderSpec
 #: slower than 512 on a CPU, and in `int8-dynamic`, whose scales are those of a run, nearer to fp32.
 PREFILL_CHUNK = 256
 
+#: Told before a part of a prompt runs: its first place in the sequence, and the one behind it.
+OnPart = Callable[[int, int], None]
+
 
 class Decoder:
     """One stack of decoder layers.
@@ -103,6 +106,7 @@ class Decoder:
         tokens: Tokens,
         ends: Sequence[int],
         attention_bias: NDArray[np.float32] | None = None,
+        on_part: OnPart | None = None,
     ) -> NDArray[np.float32]:
         """Make a cache hold exactly this sequence; what it holds of it already is not run again.
 
@@ -119,6 +123,8 @@ class Decoder:
                 of them its tokens can be recognised later. If that is T, so can be the result.
             attention_bias: float32 [T - ends[0], T] as in `forward`, for the tokens behind the
                 first end, which are then never recognised.
+            on_part: Called before each part that is run; what it raises ends the prefill, and the
+                cache then holds the parts before.
 
         Returns:
             As `forward`.
@@ -140,19 +146,24 @@ class Decoder:
         if attention_bias is not None and start < head:
             part = slice(start, head)
             runs = [bound - start for bound in bounds if start <= bound <= head]
-            self._run(cache, embeds[part], tokens[part], marks[part], None, runs)
+            self._run(cache, embeds[part], tokens[part], marks[part], None, runs, on_part)
             start = head
         runs = [bound - start for bound in bounds if bound >= start]
         logits = self._run(
-            cache, embeds[start:], tokens[start:], marks[start:], attention_bias, runs
+            cache, embeds[start:], tokens[start:], marks[start:], attention_bias, runs, on_part
         )
         if known == total:
             cache.remember(logits)
         return logits
 
-    def begins_with(self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens) -> bool:
-        """Whether a cache begins with this sequence, computed as `prefill` with its end would."""
-        bounds = _boundaries(len(tokens))
+    def begins_with(
+        self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, *ends: int
+    ) -> bool:
+        """Whether a cache begins with this sequence, computed as `prefill` with these ends would.
+
+        The sequence's own end is one of them.
+        """
+        bounds = _boundaries(*ends, len(tokens))
         return cache.computed_alike(tokens, fingerprints(embeds), bounds) == len(tokens)
 
     def _run(
@@ -163,11 +174,14 @@ class Decoder:
         marks: Fingerprints | None,
         attention_bias: NDArray[np.float32] | None,
         bounds: Sequence[int],
+        on_part: OnPart | None = None,
     ) -> NDArray[np.float32]:
         """Run new tokens part by part between the bounds, the first 0, the last their number."""
         logits = np.zeros(0, np.float32)
         for start, end in pairwise(bounds):
             part = slice(start, end)
+            if on_part is not None:
+                on_part(len(cache), len(cache) + end - start)
             bias = None
             if attention_bias is not None:
                 bias = attention_bias[part, : len(cache) + end - start]

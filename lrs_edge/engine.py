@@ -24,7 +24,7 @@ from lrs_edge.errors import UsageError
 from lrs_edge.manifest import DecoderSpec, Manifest
 from lrs_edge.memory import give_back
 from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
-from lrs_edge.queueing import RequestQueue
+from lrs_edge.requests.queue import MAX_WAITING, RequestQueue
 from lrs_edge.scene import Scene
 from lrs_edge.stages import Stages, load_stages
 
@@ -39,7 +39,8 @@ FEATURE_CACHE_BYTES = 256 << 20
 class Engine:
     """A loaded model. Use as a context manager, or call `close`.
 
-    Requests from several threads queue. Made by `lrs_edge.load`.
+    Questions of all its scenes wait in one queue and are answered one after the other, whichever
+    threads and event loops they come from. Made by `lrs_edge.load`.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class Engine:
         *,
         cache_bytes: int | None = None,
         kv_cache: str = "float",
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._stages: Stages | None = load_stages(bundle, options, kv_cache)
         self._bundle = bundle
         if cache_bytes is None:
             cache_bytes = default_cache_bytes(bundle.manifest)
         self._pool = CachePool(cache_bytes)
-        self._queue = RequestQueue()
+        self._queue = RequestQueue(max_waiting)
         self._scenes: weakref.WeakSet[Scene] = weakref.WeakSet()
 
     def __enter__(self) -> Engine:
@@ -147,7 +149,11 @@ class Engine:
         return scene
 
     def close(self) -> None:
-        """Close all scenes and free the model; may be called more than once."""
+        """Close all scenes and free the model; may be called more than once.
+
+        Questions that wait or are under way end with a `CancelledError`.
+        """
+        self._queue.close()
         for scene in list(self._scenes):
             scene.close()
         self._stages = None
@@ -181,6 +187,7 @@ def load(
     verify: bool = True,
     cache_bytes: int | None = None,
     kv_cache: str = "float",
+    max_waiting: int = MAX_WAITING,
 ) -> Engine:
     """Load a model bundle.
 
@@ -196,6 +203,8 @@ def load(
             answered comes on top.
         kv_cache: Type of the language model's key/value buffers: `float`, or `int8` (a quarter of
             the memory; the bundle must have been exported with it).
+        max_waiting: Questions that may wait for their turn, besides the one that is being answered;
+            the next is refused with a `QueueFullError`.
 
     Raises:
         BundleError: The bundle is not as its manifest says.
@@ -209,6 +218,8 @@ def load(
     if cache_bytes is not None and not (isinstance(cache_bytes, int) and cache_bytes >= 0):
         raise UsageError(f"cache_bytes is {cache_bytes!r}; it must be a whole number of bytes")
     thread_count(threads)  # Refused before anything is read.
+    if not (isinstance(max_waiting, int) and max_waiting >= 0):
+        raise UsageError(f"max_waiting is {max_waiting!r}; it must be a whole number of at least 0")
     path = None if bundle is None else Path(bundle)
     with ThreadPoolExecutor(1) as pool:
         # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is
@@ -223,4 +234,6 @@ def load(
             stop.set()
             raise
     options = BackendOptions(provider, threads)
-    return Engine(opened, options, cache_bytes=cache_bytes, kv_cache=kv_cache)
+    return Engine(
+        opened, options, cache_bytes=cache_bytes, kv_cache=kv_cache, max_waiting=max_waiting
+    )

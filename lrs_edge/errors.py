@@ -6,6 +6,8 @@
     ├── ImageError                  3  an image that cannot be read, or is refused
     │   └── ReadStoppedError        3  a read that was given up when the time was over
     ├── BundleError                 4  a bundle that is incomplete, altered or of unknown version
+    ├── QueueFullError              1  too many questions wait for the engine already
+    ├── CancelledError              1  a question that was given up, or whose scene was closed
     ├── BackendError                5  an engine that cannot be loaded or fails while running
     │   └── OutOfMemoryError        5  a stage that does not fit into memory
     └── ExportError                 1  a checkpoint that cannot be exported, or fails parity
@@ -48,6 +50,14 @@ class BundleError(LrsEdgeError):
     """A model bundle that is incomplete, altered, hostile or of an unknown schema version."""
 
     exit_code = 4
+
+
+class QueueFullError(LrsEdgeError):
+    """More questions wait for an engine than may wait; ask again later."""
+
+
+class CancelledError(LrsEdgeError):
+    """A question that was cancelled, or whose scene or engine was closed, before its answer."""
 
 
 class BackendError(LrsEdgeError):

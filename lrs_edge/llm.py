@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lrs_edge.answer import FinishReason
 from lrs_edge.bundle import Embeddings
 from lrs_edge.cache import KVCache, TokenKind, Tokens, make_tokens
-from lrs_edge.decoder import Decoder
+from lrs_edge.decoder import Decoder, OnPart
 from lrs_edge.errors import BundleError
 from lrs_edge.prompt import Prompt
 from lrs_edge.pruning.inside import PruningPlan
@@ -72,7 +72,12 @@ class LanguageModel:
         return self._decoder.new_cache()
 
     def prefill(
-        self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, prefix: int
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        prefix: int,
+        on_part: OnPart | None = None,
     ) -> Logits:
         """Run the prompt; what the cache already holds of it is reused.
 
@@ -82,11 +87,45 @@ class LanguageModel:
             tokens: Its labels [T].
             prefix: Tokens at the start that are the same for every question on the scene, less
                 than T.
+            on_part: As in `Decoder.prefill`.
 
         Returns:
             Logits float32 [V] of the last token.
         """
-        return np.asarray(self._decoder.prefill(cache, embeds, tokens, (prefix, len(tokens)))[0])
+        ends = (prefix, len(tokens))
+        return np.asarray(self._decoder.prefill(cache, embeds, tokens, ends, on_part=on_part)[0])
+
+    def remembers(
+        self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, prefix: int
+    ) -> bool:
+        """Whether `prefill` with the same arguments would have nothing to run."""
+        return self._decoder.begins_with(cache, embeds, tokens, prefix)
+
+    def fill_prefix(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        on_part: OnPart | None = None,
+    ) -> None:
+        """Make the cache begin with these tokens, which later prompts begin with too.
+
+        Args:
+            cache: Anything; what it holds behind them stays where they were there already.
+            embeds: float32 [n, D].
+            tokens: Labels [n].
+            on_part: As in `Decoder.prefill`.
+        """
+        if not self._decoder.begins_with(cache, embeds, tokens):
+            self._decoder.prefill(cache, embeds, tokens, (len(tokens),), on_part=on_part)
+
+    def try_step(self, cache: KVCache) -> None:
+        """Run one token behind the cached ones and forget it: only its time is of interest."""
+        length = len(cache)
+        embeds = self._embeddings.lookup(np.zeros(1, np.int64))
+        position = np.array([cache.next_position], np.int64)
+        self._decoder.forward(cache, embeds, make_tokens(position, TokenKind.ANSWER))
+        cache.truncate(length)
 
     def prefill_pruned(
         self, embeds: NDArray[np.float32], tokens: Tokens, plan: PruningPlan

@@ -17,9 +17,16 @@ class ProgressTeller:
     Args:
         on_progress: The caller's function, None to tell nobody.
         levels: Levels that the search may visit.
+        check: Called at every step; raises where the work should stop.
     """
 
-    def __init__(self, on_progress: OnProgress | None, levels: int) -> None:
+    def __init__(
+        self,
+        on_progress: OnProgress | None,
+        levels: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._check = check
         self._on_progress = on_progress
         self._levels = levels
         self._level: int | None = None
@@ -40,6 +47,7 @@ class ProgressTeller:
 
     def tell(self, stage: Stage) -> None:
         """Say what happens now."""
+        self._check()
         if self._on_progress is None:
             return
         searching = stage in ("read", "encode", "score")

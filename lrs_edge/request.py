@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
-from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache, TokenKind
 from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import BackendError, BundleError, UsageError
@@ -25,16 +24,18 @@ from lrs_edge.memory import peak_memory
 from lrs_edge.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress, ProgressTeller
 from lrs_edge.prompt import PromptTokens
-from lrs_edge.pruning.context import SearchContext
+from lrs_edge.pruning.context import SearchContext, no_tiles
 from lrs_edge.pruning.inside import PruningPlan, plan_pruning
 from lrs_edge.pruning.prumerge import PruMerge
 from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
 from lrs_edge.pruning.tower import CompressedTiles, Rule
 from lrs_edge.pruning.visionzip import DROPPED, VisionZip
 from lrs_edge.pyramid import Pyramid, build_pyramid, reference_fails
+from lrs_edge.requests.budget import FIRST_TOKENS, Budget, ModelCosts
+from lrs_edge.requests.clock import Clock
 from lrs_edge.rfm import token_scores
 from lrs_edge.sampling import Sampler
-from lrs_edge.search import Search
+from lrs_edge.search import Search, trim
 from lrs_edge.search_result import SearchResult
 from lrs_edge.segments import SegmentCaches
 from lrs_edge.sequence import Sequence, build_prefix, build_suffix, concatenate
@@ -99,24 +100,49 @@ class Caches:
         self.take()
 
 
+class _TimeUpError(Exception):
+    """The time limit passed before the language model had seen the global view."""
+
+
+class _PrefillCutError(Exception):
+    """The rest of a prefill would overrun; `places` of the sequence are in the cache."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__(places)
+        self.places = places
+
+
 class Request:
-    """One question on its way through the stages: search, prefill, decode."""
+    """One question on its way through the stages: search, prefill, decode.
+
+    Made when the question is submitted: the time limit counts from there.
+
+    Args:
+        stages: The model.
+        raster: The image.
+        tiles: Gives tokens of its tiles.
+        question: As asked.
+        prompt: The text around the image.
+        options: How.
+        trace: Collects arrays, None for no trace.
+
+    Raises:
+        UsageError: The bundle cannot do what the options ask for.
+        BundleError: The same.
+    """
 
     def __init__(
         self,
         stages: Stages,
         raster: Raster,
         tiles: TileSource,
-        caches: Caches,
         question: str,
         prompt: PromptTokens,
         options: AskOptions,
-        on_progress: OnProgress | None,
         trace: Trace | None,
     ) -> None:
         self._stages = stages
         self._raster = raster
-        self._caches = caches
         self._question = question
         self._prompt = prompt
         self._options = options
@@ -130,9 +156,9 @@ class Request:
             )
         self._plan = self._plan_pruning()
         self._pyramid = self._build_pyramid()
-        self._progress = ProgressTeller(on_progress, len(self._pyramid.levels))
-        self._tiles = tiles.session(options.resampling, self._clock, self._progress.on_tile)
-        self._compressed = self._compressed_tiles()
+        self._source = tiles
+        self._check_tower()
+        self._compressed: CompressedTiles | None = None
         self._ids: list[int] = []
         self._text = ""
         self._evicted = 0
@@ -140,6 +166,11 @@ class Request:
         self._sent = self._text_tokens = 0
         self._result: SearchResult | None = None
         self._segments: tuple[SegmentReport, ...] = ()
+
+    @property
+    def deadline(self) -> float | None:
+        """When the time limit is over, by `time.monotonic`; None without one."""
+        return self._clock.deadline
 
     def _build_pyramid(self) -> Pyramid:
         manifest, raster = self._stages.manifest, self._raster
@@ -165,16 +196,18 @@ class Request:
             )
         return plan_pruning(self._options, self._stages.manifest.llm.segments)
 
-    def _compressed_tiles(self) -> CompressedTiles | None:
-        stages, options = self._stages, self._options
-        if options.prune not in TOWER:
-            return None
-        if stages.tower is None:
+    def _check_tower(self) -> None:
+        if self._options.prune in TOWER and self._stages.tower is None:
             raise BundleError(
-                f"--prune {options.prune} chooses tokens by attention inside a CLIP vision tower, "
-                "which this bundle does not give out; export one that has such a tower with "
+                f"--prune {self._options.prune} chooses tokens by attention inside a CLIP vision "
+                "tower, which this bundle does not give out; export one that has such a tower with "
                 "--vision-attention"
             )
+
+    def _compressed_tiles(self, progress: ProgressTeller) -> CompressedTiles | None:
+        stages, options = self._stages, self._options
+        if options.prune not in TOWER or stages.tower is None:
+            return None
         ratio = options.prune_ratio
         rule: Rule = VisionZip(DROPPED if ratio is None else ratio)
         if options.prune == "prumerge":
@@ -186,15 +219,88 @@ class Request:
             rule,
             options.resampling,
             self._clock,
-            self._progress.on_tile,
+            progress.on_tile,
         )
 
-    def pieces(self) -> Iterator[str]:
-        """Do the work; yields the answer's text as it comes."""
+    def pieces(
+        self,
+        caches: Caches,
+        on_progress: OnProgress | None,
+        is_given_up: Callable[[], bool] = lambda: False,
+    ) -> Iterator[str]:
+        """Do the work; yields the answer's text as it comes.
+
+        Args:
+            caches: Of the scene.
+            on_progress: Told about every step.
+            is_given_up: True when nobody wants the answer any more.
+
+        Raises:
+            CancelledError: Nobody does.
+        """
+        self._caches = caches
+        self._budget = budget = self._new_budget(is_given_up)
+        self._progress = ProgressTeller(on_progress, len(self._pyramid.levels), budget.check)
+        self._tiles = self._source.session(
+            self._options.resampling, self._clock, self._progress.on_tile
+        )
+        self._compressed = self._compressed_tiles(self._progress)
+        after = self._stages.embeddings.lookup(self._prompt.after)
+        budget.asked(len(after))
         prefix = self._prefix()
         if self._compressed is None:
-            self._caches.expect(len(prefix))
-        after = self._stages.embeddings.lookup(self._prompt.after)
+            caches.expect(len(prefix))
+        try:
+            if budget.is_timed:
+                self._fill_prefix(prefix)
+            cache, logits = self._prompted(prefix, after)
+        except _TimeUpError:
+            self._finish = "timeout"
+            if self._result is None:
+                self._result = self._nothing()
+            return
+        yield from self._decode(cache, logits)
+
+    def _new_budget(self, is_given_up: Callable[[], bool]) -> Budget:
+        stages, manifest = self._stages, self._stages.manifest
+        int8 = stages.kv_cache != "float" and manifest.llm.int8_kv_graph is not None
+        costs = ModelCosts(
+            vision=manifest.vision.graph,
+            rfm=manifest.rfm.graph,
+            llm=str(manifest.llm.int8_kv_graph) if int8 else manifest.llm.graph,
+            rfm_share=manifest.rfm.layers / max(manifest.llm.layers, 1),
+            per_tile=stages.vision.per_tile**2,
+            keep_ratio=stages.search_model.keep_ratio,
+        )
+        return Budget(
+            self._options, self._clock, stages.meter.rates, costs, is_given_up=is_given_up
+        )
+
+    def _fill_prefix(self, prefix: Sequence) -> None:
+        """Under a time limit the prompt's beginning is prefilled before the search.
+
+        It is needed in any case, and shows how long the rest will take: the search can then leave
+        time for it.
+        """
+
+        def on_part(*_: int) -> None:
+            self._budget.check()
+            if self._clock.expired():
+                raise _TimeUpError
+
+        on_part()
+        if self._plan is not None or self._compressed is not None:
+            return
+        llm, cache = self._stages.llm, self._caches.llm
+        with self._clock.stage("prefill"):
+            llm.fill_prefix(cache, prefix.embeds, prefix.tokens, on_part)
+            if not self._budget.knows_steps:
+                llm.try_step(cache)
+
+    def _prompted(
+        self, prefix: Sequence, after: NDArray[np.float32]
+    ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
+        """Search, and prefill what was found."""
         context = SearchContext(
             model=self._stages.search_model,
             pyramid=self._pyramid,
@@ -202,24 +308,52 @@ class Request:
             prefix=prefix,
             after=after,
             options=self._options,
-            clock=self._clock,
+            budget=self._budget,
             on_level=self._progress.on_level,
             traced=self._trace is not None,
         )
         result = self._result = Search(context, self._caches.rfm, self._compressed).run()
         self._warnings += result.warnings
         sequence = self._final_sequence(prefix, after, result)
+        if self._budget.is_timed:
+            sequence = self._fitted_to_time(prefix, after, result, sequence)
         if self._trace is not None:
             self._trace.add_way(self._options.search, self._options.prune)
             self._trace.add_search(result, prefix, after)
             self._trace.add_final(sequence)
         self._progress.tell("prefill")
         with self._clock.stage("prefill"):
-            cache, logits = self._prefill(sequence, prefix, result)
-        yield from self._decode(cache, logits)
+            return self._prefill(sequence, prefix, after, result)
+
+    def _fitted_to_time(
+        self,
+        prefix: Sequence,
+        after: NDArray[np.float32],
+        result: SearchResult,
+        sequence: Sequence,
+    ) -> Sequence:
+        """The sequence without the lowest-scored tokens whose prefill would overrun."""
+        budget, cache = self._budget, self._caches.llm
+        if budget.expired() and not budget.answers_late():
+            budget.check()
+            raise _TimeUpError
+        most = budget.affordable_tokens()
+        if most is None or len(result.final) <= most:
+            return sequence
+        if self._compressed is None and self._plan is None:
+            shared = min(len(prefix), len(sequence) - 1)
+            llm = self._stages.llm
+            if llm.remembers(cache, sequence.embeds, sequence.tokens, shared):
+                return sequence
+        trim(result, most, "the time limit", "timeout")
+        return self._final_sequence(prefix, after, result)
 
     def _prefill(
-        self, sequence: Sequence, prefix: Sequence, result: SearchResult
+        self,
+        sequence: Sequence,
+        prefix: Sequence,
+        after: NDArray[np.float32],
+        result: SearchResult,
     ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
         """The caches that hold the prompt, pruned as asked, and the logits [V] after it."""
         llm, cache = self._stages.llm, self._caches.llm
@@ -233,9 +367,34 @@ class Request:
                 self._trace.add_segments(pruned.tokens)
             return pruned, logits
         shared = min(len(prefix), len(sequence) - 1)
-        logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared)
+        end = len(prefix) + len(result.final)
+
+        def on_part(first: int, behind: int) -> None:
+            self._budget.check()
+            if len(prefix) <= first < end and not self._budget.can_run(behind - first):
+                raise _PrefillCutError(first)
+
+        try:
+            logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared, on_part)
+        except _PrefillCutError as cut:
+            sequence = self._cut_short(prefix, after, result, cut.places - len(prefix))
+            logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared)
         self._apply_kv_budget(cache, prefix, result)
         return cache, logits
+
+    def _cut_short(
+        self, prefix: Sequence, after: NDArray[np.float32], result: SearchResult, sent: int
+    ) -> Sequence:
+        """The sequence with only the first local tokens: the prefill took longer than expected."""
+        self._warnings.append(
+            f"only the first {sent} of {len(result.final)} kept local tokens were sent: prefill "
+            "took longer than the time limit allows"
+        )
+        if result.end == "finest_level":
+            result.end = "timeout"
+        result.final = result.final.take(np.arange(sent))
+        result.final_scores = result.final_scores[:sent]
+        return self._final_sequence(prefix, after, result)
 
     def _prefix(self) -> Sequence:
         stages = self._stages
@@ -305,12 +464,16 @@ class Request:
         )
         seen: list[NDArray[np.float32]] = []
         self._progress.tell("decode")
+        room = self._stages.manifest.limits.max_length - self._sent - self._text_tokens
+        most = options.max_tokens
+        if options.policy == "full" and room < most:
+            most = max(room, 1)
         steps = self._stages.llm.generate(
             cache,
             logits,
             sampler,
-            max_tokens=options.max_tokens,
-            expired=self._clock.expired,
+            max_tokens=most,
+            expired=self._must_end,
             on_logits=seen.append if self._trace is not None else None,
         )
         while True:
@@ -326,6 +489,29 @@ class Request:
                 yield step.text
         if self._trace is not None:
             self._trace.add_decode(seen, self._ids)
+
+    def _must_end(self) -> bool:
+        """True when no further token is to be generated.
+
+        A question that was searched and prefilled is not left without an answer for a few tokens.
+        """
+        self._budget.check()
+        if not self._budget.expired():
+            return False
+        first = len(self._ids) < FIRST_TOKENS and not self._text.strip()
+        return not (first and self._budget.answers_late())
+
+    def _nothing(self) -> SearchResult:
+        result = no_tiles(self._stages.search_model, self._pyramid)
+        result.end_by("timeout", 0)
+        self._warnings += result.warnings
+        return result
+
+    def too_late(self) -> Answer:
+        """The answer to a question whose time limit passed before its turn came: none."""
+        self._finish, self._result = "timeout", self._nothing()
+        self._warnings.append("the time limit passed while the question waited for its turn")
+        return self.answer()
 
     def answer(self) -> Answer:
         """The finished answer."""

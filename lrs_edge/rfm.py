@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.cache import KVCache, Tokens
-from lrs_edge.decoder import Decoder
+from lrs_edge.decoder import Decoder, OnPart
 
 #: The authors' additive mask passes through a boolean: hidden tokens get +1.0, not -infinity.
 REFERENCE_MASK_BIAS = 1.0
@@ -82,13 +82,19 @@ class RegionFocus:
         """An empty cache."""
         return self._decoder.new_cache()
 
-    def fill_prefix(self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens) -> None:
+    def fill_prefix(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        on_part: OnPart | None = None,
+    ) -> None:
         """Make the cache begin with the prefix: text before the image, global view, separator.
 
         What it holds behind the prefix stays where the prefix was there already.
         """
         if not self._decoder.begins_with(cache, embeds, tokens):
-            self._decoder.prefill(cache, embeds, tokens, (len(tokens),))
+            self._decoder.prefill(cache, embeds, tokens, (len(tokens),), on_part=on_part)
 
     def logits(
         self,
@@ -97,6 +103,7 @@ class RegionFocus:
         tokens: Tokens,
         ends: Sequence[int],
         attention_bias: NDArray[np.float32] | None = None,
+        on_part: OnPart | None = None,
     ) -> NDArray[np.float32]:
         """Attention logits of a sequence's last token against all keys; the cache holds it then.
 
@@ -106,8 +113,9 @@ class RegionFocus:
             tokens: Their labels [T].
             ends: Lengths at which later sequences may part from this one (`Decoder.prefill`).
             attention_bias: float32 [T - ends[0], T] for the dense pass of the reference.
+            on_part: As in `Decoder.prefill`.
 
         Returns:
             float32 [H, T].
         """
-        return self._decoder.prefill(cache, embeds, tokens, ends, attention_bias)
+        return self._decoder.prefill(cache, embeds, tokens, ends, attention_bias, on_part)

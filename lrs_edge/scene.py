@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lrs_edge.answer import Answer
+from lrs_edge.answer import Answer, Progress
 from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import UsageError, out_of_memory
 from lrs_edge.evidence import can_be_placed
 from lrs_edge.memory import give_back
 from lrs_edge.options import AskOptions, Resampling, merged_options
 from lrs_edge.progress import OnProgress
-from lrs_edge.prompt import PromptTokens
 from lrs_edge.pyramid import build_pyramid
-from lrs_edge.queueing import RequestQueue
 from lrs_edge.request import Caches, Request
+from lrs_edge.requests.queue import RequestQueue
+from lrs_edge.requests.stream import AnswerStream
+from lrs_edge.requests.ticket import Ticket, Work
 from lrs_edge.stages import Stages
 from lrs_edge.tiles import TileSource
 from lrs_edge.trace import Trace, check_target
@@ -46,6 +45,8 @@ class Scene:
         self._pool = pool
         self._tiles = TileSource(raster, stages.vision, self._features)
         self._caches: Caches | None = None
+        # Stands for this scene in the queue, which does not keep the scene alive.
+        self._mark = object()
 
     def __enter__(self) -> Scene:
         return self
@@ -59,14 +60,21 @@ class Scene:
         self.close()
 
     def close(self) -> None:
-        """Close the image and free what was cached; may be called more than once."""
-        # An unfinished stream of this very thread cannot be waited for; it ends with an error.
-        with nullcontext() if self._queue.is_mine else self._queue.turn():
-            if self._caches is not None:
-                self._caches.close()
-            self._stages = self._caches = None
-            self._features.clear()
-            self.raster.close()
+        """Close the image and free what was cached; may be called more than once, anywhere.
+
+        Questions that wait or are under way end with a `CancelledError`; the step that the engine
+        is in (a tile, a part of the prompt, a token) is waited for.
+        """
+        self._stages = None
+        self._queue.cancel(self._mark, "the scene was closed before the answer was there")
+        if self._queue.is_forked:
+            # A thread that read from the image may have held locks during the fork.
+            return
+        caches, self._caches = self._caches, None
+        if caches is not None:
+            caches.close()
+        self._features.clear()
+        self.raster.close()
         give_back()
 
     def ask(
@@ -83,19 +91,39 @@ class Scene:
         Args:
             question: What to ask.
             options: How; defaults where None.
-            on_progress: Told about every step, from this thread.
+            on_progress: Told about every step, in this thread; what it raises ends the question.
             trace: `.npz` file to write a trace to.
             overrides: Single options by name, such as `max_tiles=64`.
 
         Raises:
             QuestionError: The question is empty or too long.
             UsageError: An option cannot be meant.
+            QueueFullError: Too many questions wait already.
+            CancelledError: The scene or the engine was closed meanwhile.
             ImageError: A part of the image cannot be read.
             BackendError: An engine fails or runs out of memory.
         """
         stream = self.stream(question, options, on_progress=on_progress, trace=trace, **overrides)
         for _ in stream:
             pass
+        return stream.answer
+
+    async def aask(
+        self,
+        question: str,
+        options: AskOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        trace: str | Path | None = None,
+        **overrides: Any,
+    ) -> Answer:
+        """As `ask`, without blocking the event loop; cancelling the task gives the question up."""
+        stream = self.stream(question, options, on_progress=on_progress, trace=trace, **overrides)
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            stream.close()
         return stream.answer
 
     def stream(
@@ -107,14 +135,54 @@ class Scene:
         trace: str | Path | None = None,
         **overrides: Any,
     ) -> AnswerStream:
-        """As `ask`, but the text comes piece by piece; the search starts with the first piece.
+        """As `ask`, but the text comes piece by piece. Returns at once.
 
-        The scene's engine is busy until the stream is exhausted or closed.
+        The question is submitted here, its `timeout` counts from here, and it is worked on whether
+        or not the stream is read; the stream can be read and closed in any thread or event loop
+        (`for` and `async for`). `on_progress` is told by whoever reads.
+
+        Raises:
+            QuestionError: The question is empty or too long.
+            UsageError: An option cannot be meant.
+            QueueFullError: Too many questions wait already.
         """
         chosen = merged_options(options, overrides)
-        prompt = self._open_stages().prompt.tokens(question, chosen.end_str)
+        stages = self._open_stages()
+        prompt = stages.prompt.tokens(question, chosen.end_str)
         target = None if trace is None else check_target(trace)
-        return AnswerStream(self._run(question, prompt, chosen, on_progress, target))
+        collected = None if target is None else Trace()
+        request = Request(stages, self.raster, self._tiles, question, prompt, chosen, collected)
+
+        def run(ticket: Ticket[str | Progress, Answer]) -> Answer:
+            tell = None if on_progress is None else ticket.tell
+            caches = self._caches_for(self._open_stages(), chosen.resampling)
+            caches.take()
+            try:
+                for piece in request.pieces(caches, tell, lambda: ticket.is_given_up):
+                    ticket.tell(piece)
+            except MemoryError as error:
+                raise out_of_memory("the question cannot be answered", error) from error
+            finally:
+                caches.release()
+            if collected is not None and target is not None:
+                collected.write(target)
+            return request.answer()
+
+        work = Work(run, request.too_late, request.deadline)
+        ticket = self._queue.submit(work, self._mark)
+        return AnswerStream(ticket, on_progress)
+
+    def astream(
+        self,
+        question: str,
+        options: AskOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        trace: str | Path | None = None,
+        **overrides: Any,
+    ) -> AnswerStream:
+        """As `stream`, under the name that goes with `aask`: for `async for`."""
+        return self.stream(question, options, on_progress=on_progress, trace=trace, **overrides)
 
     def can_be_placed(self) -> bool:
         """Whether a tile that a search may look at has a polygon in WGS 84.
@@ -129,40 +197,6 @@ class Scene:
             base_side=manifest.search.base_side,
         )
         return can_be_placed(pyramid, raster.place)
-
-    def _run(
-        self,
-        question: str,
-        prompt: PromptTokens,
-        options: AskOptions,
-        on_progress: OnProgress | None,
-        trace_path: Path | None,
-    ) -> Generator[str, None, Answer]:
-        with self._queue.turn():
-            stages = self._open_stages()
-            trace = None if trace_path is None else Trace()
-            caches = self._caches_for(stages, options.resampling)
-            caches.take()
-            request = Request(
-                stages,
-                self.raster,
-                self._tiles,
-                caches,
-                question,
-                prompt,
-                options,
-                on_progress,
-                trace,
-            )
-            try:
-                yield from request.pieces()
-            except MemoryError as error:
-                raise out_of_memory("the question cannot be answered", error) from error
-            finally:
-                caches.release()
-            if trace is not None and trace_path is not None:
-                trace.write(trace_path)
-            return request.answer()
 
     def _open_stages(self) -> Stages:
         if self._stages is None:
@@ -181,37 +215,3 @@ class Scene:
                 stages.focus.new_cache(), stages.llm.new_cache(), resampling, self._pool
             )
         return self._caches
-
-
-class AnswerStream:
-    """The text of an answer, piece by piece; iterate once, in one thread, then read `answer`."""
-
-    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
-        self._pieces = pieces
-        self._answer: Answer | None = None
-
-    def __iter__(self) -> AnswerStream:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            # The generator's value comes once; a closed or used up one has none.
-            self._answer = self._answer or end.value
-            raise
-
-    def close(self) -> None:
-        """Give up on the rest of the answer and free the engine for the next request."""
-        self._pieces.close()
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer.
-
-        Raises:
-            UsageError: The stream is not exhausted yet.
-        """
-        if self._answer is None:
-            raise UsageError("the answer is not finished; iterate over the stream first")
-        return self._answer

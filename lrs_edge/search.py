@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lrs_edge.answer import SearchEnd
 from lrs_edge.cache import KVCache, TokenKind
 from lrs_edge.errors import UsageError
 from lrs_edge.options import SCORING
@@ -28,7 +29,10 @@ __all__ = ["MAX_ROWS_SHARE", "Search", "SearchContext", "SearchModel"]
 
 @dataclass(frozen=True)
 class _Room:
-    """Local tokens that fit: by the model's length, and by `max_vision_tokens` (None: no limit)."""
+    """Local tokens that fit: by the model's length, and by `max_vision_tokens` (None: no limit).
+
+    `length` leaves room for the answer; it is below 0 where not even one token of it has room.
+    """
 
     length: int
     budget: int | None
@@ -69,7 +73,7 @@ class Search:
         context = self._context
         reference = context.options.policy == "reference"
         if self._room.length < 0 and not reference:
-            most = context.model.max_length - len(context.prefix)
+            most = context.model.max_length - len(context.prefix) - 1
             raise UsageError(
                 f"the question has {len(context.after)} tokens; with the global view the model can "
                 f"take {most}; ask a shorter question"
@@ -107,12 +111,15 @@ class Search:
             self._cache,
             context.prefix,
             context.after,
-            context.clock,
+            context.budget,
         )
 
 
 def _room(context: SearchContext) -> _Room:
     length = context.model.max_length - len(context.prefix) - len(context.after)
+    # The answer is written behind the prompt: what it may need is not for the image, unless it may
+    # be so long that no image would be left.
+    length -= max(min(context.options.max_tokens, length // 2), 1)
     most = context.options.max_vision_tokens
     return _Room(length, None if most is None else most - _fixed_vision_tokens(context))
 
@@ -124,6 +131,18 @@ def _fixed_vision_tokens(context: SearchContext) -> int:
 
 
 def _trim(result: SearchResult, budget: int, limit: str) -> None:
+    trim(result, budget, limit, "max_vision_tokens")
+
+
+def trim(result: SearchResult, budget: int, limit: str, end: SearchEnd) -> None:
+    """Leave out the lowest-scored local tokens, with a warning, until the others fit.
+
+    Args:
+        result: Its `final` tokens and their scores change.
+        budget: Tokens that may stay.
+        limit: What they must fit, for the warning.
+        end: Why the search ended, if nothing ended it before.
+    """
     final, wanted = result.final, len(result.final)
     if wanted <= budget:
         return
@@ -133,6 +152,6 @@ def _trim(result: SearchResult, budget: int, limit: str) -> None:
     result.final = final.take(np.flatnonzero(stays))
     result.final_scores = result.final_scores[stays]
     if result.end == "finest_level":
-        result.end = "max_vision_tokens"
+        result.end = end
     chosen = "the lowest-scored were left out" if last.is_scored else "an even spread was sent"
     result.warnings.append(f"only {budget} of {wanted} kept local tokens fit {limit}; {chosen}")

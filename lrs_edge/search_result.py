@@ -91,8 +91,8 @@ class SearchResult:
         reasons = {
             "max_tiles": "the tile budget (--max-tiles) did not cover every tile that the search "
             "wanted to look at",
-            "timeout": f"the search stopped at level {index} because its share of the time limit "
-            "was used up",
+            "timeout": f"the search was cut short at level {index}: the rest of the time limit was "
+            "needed for prefill and answer",
             "memory": f"the search stopped before level {index} because memory ran out",
         }
         self.warnings.append(reasons[why])

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.budget import Clock
 from lrs_edge.errors import ReadStoppedError
 from lrs_edge.options import Resampling
 from lrs_edge.pyramid import Level, TileIndex
 from lrs_edge.readahead import reading_ahead
+from lrs_edge.requests.clock import Clock
 from lrs_edge.vision import FeatureCache, Features, VisionEncoder
 
 if TYPE_CHECKING:
@@ -77,6 +77,11 @@ class TileSession:
     def looked_at(self) -> int:
         """Tiles whose tokens were asked for, remembered or not."""
         return self.encoded + self.from_cache
+
+    def remembers(self, level: Level, tiles: Sequence[TileIndex]) -> int:
+        """How many of these tiles of a level need not be encoded, for their tokens are known."""
+        keys = (self._key(level, tile, "local") for tile in tiles)
+        return sum(self._cache.get(key) is not None for key in keys)
 
     def global_tokens(self, level: Level) -> Features:
         """Tokens [T, D] of the global view, not pooled."""

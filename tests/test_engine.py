@@ -169,13 +169,6 @@ def test_streamed_pieces_are_the_answer(engine: Engine) -> None:
         assert scene.ask(QUESTION, max_tokens=12).text == stream.answer.text
 
 
-def test_a_stream_nobody_holds_frees_the_engine(engine: Engine) -> None:
-    with engine.open(IMAGE) as scene:
-        for _ in scene.stream(QUESTION, max_tokens=12):
-            break
-        assert scene.ask(QUESTION, max_tokens=2).text is not None
-
-
 def test_a_closed_engine_leaves_memory_without_the_garbage_collector(
     golden_bundles: dict[str, Path],
 ) -> None:
@@ -190,16 +183,6 @@ def test_a_closed_engine_leaves_memory_without_the_garbage_collector(
         assert held() is None
     finally:
         gc.enable()
-
-
-def test_an_abandoned_stream_frees_the_engine(engine: Engine) -> None:
-    with engine.open(IMAGE) as scene:
-        stream = scene.stream(QUESTION, max_tokens=12)
-        next(iter(stream))
-        with pytest.raises(UsageError, match="still streams"):
-            scene.ask(QUESTION)
-        stream.close()
-        assert scene.ask(QUESTION, max_tokens=2).text is not None
 
 
 def test_max_tokens_cuts_the_same_answer_short(engine: Engine) -> None:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from lrs_edge.backends.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.backends.onnx import OnnxGraph
-from lrs_edge.budget import Clock
 from lrs_edge.cache_pool import CachePool
 from lrs_edge.errors import BackendError
 from lrs_edge.export import vision_graph
@@ -29,6 +28,7 @@ from lrs_edge.options import Resampling
 from lrs_edge.position import ImagePositions
 from lrs_edge.pyramid import Level, LevelWindow, Pyramid, TileIndex, build_pyramid
 from lrs_edge.raster import Raster
+from lrs_edge.requests.clock import Clock
 from lrs_edge.tiles import TileSession, TileSource
 from lrs_edge.vision import FeatureCache, Features, VisionEncoder
 

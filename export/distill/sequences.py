@@ -11,7 +11,6 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.budget import Clock
 from lrs_edge.export.distill.evidence import KEEP_RATIO, Mask, evidence_tokens
 from lrs_edge.export.distill.features import ImageTokens
 from lrs_edge.export.distill.layers import PackedInput
@@ -21,6 +20,8 @@ from lrs_edge.options import AskOptions
 from lrs_edge.prompt import Prompt
 from lrs_edge.pruning.context import SearchContext, SearchModel
 from lrs_edge.pyramid import Level, TileIndex, TokenGrid
+from lrs_edge.requests.budget import Budget
+from lrs_edge.requests.clock import Clock
 from lrs_edge.rfm import RegionFocus
 from lrs_edge.sequence import LocalTokens, build_prefix, build_suffix, concatenate
 from lrs_edge.vision import VisionEncoder
@@ -176,7 +177,7 @@ class Assembler:
             prefix=prefix,
             after=max(texts, key=len),
             options=AskOptions(),
-            clock=Clock(None),
+            budget=Budget(AskOptions(), Clock(None)),
             on_level=lambda *_: None,
         )
         grid = search.grid(group.level, level)

@@ -6,6 +6,7 @@ computed: tokens of remembered tiles and reused prefixes are not in them.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.backends.base import Graph, KVBuffers, TensorSpec
+from lrs_edge.requests.rates import Rates
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,14 @@ class GraphWork:
 
 
 class Meter:
-    """Counts of all graphs of an engine since it was loaded."""
+    """Counts of all graphs of an engine since it was loaded.
+
+    Attributes:
+        rates: How fast they were lately.
+    """
 
     def __init__(self) -> None:
+        self.rates = Rates()
         self._work: defaultdict[str, GraphWork] = defaultdict(GraphWork)
 
     def add(self, graph: str, work: GraphWork) -> None:
@@ -109,8 +116,11 @@ class MeteredGraph:
         buffers: KVBuffers | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run the graph once and count it; see `Graph.run`."""
+        start = time.perf_counter()
         results = self._graph.run(feeds, outputs, buffers)
-        self._meter.add(self._name, _work(feeds))
+        seconds, work = time.perf_counter() - start, _work(feeds)
+        self._meter.add(self._name, work)
+        self._meter.rates.measured(self._name, seconds, tiles=work.tiles, tokens=work.tokens)
         return results
 
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:

@@ -35,11 +35,14 @@ class AsReleased:
         levels = context.pyramid.levels
         result = context.nothing()
         base = self._pass(0, 0, levels[0].tiles())
+        if base is None:
+            result.end_by("timeout", 0)
+            return result
         result.passes.append(base)
         finer = len(levels) - 1
         chosen = reference_tiles(base.local.indices[base.kept], base.grid, levels[finer])
         second = None
-        if len(base.tiles) == levels[0].tile_count and not context.clock.search_expired():
+        if len(base.tiles) == levels[0].tile_count and not context.budget.search_over():
             second = self._pass(1, finer, chosen)
         if second is not None and len(second.tiles) == len(chosen):
             result.passes.append(second)
@@ -48,12 +51,15 @@ class AsReleased:
         result.send_kept()
         return result
 
-    def _pass(self, number: int, index: int, tiles: Sequence[TileIndex]) -> LevelPass:
+    def _pass(self, number: int, index: int, tiles: Sequence[TileIndex]) -> LevelPass | None:
         context = self._context
         level = context.pyramid.levels[index]
         context.on_level(number, len(tiles))
         remembered = context.tiles.from_cache
-        features = context.tiles.local_tokens(level, tiles, context.clock.expired)
+        features = context.tiles.local_tokens(level, tiles, context.budget.search_over)
+        context.budget.check()
+        if not features:
+            return None
         grid = context.grid(number, level, min_cols=0)
         compact = place_local(grid, features, context.model.newline, number)
         local = pad_dense(compact, grid) if len(compact) < grid.count else compact

@@ -9,9 +9,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.budget import Clock
 from lrs_edge.options import AskOptions
 from lrs_edge.pyramid import Level, Pyramid, TileIndex, TokenGrid, token_grid
+from lrs_edge.requests.budget import Budget
 from lrs_edge.rfm import RegionFocus
 from lrs_edge.search_result import SearchResult
 from lrs_edge.sequence import LocalTokens, global_places, place_local
@@ -87,7 +87,7 @@ class SearchContext:
         prefix: Text before the image, global view, separator.
         after: float32 [a, D], embeddings of the text after the image.
         options: Policy, way to prune, budgets.
-        clock: Deadline.
+        budget: What the question may still cost.
         on_level: Progress.
         traced: Also compute what only traces show.
         local_budget: Local tokens that the language model can be given, by its length and by
@@ -100,17 +100,14 @@ class SearchContext:
     prefix: TokenSequence
     after: NDArray[np.float32]
     options: AskOptions
-    clock: Clock
+    budget: Budget
     on_level: OnLevel
     traced: bool = False
     local_budget: int = 0
 
     def nothing(self) -> SearchResult:
         """The result before any tile was looked at: the global view alone."""
-        base = self.pyramid.levels[0]
-        grid = TokenGrid(0, 0, self.model.per_tile, base.tile_rows, base.tile_cols)
-        local = place_local(grid, {}, self.model.newline, 0)
-        return SearchResult([], local, np.zeros(0, np.float32))
+        return no_tiles(self.model, self.pyramid)
 
     @property
     def global_places(self) -> NDArray[np.int64]:
@@ -124,10 +121,7 @@ class SearchContext:
             looked_at: Tiles looked at so far, the global view included; None for those that
                 `tiles` counts.
         """
-        if self.options.max_tiles is None:
-            return None
-        so_far = self.tiles.looked_at if looked_at is None else looked_at
-        return max(self.options.max_tiles - so_far, 0)
+        return self.budget.tiles_left(self.tiles.looked_at if looked_at is None else looked_at)
 
     def grid(self, number: int, level: Level, *, min_cols: int = 1) -> TokenGrid:
         """Token grid of the level that is searched as number 0, 1, ...
@@ -162,6 +156,14 @@ class SearchContext:
         trained = self.model.trained_span + len(self.prefix)
         too_long = length > max(self.model.max_positions, trained)
         return too_long or grid.rows > MAX_ROWS_SHARE * self.model.trained_rows
+
+
+def no_tiles(model: SearchModel, pyramid: Pyramid) -> SearchResult:
+    """The result before any tile was looked at: the global view alone."""
+    base = pyramid.levels[0]
+    grid = TokenGrid(0, 0, model.per_tile, base.tile_rows, base.tile_cols)
+    local = place_local(grid, {}, model.newline, 0)
+    return SearchResult([], local, np.zeros(0, np.float32))
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

@@ -70,7 +70,7 @@ class Exhaustive:
         size = context.options.tiles_per_level
         for start in range(0, len(tiles), size):
             group = tiles[start : start + size]
-            features = context.tiles.local_tokens(level, group, context.clock.search_expired)
+            features = context.tiles.local_tokens(level, group, context.budget.search_over)
             if features:
                 local = context.place(grid, features, index)
                 logits = self._scorer.local(local)

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.budget import Clock
 from lrs_edge.cache import KVCache
 from lrs_edge.errors import UsageError
 from lrs_edge.options import AskOptions, Prune
+from lrs_edge.requests.budget import Budget
 from lrs_edge.rfm import RegionFocus, dense_bias
 from lrs_edge.sequence import LocalTokens, build_suffix, concatenate, global_places
 from lrs_edge.sequence import Sequence as TokenSequence
@@ -43,6 +43,10 @@ class Scorer(Protocol):
         """Logits float32 [H, T] of the global view's tokens, without any local token."""
         ...
 
+    def unseen(self, local: int) -> int:
+        """Tokens to run before the question's, of the prefix and so many of the base level."""
+        ...
+
 
 #: A cache larger than this in bytes is not held twice, and only its prefix is kept for later.
 MAX_KEPT_BYTES = 128 << 20
@@ -59,7 +63,7 @@ class RfmScorer:
         cache: The scene's cache.
         prefix: Text before the image, global view, separator.
         after: float32 [a, D], embeddings of the text after the image.
-        clock: Time is counted as `prefix` and `score`.
+        budget: Time is counted as `prefix` and `score`; asked whether to go on.
     """
 
     def __init__(
@@ -68,14 +72,14 @@ class RfmScorer:
         cache: KVCache,
         prefix: TokenSequence,
         after: NDArray[np.float32],
-        clock: Clock,
+        budget: Budget,
     ) -> None:
         self._focus = focus
         self._cache = cache
         self._other: KVCache | None = None
         self._prefix = prefix
         self._after = after
-        self._clock = clock
+        self._budget = budget
         self._views = global_places(prefix)
 
     def local(self, local: LocalTokens) -> TokenLogits:
@@ -98,14 +102,22 @@ class RfmScorer:
         whole = concatenate(self._prefix, build_suffix(self._after, start))
         return self._logits(whole, [start], None)[:, self._views]
 
+    def unseen(self, local: int) -> int:
+        """What the scene's cache does not hold."""
+        return max(len(self._prefix) + local - self._cache.known, 0)
+
     def _logits(
         self, whole: TokenSequence, ends: list[int], bias: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
-        with self._clock.stage("prefix"):
-            self._focus.fill_prefix(self._cache, self._prefix.embeds, self._prefix.tokens)
-        with self._clock.stage("score"):
+        def on_part(*_: int) -> None:
+            self._budget.check()
+
+        clock, prefix = self._budget.clock, self._prefix
+        with clock.stage("prefix"):
+            self._focus.fill_prefix(self._cache, prefix.embeds, prefix.tokens, on_part)
+        with clock.stage("score"):
             cache = self._cache if len(ends) > 1 else self._passing()
-            return self._focus.logits(cache, whole.embeds, whole.tokens, ends, bias)
+            return self._focus.logits(cache, whole.embeds, whole.tokens, ends, bias, on_part)
 
     def _passing(self) -> KVCache:
         """The cache for what no later question can use."""
@@ -137,6 +149,10 @@ class RandomScorer:
         """New numbers at every call."""
         return self._draw(self._views)
 
+    def unseen(self, local: int) -> int:  # noqa: ARG002
+        """Nothing runs."""
+        return 0
+
     def _draw(self, count: int) -> NDArray[np.float32]:
         return np.log(1.0 - self._random.random((1, count))).astype(np.float32)
 
@@ -159,6 +175,10 @@ class NormScorer:
         """Logarithms of the norms."""
         return self._views
 
+    def unseen(self, local: int) -> int:  # noqa: ARG002
+        """Nothing runs."""
+        return 0
+
 
 def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(embeds.astype(np.float64), axis=1)
@@ -172,7 +192,7 @@ def make_scorer(
     cache: KVCache,
     prefix: TokenSequence,
     after: NDArray[np.float32],
-    clock: Clock,
+    budget: Budget,
 ) -> Scorer:
     """The scorer that `options.prune` names.
 
@@ -180,7 +200,7 @@ def make_scorer(
         UsageError: That way to prune scores no tokens before the language model.
     """
     makers: dict[Prune, Callable[[], Scorer]] = {
-        "rfm": lambda: RfmScorer(focus, cache, prefix, after, clock),
+        "rfm": lambda: RfmScorer(focus, cache, prefix, after, budget),
         "random": lambda: RandomScorer(options.seed, prefix, after),
         "norm": lambda: NormScorer(prefix),
     }

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.backends.base import Graph
-from lrs_edge.budget import Clock
 from lrs_edge.errors import BundleError
 from lrs_edge.manifest import VisionSpec
 from lrs_edge.options import Resampling
 from lrs_edge.pruning.context import SearchContext
 from lrs_edge.pruning.ranking import Shown
 from lrs_edge.pyramid import Level, TileIndex, TokenGrid, token_grid
+from lrs_edge.requests.clock import Clock
 from lrs_edge.selection import grid_indices
 from lrs_edge.sequence import LocalTokens
 from lrs_edge.tiles import OnTile
@@ -231,7 +231,7 @@ class CompressedLevel:
         embeds, indices, owners = [np.zeros((0, width), np.float32)], [np.zeros(0, np.int64)], []
         looked_at = []
         for tile in tiles:
-            if context.clock.search_expired():
+            if context.budget.search_over():
                 break
             looked_at.append(tile)
             sequence, within = grid_indices(grid, tile)

@@ -62,7 +62,7 @@ class AllTokens:
         level = context.pyramid.levels[index]
         grid = context.grid(index, level)
         remembered = context.tiles.from_cache
-        features = context.tiles.local_tokens(level, tiles, context.clock.search_expired)
+        features = context.tiles.local_tokens(level, tiles, context.budget.search_over)
         return Shown(
             index=index,
             level=level,

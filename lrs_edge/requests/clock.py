@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Share of a time limit that the search may use; the rest is for prefill and the answer.
-SEARCH_SHARE = 0.6
-
 
 class Clock:
-    """Started with the question; measures stages and knows the deadline.
+    """Started when the question is submitted; measures stages and knows the deadline.
 
     Args:
         timeout: Seconds the question may take, None for no limit.
         now: Monotonic clock in seconds.
+        start: When the question was submitted, by that clock; None for this moment.
     """
 
-    def __init__(self, timeout: float | None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        timeout: float | None,
+        now: Callable[[], float] = time.monotonic,
+        start: float | None = None,
+    ) -> None:
         self._now = now
-        self._start = now()
-        self._timeout = timeout
+        self._start = now() if start is None else start
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.timeout = timeout
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -40,13 +44,19 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the question was asked."""
+        """Seconds since the question was submitted; waiting in the queue counts."""
         return self._now() - self._start
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, below 0 after it; infinite without one."""
+        return math.inf if self.timeout is None else self.timeout - self.elapsed
+
+    @property
+    def deadline(self) -> float | None:
+        """When the time limit is over, by the clock's time; None without one."""
+        return None if self.timeout is None else self._start + self.timeout
 
     def expired(self) -> bool:
         """True when the time limit is over."""
-        return self._timeout is not None and self.elapsed >= self._timeout
-
-    def search_expired(self) -> bool:
-        """True when the search has used its share of the time limit."""
-        return self._timeout is not None and self.elapsed >= SEARCH_SHARE * self._timeout
+        return self.left <= 0

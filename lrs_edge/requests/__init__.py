@@ -1,0 +1,1 @@
+"""Requests: the queue in front of an engine, tickets, cancellation, budgets."""
