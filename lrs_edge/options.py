@@ -33,11 +33,13 @@ class AskOptions:
         resampling: `area` averages through overviews; `reference` is bilinear without
             antialiasing, as the authors do it.
         max_tiles: Most tiles looked at for one question, the global view and remembered tiles
-            included; 0 and 1 leave the global view alone; None for no limit.
+            included, shared over all levels; 0 and 1 leave the global view alone; None for no
+            limit.
         tiles_per_level: Most tiles that `full` looks at in one level finer than the base.
         max_vision_tokens: Most vision tokens given to the language model; None for no limit.
         kv_budget: Most tokens left in the language model's KV cache after prefill; None for all.
-        timeout: Seconds until the answer is cut short; None for no limit.
+        timeout: Seconds from submission, waiting for other questions included, until the answer is
+            cut short; None for no limit. The search leaves time for an answer.
         max_tokens: Most tokens generated.
         temperature: 0 for greedy decoding.
         top_p: Nucleus of sampled decoding, above 0 and at most 1.

@@ -49,8 +49,24 @@ def _results(
     pool: ThreadPoolExecutor, read: Callable[[Item], Result], items: Sequence[Item], ahead: int
 ) -> Iterator[Result]:
     rest = iter(items)
-    waiting: deque[Future[Result]] = deque(pool.submit(read, item) for item in islice(rest, ahead))
+    waiting: deque[Future[Result]] = deque(
+        _submit(pool, read, item) for item in islice(rest, ahead)
+    )
     while waiting:
         result = waiting.popleft().result()
-        waiting.extend(pool.submit(read, item) for item in islice(rest, 1))
+        waiting.extend(_submit(pool, read, item) for item in islice(rest, 1))
         yield result
+
+
+def _submit(pool: ThreadPoolExecutor, read: Callable[[Item], Result], item: Item) -> Future[Result]:
+    try:
+        return pool.submit(read, item)
+    except RuntimeError:
+        # The program's main thread has ended, and pools take no more work; other threads may still
+        # wait for answers.
+        future: Future[Result] = Future()
+        try:
+            future.set_result(read(item))
+        except Exception as error:
+            future.set_exception(error)
+        return future

@@ -96,18 +96,29 @@ def test_the_search_leaves_what_prefill_and_an_answer_need() -> None:
     budget = budget_of(2.0, time)
     budget.asked(100)
     budget.found(300)
-    needed = MARGIN * (0.001 * 400 + 0.01 * (1 + ANSWER_TOKENS))
-    assert needed > (1 - SEARCH_SHARE) * 2.0 - 0.1
-    time.now += 2.0 - max(needed, (1 - SEARCH_SHARE) * 2.0) - 0.01
+    needed = MARGIN * (0.001 * 400 + 0.01 * 65)
+    time.now += 2.0 - needed - 0.01
     assert not budget.search_over()
     time.now += 0.02
     assert budget.search_over()
     assert not budget.expired()
 
 
-def test_the_search_never_takes_more_than_its_share() -> None:
+def test_slow_answers_are_left_a_share_and_never_less_than_a_few_tokens() -> None:
     time = Time()
-    budget = budget_of(10, time)
+    budget = budget_of(10, time, measured(step=1.0, token=1e-6))
+    assert 10 - MARGIN * (1 + ANSWER_TOKENS) < 0
+    assert budget.search_over()
+    budget = budget_of(100, time, measured(step=1.0, token=1e-6))
+    time.now += 100 - MARGIN * 40 - 0.1
+    assert not budget.search_over()
+    time.now += 0.2
+    assert budget.search_over()
+
+
+def test_before_anything_is_measured_the_search_has_a_share() -> None:
+    time = Time()
+    budget = budget_of(10, time, Rates())
     time.now += 10 * SEARCH_SHARE - 0.1
     assert not budget.search_over()
     time.now += 0.2
@@ -118,7 +129,7 @@ def test_waiting_counts() -> None:
     time = Time()
     clock = Clock(10, time)
     time.now += 8
-    budget = Budget(AskOptions(timeout=10), clock, measured(), COSTS)
+    budget = Budget(AskOptions(timeout=10), clock, Rates(), COSTS)
     assert clock.left == pytest.approx(2)
     time.now += 2 * SEARCH_SHARE + 0.01
     assert budget.search_over()

@@ -7,7 +7,6 @@ engine runs (`rates.py`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,14 +17,15 @@ from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.rates import Rates
 from lrs_edge.requests.sharing import share_tiles
 
-#: Share of the time left when a question's turn comes that the search may use at most.
+#: Share of the time left when a question's turn comes that the search may use where nothing is
+#: measured yet, or where answers of `max_tokens` would take more than the rest.
 SEARCH_SHARE = 0.6
 
 #: Measured times are multiplied by this before anything is promised on them: the machine may be
 #: busier in a moment, and longer prompts cost more per token.
 MARGIN = 1.3
 
-#: Tokens of an answer that the search leaves time for.
+#: Tokens of an answer that the search leaves time for in any case.
 ANSWER_TOKENS = 16
 
 #: Tokens of an answer that a prefill leaves time for, and that are generated even where the prefill
@@ -88,7 +88,7 @@ class Budget:
         self._costs = costs
         self._is_given_up = is_given_up
         self.lacks_memory = lacks_memory
-        self._search_end = -math.inf if clock.timeout is None else (1 - SEARCH_SHARE) * clock.left
+        self._rest = 0.0 if clock.timeout is None else (1 - SEARCH_SHARE) * clock.left
         self._question = 0
         self._kept = 0
         self._read = 0.0
@@ -181,14 +181,16 @@ class Budget:
 
     def _search_left(self, kept: int | None = None) -> float:
         """Seconds that the search may still take."""
-        sent = self._kept if kept is None else kept
-        left = self.clock.left
-        return min(left - self._search_end, left - MARGIN * self._answer_seconds(sent))
+        if self._prefill == 0 or self._step == 0:
+            return self.clock.left - self._rest
+        return self.clock.left - MARGIN * self._answer_seconds(self._kept if kept is None else kept)
 
     def _answer_seconds(self, sent: int) -> float:
-        """Prefill of local tokens and question, and a first answer."""
-        tokens = min(ANSWER_TOKENS, self._options.max_tokens)
-        return self._prefill * (sent + self._question) + self._step * (1 + tokens)
+        """Prefill of local tokens and question, and an answer: a whole one if that is not long."""
+        most = self._options.max_tokens
+        least = self._step * (1 + min(ANSWER_TOKENS, most))
+        whole = min(self._step * (1 + most), self._rest)
+        return self._prefill * (sent + self._question) + max(least, whole)
 
     def _first_seconds(self) -> float:
         """Prefill of the question, and the first tokens."""
