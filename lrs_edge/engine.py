@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from lrs_edge.backends.base import BackendOptions
 from lrs_edge.backends.metered import Meter
-from lrs_edge.budget import Clock
 from lrs_edge.bundle import Bundle, open_bundle
 from lrs_edge.cache import GROWTH
 from lrs_edge.cache_pool import CachePool
@@ -24,6 +23,7 @@ from lrs_edge.errors import UsageError
 from lrs_edge.manifest import DecoderSpec, Manifest
 from lrs_edge.memory import give_back
 from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
+from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.queue import MAX_WAITING, RequestQueue
 from lrs_edge.scene import Scene
 from lrs_edge.stages import Stages, load_stages

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrs_edge.answer import Answer, FinishReason, SegmentReport, Timings
 from lrs_edge.cache import KVCache, TokenKind
 from lrs_edge.cache_pool import CachePool
-from lrs_edge.errors import BackendError, BundleError, UsageError
+from lrs_edge.errors import BackendError, BundleError, ReadStoppedError, UsageError
 from lrs_edge.evidence import (
     level_reports,
     regions,
@@ -247,14 +247,17 @@ class Request:
         self._compressed = self._compressed_tiles(self._progress)
         after = self._stages.embeddings.lookup(self._prompt.after)
         budget.asked(len(after))
-        prefix = self._prefix()
-        if self._compressed is None:
-            caches.expect(len(prefix))
         try:
+            prefix = self._prefix()
+            if self._compressed is None:
+                caches.expect(len(prefix))
             if budget.is_timed:
                 self._fill_prefix(prefix)
             cache, logits = self._prompted(prefix, after)
-        except _TimeUpError:
+        except (_TimeUpError, ReadStoppedError) as error:
+            budget.check()
+            if isinstance(error, ReadStoppedError):
+                self._warnings.append(str(error))
             self._finish = "timeout"
             if self._result is None:
                 self._result = self._nothing()

@@ -34,9 +34,9 @@ from lrs_edge.options import view_for
 
 if TYPE_CHECKING:
     from lrs_edge.answer import Answer
-    from lrs_edge.budget import Clock
     from lrs_edge.options import AskOptions
     from lrs_edge.report import ImageFacts
+    from lrs_edge.requests.clock import Clock
 
 #: Most bytes of a question that are read from standard input.
 MAX_STDIN_BYTES = 1 << 20
@@ -142,8 +142,8 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
     """Run the engine, and write the answer as it comes."""
     import lrs_edge
     from lrs_edge import report
-    from lrs_edge.budget import Clock
     from lrs_edge.commands.progress import ProgressDisplay
+    from lrs_edge.requests.clock import Clock
 
     restrict_image_formats()
     with (

@@ -86,7 +86,7 @@ class Budget:
         self.clock = clock
         self._rates = rates
         self._costs = costs
-        self._is_given_up = is_given_up
+        self._is_given_up = clock.is_given_up = is_given_up
         self.lacks_memory = lacks_memory
         self._rest = 0.0 if clock.timeout is None else (1 - SEARCH_SHARE) * clock.left
         self._question = 0
@@ -111,7 +111,7 @@ class Budget:
 
     def expired(self) -> bool:
         """True when the time limit is over, or nobody wants the answer any more."""
-        return self._is_given_up() or self.clock.expired()
+        return self.clock.expired()
 
     def search_over(self) -> bool:
         """True when the search must end so that prefill and a first answer come in time."""

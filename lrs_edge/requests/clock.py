@@ -28,6 +28,8 @@ class Clock:
         self._start = now() if start is None else start
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self.timeout = timeout
+        #: True when nobody wants the answer any more, which ends everything as the deadline does.
+        self.is_given_up: Callable[[], bool] = lambda: False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -58,5 +60,5 @@ class Clock:
         return None if self.timeout is None else self._start + self.timeout
 
     def expired(self) -> bool:
-        """True when the time limit is over."""
-        return self.left <= 0
+        """True when the time limit is over, or nobody wants the answer any more."""
+        return self.is_given_up() or self.left <= 0
