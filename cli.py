@@ -1,12 +1,5 @@
-"""Launcher for a checkout that is not installed: `python cli.py ask IMAGE QUESTION`."""
+"""The command from a checkout: `python cli.py ask IMAGE QUESTION`."""
 
-from pathlib import Path
+from lrs_edge.commands.main import main
 
-import lrs_edge
-from lrs_edge.cli import main
-
-# pyproject.toml maps export/ and models/ into the package; without an installation this does.
-lrs_edge.__path__.append(str(Path(__file__).parent))
-
-if __name__ == "__main__":
-    main()
+main()

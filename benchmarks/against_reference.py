@@ -139,7 +139,7 @@ def start_sides(
     checkpoint: Path, precisions: Sequence[str], folder: Path, threads: int
 ) -> list[Side]:
     """Export the bundles and start all sides; float32 is always among them."""
-    from lrs_edge.export import ExportOptions, Precisions, export_bundle
+    from lrs_edge_export import ExportOptions, Precisions, export_bundle
 
     bundles = {name: folder / name for name in dict.fromkeys(["fp32", *precisions])}
     for name, target in bundles.items():

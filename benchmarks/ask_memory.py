@@ -24,7 +24,7 @@ QUESTION = "What kind of place is this?"
 
 def ask(image: Path, bundle: str | None) -> dict[str, float]:
     """Run one question; figures of the process from outside, and of the answer."""
-    command = [sys.executable, "-m", "lrs_edge.cli", "ask", str(image), QUESTION]
+    command = [sys.executable, "-m", "lrs_edge.commands.main", "ask", str(image), QUESTION]
     command += ["--format", "json", "-q"] + ([] if bundle is None else ["-m", bundle])
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import parser_for
-from lrs_edge.bundle import default_bundle_path, read_manifest
-from lrs_edge.stages import unpacks_weights
+from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
+from lrs_edge.engines.placement import unpacks_weights
 
 BARE = """
 import sys
@@ -57,7 +57,7 @@ def main() -> None:
     sides = {
         "lrs-edge": (OURS, str(bundle)),
         "onnxruntime": (BARE, *graphs),
-        "import": ("from lrs_edge.backends.runtime import ort",),
+        "import": ("from lrs_edge.engines.runtime import ort",),
         "python": ("pass",),
     }
     found: dict[str, list[float]] = {name: [] for name in sides}

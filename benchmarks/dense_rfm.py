@@ -41,21 +41,21 @@ from benchmarks.measure import (
     row,
     times,
 )
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.bundle import open_bundle
-from lrs_edge.cache_pool import CachePool
-from lrs_edge.options import AskOptions
-from lrs_edge.pruning.context import spread
-from lrs_edge.pruning.scorers import RfmScorer
-from lrs_edge.pyramid import build_pyramid, token_grid
-from lrs_edge.raster import Raster
+from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.placement import load_stages
+from lrs_edge.language.sequence import LocalTokens, build_prefix, pad_dense, place_local
+from lrs_edge.pyramid.levels import build_pyramid, token_grid
+from lrs_edge.raster.raster import Raster
 from lrs_edge.requests.budget import Budget
+from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.clock import Clock
-from lrs_edge.rfm import token_scores
-from lrs_edge.sequence import LocalTokens, build_prefix, pad_dense, place_local
-from lrs_edge.stages import load_stages
-from lrs_edge.tiles import TileSource
-from lrs_edge.vision import FeatureCache
+from lrs_edge.requests.options import AskOptions
+from lrs_edge.search.context import spread
+from lrs_edge.search.rfm import token_scores
+from lrs_edge.search.scorers import RfmScorer
+from lrs_edge.vision.encoder import FeatureCache
+from lrs_edge.vision.tiles import TileSource
 
 QUESTION = "Where is the road?"
 IMAGE = ROOT / "examples" / "yellowstone.tif"
@@ -200,7 +200,7 @@ def main() -> None:
         bundle = options.bundle
         if bundle is None:
             from benchmarks.embedded_checkpoint import write_checkpoint
-            from lrs_edge.export import ExportOptions, export_bundle
+            from lrs_edge_export import ExportOptions, export_bundle
 
             folder = write_checkpoint(None, Path(name) / "checkpoint")
             bundle = export_bundle(

@@ -22,10 +22,8 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.measure import parser_for
-from lrs_edge.bundle import Bundle, open_bundle
-from lrs_edge.errors import BundleError
-from lrs_edge.export.stages import EfficientNetTower
-from lrs_edge.manifest import (
+from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.manifest import (
     EMBED_TOKENS,
     IMAGE_NEWLINE,
     POSITION_COLS,
@@ -33,6 +31,8 @@ from lrs_edge.manifest import (
     DecoderSpec,
     Manifest,
 )
+from lrs_edge.errors import BundleError
+from lrs_edge_export.checkpoints.model import EfficientNetTower
 
 Array = NDArray[np.float32]
 

@@ -143,7 +143,7 @@ def main() -> None:
         show(loaded, bound, None)
         rows.append(loaded)
         for precision in options.precision:
-            command = [sys.executable, "-m", "lrs_edge.cli", "export", str(source)]
+            command = [sys.executable, "-m", "lrs_edge.commands.main", "export", str(source)]
             command += ["-o", str(target), "--force", "--precision", precision]
             run = watch(precision, [*command, *shlex.split(options.more)])
             rows.append(run)

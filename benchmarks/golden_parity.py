@@ -15,7 +15,7 @@ import numpy as np
 
 import lrs_edge
 from benchmarks.measure import parser_for
-from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
+from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
 from tests.golden_data import CHECKPOINTS, checkpoint, load_run, run_names
 from tests.test_parity import check_run, trace_of
 

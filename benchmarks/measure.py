@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lrs_edge.cli import end_in_order
-from lrs_edge.memory import peak_memory
+from lrs_edge.commands.main import end_in_order
+from lrs_edge.requests.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 

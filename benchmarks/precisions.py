@@ -21,15 +21,15 @@ from pathlib import Path
 from benchmarks.embedded_checkpoint import write_checkpoint
 from benchmarks.measure import head, parser_for
 from lrs_edge.errors import ExportError
-from lrs_edge.export import AccuracyCheck, ExportOptions, Precisions, export_bundle
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.planning import Planner
-from lrs_edge.export.precision import PRECISIONS, Plan, Precision
-from lrs_edge.export.probe import Probe, least_cosine, relative_error
-from lrs_edge.export.quantization import CalibrationData
-from lrs_edge.export.stage_writer import STAGES, Stage, StageWriter, check_plan
-from lrs_edge.export.stages import Model
+from lrs_edge_export import AccuracyCheck, ExportOptions, Precisions, export_bundle
+from lrs_edge_export.bundle.stages import STAGES, Stage, StageWriter, check_plan
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.quantization import CalibrationData
+from lrs_edge_export.quantization.planning import Planner
+from lrs_edge_export.quantization.precision import PRECISIONS, Plan, Precision
+from lrs_edge_export.quantization.probe import Probe, least_cosine, relative_error
 
 #: Precisions of a whole bundle, vision first; a convolutional tower has no dynamic int8 or int4.
 BUNDLES: dict[str, Precisions] = {

@@ -39,7 +39,7 @@ from benchmarks.measure import (
     times,
     write_image,
 )
-from lrs_edge.options import Resampling
+from lrs_edge.requests.options import Resampling
 
 #: Those of the released models.
 TILE, BASE_SIDE = 336, 1008
@@ -50,8 +50,8 @@ Figures = dict[str, Any]
 
 def read_tiles(path: Path, resampling: Resampling, most: int) -> dict[str, float]:
     """Read at most so many tiles of every level with `Raster`; figures of this process."""
-    from lrs_edge.pyramid import build_pyramid
-    from lrs_edge.raster import Raster
+    from lrs_edge.pyramid.levels import build_pyramid
+    from lrs_edge.raster.raster import Raster
 
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     base, start, tiles, slowest = peak_mib(), time.perf_counter(), 0, 0.0

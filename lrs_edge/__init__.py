@@ -13,14 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrs_edge.answer import (
-        Answer,
-        LevelReport,
-        Progress,
-        Region,
-        Timings,
-        TokenCounts,
-    )
+    from lrs_edge.answer.answer import Answer, LevelReport, Progress, Region, Timings, TokenCounts
     from lrs_edge.engine import Engine, load
     from lrs_edge.errors import (
         BackendError,
@@ -34,32 +27,32 @@ if TYPE_CHECKING:
         QueueFullError,
         UsageError,
     )
-    from lrs_edge.options import AskOptions
+    from lrs_edge.requests.options import AskOptions
     from lrs_edge.requests.stream import AnswerStream
     from lrs_edge.scene import Scene
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "answer",
+    "Answer": "answer.answer",
     "AnswerStream": "requests.stream",
-    "AskOptions": "options",
+    "AskOptions": "requests.options",
     "BackendError": "errors",
     "BundleError": "errors",
     "CancelledError": "errors",
     "Engine": "engine",
     "ExportError": "errors",
     "ImageError": "errors",
-    "LevelReport": "answer",
+    "LevelReport": "answer.answer",
     "LrsEdgeError": "errors",
     "OutOfMemoryError": "errors",
-    "Progress": "answer",
+    "Progress": "answer.answer",
     "QuestionError": "errors",
     "QueueFullError": "errors",
-    "Region": "answer",
+    "Region": "answer.answer",
     "Scene": "scene",
-    "Timings": "answer",
-    "TokenCounts": "answer",
+    "Timings": "answer.answer",
+    "TokenCounts": "answer.answer",
     "UsageError": "errors",
     "load": "engine",
 }

@@ -1,6 +1,6 @@
 """`python -m lrs_edge` is `lrs-edge`."""
 
-from lrs_edge.cli import main
+from lrs_edge.commands.main import main
 
 if __name__ == "__main__":
     main()

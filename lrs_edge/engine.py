@@ -13,24 +13,24 @@ from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.backends.metered import Meter
-from lrs_edge.bundle import Bundle, open_bundle
-from lrs_edge.cache import GROWTH
-from lrs_edge.cache_pool import CachePool
-from lrs_edge.cores import thread_count
+from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.cores import thread_count
+from lrs_edge.engines.metered import Meter
+from lrs_edge.engines.placement import Stages, load_stages
 from lrs_edge.errors import UsageError
-from lrs_edge.manifest import DecoderSpec, Manifest
-from lrs_edge.memory import give_back
-from lrs_edge.pruning.scorers import MAX_KEPT_BYTES
+from lrs_edge.language.kv_cache import GROWTH
+from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.clock import Clock
+from lrs_edge.requests.memory import give_back
 from lrs_edge.requests.queue import MAX_WAITING, RequestQueue
 from lrs_edge.scene import Scene
-from lrs_edge.stages import Stages, load_stages
+from lrs_edge.search.scorers import MAX_KEPT_BYTES
 
 if TYPE_CHECKING:
-    from lrs_edge.io.appearance import Transparency
-    from lrs_edge.raster import Orientation
+    from lrs_edge.raster.appearance import Transparency
+    from lrs_edge.raster.raster import Orientation
 
 #: Room for tokens of tiles, in bytes: 130 tiles of a 7B model, 2,900 of the embedded one.
 FEATURE_CACHE_BYTES = 256 << 20
@@ -130,7 +130,7 @@ class Engine:
             ImageError: The image cannot be read in that time, or is refused.
         """
         # GDAL takes a tenth of a second to import; a loaded engine does not need it yet.
-        from lrs_edge.raster import Raster
+        from lrs_edge.raster.raster import Raster
 
         stages = self._loaded()
         stop = None if timeout is None else Clock(timeout).expired
@@ -228,7 +228,7 @@ def load(
         opening = pool.submit(open_bundle, path, verify=verify, graphs=False, stop=stop)
         try:
             with suppress(ImportError):
-                import_module("lrs_edge.backends.onnx")
+                import_module("lrs_edge.engines.onnx")
             opened = opening.result()
         except BaseException:
             stop.set()

@@ -6,25 +6,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lrs_edge.answer import Answer, Progress
-from lrs_edge.cache_pool import CachePool
+from lrs_edge.answer.answer import Answer, Progress
+from lrs_edge.answer.evidence import can_be_placed
+from lrs_edge.answer.trace import Trace, check_target
+from lrs_edge.engines.placement import Stages
 from lrs_edge.errors import UsageError, out_of_memory
-from lrs_edge.evidence import can_be_placed
-from lrs_edge.memory import give_back
-from lrs_edge.options import AskOptions, Resampling, merged_options
-from lrs_edge.progress import OnProgress
-from lrs_edge.pyramid import build_pyramid
-from lrs_edge.request import Caches, Request
+from lrs_edge.pyramid.levels import build_pyramid
+from lrs_edge.requests.cache_pool import CachePool
+from lrs_edge.requests.memory import give_back
+from lrs_edge.requests.options import AskOptions, Resampling, merged_options
+from lrs_edge.requests.progress import OnProgress
+from lrs_edge.requests.question import Caches, Request
 from lrs_edge.requests.queue import RequestQueue
 from lrs_edge.requests.stream import AnswerStream
 from lrs_edge.requests.ticket import Ticket, Work
-from lrs_edge.stages import Stages
-from lrs_edge.tiles import TileSource
-from lrs_edge.trace import Trace, check_target
-from lrs_edge.vision import FeatureCache
+from lrs_edge.vision.encoder import FeatureCache
+from lrs_edge.vision.tiles import TileSource
 
 if TYPE_CHECKING:
-    from lrs_edge.raster import Raster
+    from lrs_edge.raster.raster import Raster
 
 
 class Scene:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster
 
 #: Pixels of a level that a token of the embedded model shows, across.
 TOKEN = 32

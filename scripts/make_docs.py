@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from lrs_edge.cli import PROGRAM, cli
-from lrs_edge.report import json_schema
+from lrs_edge.answer.report import json_schema
+from lrs_edge.commands.main import PROGRAM, cli
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

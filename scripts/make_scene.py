@@ -19,9 +19,9 @@ import rasterio
 from PIL import Image
 from rasterio.windows import Window
 
-from lrs_edge.export.scenes.geotiff import Encoding, write_scene
-from lrs_edge.export.scenes.library import LabelledTile
-from lrs_edge.export.scenes.plan import Background, Placement, ScenePlan
+from lrs_edge_export.scenes.geotiff import Encoding, write_scene
+from lrs_edge_export.scenes.library import LabelledTile
+from lrs_edge_export.scenes.plan import Background, Placement, ScenePlan
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WIDTH, HEIGHT = 9000, 7000

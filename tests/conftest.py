@@ -72,7 +72,7 @@ def pytest_terminal_summary(
 def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles exported at fp32 from the golden checkpoints that are here, by variant."""
     pytest.importorskip("torch", reason="exporting needs the `export` extra")
-    from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
+    from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
 
     bundles = {}
     for variant in CHECKPOINTS:

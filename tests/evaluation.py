@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lrs_edge.answer import Timings, TokenCounts
+from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.evaluation.results import (
     SCHEMA_NAME,
     SCHEMA_VERSION,

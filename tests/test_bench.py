@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lrs_edge.backends.metered import GraphWork
 from lrs_edge.benchmarking.floor import weight_bytes
 from lrs_edge.benchmarking.loading import measure_load
 from lrs_edge.benchmarking.run import STAGES, Benchmark, BenchOptions, run_bench
 from lrs_edge.benchmarking.tables import records, to_csv, to_json, to_markdown
-from lrs_edge.bundle import Bundle, open_bundle
-from lrs_edge.cli import run
+from lrs_edge.bundle.bundle import Bundle, open_bundle
 from lrs_edge.commands.bench import _STAGES
+from lrs_edge.commands.main import run
+from lrs_edge.engines.metered import GraphWork
 from lrs_edge.errors import BackendError
 from lrs_edge.evaluation.flops import graph_costs
 from tests.checkpoints import write_nano
@@ -26,7 +26,7 @@ from tests.rasters import noise, write
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
-from lrs_edge.export import ExportOptions, export_bundle
+from lrs_edge_export import ExportOptions, export_bundle
 
 PROMPT, DEPTH, COUNT, TILES = 24, 20, 3, 4
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lrs_edge.backends.metered import GraphWork
-from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking import peaks as bench_peaks
 from lrs_edge.benchmarking.floor import (
     Floor,
@@ -20,6 +18,8 @@ from lrs_edge.benchmarking.floor import (
 from lrs_edge.benchmarking.measure import Spread, Stopwatch, repeat
 from lrs_edge.benchmarking.peaks import measure_peaks
 from lrs_edge.benchmarking.protobuf import one_node_model
+from lrs_edge.engines.metered import GraphWork
+from lrs_edge.engines.runtime import ort
 from lrs_edge.evaluation.flops import GraphCost
 
 MIB = 1 << 20

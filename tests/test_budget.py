@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrs_edge.errors import CancelledError
-from lrs_edge.options import AskOptions
 from lrs_edge.requests.budget import (
     ANSWER_TOKENS,
     FIRST_TOKENS,
@@ -18,6 +17,7 @@ from lrs_edge.requests.budget import (
     ModelCosts,
 )
 from lrs_edge.requests.clock import Clock
+from lrs_edge.requests.options import AskOptions
 from lrs_edge.requests.rates import Rates
 from lrs_edge.requests.sharing import share_tiles
 

@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.backends.onnx import OnnxGraph
-from lrs_edge.bundle import Embeddings, open_bundle, verify_bundle
-from lrs_edge.errors import BundleError
-from lrs_edge.manifest import (
+from lrs_edge.bundle.bundle import Embeddings, open_bundle, verify_bundle
+from lrs_edge.bundle.manifest import (
     DecoderSpec,
     FileEntry,
     Limits,
@@ -26,6 +23,9 @@ from lrs_edge.manifest import (
     Source,
     VisionSpec,
 )
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.onnx import OnnxGraph
+from lrs_edge.errors import BundleError
 
 #: An ONNX model of IR version 8 and opset 23 whose graph, named by one letter, is empty.
 GRAPH = b"\x08\x08\x3a\x03\x12\x01%b\x42\x02\x10\x17"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrs_edge.bundle import default_bundle_path, open_bundle
-from lrs_edge.bundle_graphs import check_graph, read_graph
+from lrs_edge.bundle.bundle import default_bundle_path, open_bundle
+from lrs_edge.bundle.graph_shapes import check_sizes
+from lrs_edge.bundle.graphs import check_graph, read_graph
+from lrs_edge.bundle.wire_format import WireError
 from lrs_edge.errors import BundleError
-from lrs_edge.graph_shapes import check_sizes
-from lrs_edge.wire_format import WireError
 
 onnx = pytest.importorskip("onnx", reason="makes the graphs")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402

@@ -14,11 +14,11 @@ import pytest
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models
 
-from lrs_edge.bundle import default_bundle_path, open_bundle, read_manifest, verify_bundle
-from lrs_edge.bundle_tokenizer import check_tokenizer
-from lrs_edge.cli import run
+from lrs_edge.bundle.bundle import default_bundle_path, open_bundle, read_manifest, verify_bundle
+from lrs_edge.bundle.tokenizer import check_tokenizer
+from lrs_edge.commands.main import run
 from lrs_edge.errors import BundleError
-from lrs_edge.prompt import Prompt
+from lrs_edge.language.prompt import Prompt
 from tests.test_bundle import write_bundle
 
 

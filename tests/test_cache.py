@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lrs_edge.backends.onnx import OnnxKVBuffers, open_mover
-from lrs_edge.cache import GROWTH, UNKNOWN, KVCache, TokenKind, fingerprints, make_tokens
+from lrs_edge.engines.onnx import OnnxKVBuffers, open_mover
 from lrs_edge.errors import BackendError
+from lrs_edge.language.kv_cache import (
+    GROWTH,
+    UNKNOWN,
+    KVCache,
+    TokenKind,
+    fingerprints,
+    make_tokens,
+)
 
 NAMES = ("key_0", "value_0", "key_1")
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import Engine, UsageError
-from lrs_edge.cache import KVCache
-from lrs_edge.cache_pool import CachePool
 from lrs_edge.engine import default_cache_bytes
 from lrs_edge.errors import OutOfMemoryError
-from lrs_edge.memory import give_back
-from lrs_edge.vision import FeatureCache
+from lrs_edge.language.kv_cache import KVCache
+from lrs_edge.requests.cache_pool import CachePool
+from lrs_edge.requests.memory import give_back
+from lrs_edge.vision.encoder import FeatureCache
 from tests.test_engine import picture
 
 QUESTION = "What is this?"
@@ -160,14 +160,14 @@ def test_a_finished_answer_is_not_lost_when_memory_runs_out_behind_it(
 
     with lrs_edge.load(threads=1, provider="cpu") as engine, engine.open(images[0]) as scene:
         with monkeypatch.context() as patch:
-            patch.setattr("lrs_edge.backends.onnx.OnnxKVBuffers.gather", fails_when(fails))
+            patch.setattr("lrs_edge.engines.onnx.OnnxKVBuffers.gather", fails_when(fails))
             assert scene.ask(QUESTION, max_tokens=2).token_ids == wanted[0]
         assert scene.ask(QUESTION, max_tokens=2).token_ids == wanted[0]
 
 
 def fails_when(fails: object) -> object:
     """`gather` that fails when buffers get smaller, as they do behind an answer."""
-    from lrs_edge.backends.onnx import OnnxKVBuffers
+    from lrs_edge.engines.onnx import OnnxKVBuffers
 
     real = OnnxKVBuffers.gather
 

@@ -17,12 +17,12 @@ import click
 import pytest
 
 import lrs_edge
-from lrs_edge.answer import Answer, Progress
-from lrs_edge.cli import COMMANDS, cli, run
+from lrs_edge.answer.answer import Answer, Progress
 from lrs_edge.commands.eval import check_results
-from lrs_edge.cores import available_cores
+from lrs_edge.commands.main import COMMANDS, cli, run
+from lrs_edge.engines.cores import available_cores
 from lrs_edge.errors import BackendError, BundleError, ImageError, LrsEdgeError
-from lrs_edge.options import AskOptions
+from lrs_edge.requests.options import AskOptions
 from tests.test_report import PLACE, make_answer, make_region
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -384,7 +384,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from lrs_edge.cli import run; code = run(['--help']);"
+        "import sys; from lrs_edge.commands.main import run; code = run(['--help']);"
         "heavy = {'numpy', 'onnxruntime', 'rasterio', 'torch', 'rich', 'tokenizers', 'PIL'};"
         "sys.exit(code or ' '.join(heavy & set(sys.modules)) or 0)"
     )
@@ -414,7 +414,7 @@ def test_a_missing_package_is_no_bug(
 
 
 def test_nobody_reads_the_output() -> None:
-    script = "from lrs_edge.cli import main; main()"
+    script = "from lrs_edge.commands.main import main; main()"
     for line in (["--help"], ["doctor", "--format", "json"]):
         with subprocess.Popen(
             [sys.executable, "-c", script, *line],
@@ -433,7 +433,10 @@ def test_export_tooling_names_the_package_that_is_missing(
     command: str, doing: str, package: str, tmp_path: Path
 ) -> None:
     # In a process of its own: modules of the exporter that are loaded already would hide it.
-    script = f'import sys; sys.modules["{package}"] = None; from lrs_edge.cli import main; main()'
+    script = (
+        f'import sys; sys.modules["{package}"] = None; '
+        "from lrs_edge.commands.main import main; main()"
+    )
     options = ["--data", str(tmp_path)] if command == "distill" else []
     done = subprocess.run(
         [sys.executable, "-c", script, command, str(tmp_path), "-o", "out", *options],

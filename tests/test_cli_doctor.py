@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lrs_edge import doctor
-from lrs_edge.cli import run
-from lrs_edge.doctor import Check
+from lrs_edge.commands import checks as doctor
+from lrs_edge.commands.checks import Check
+from lrs_edge.commands.main import run
 
 STATUSES = {"ok", "warn", "missing"}
 
@@ -57,14 +57,14 @@ def test_without_onnxruntime_ask_cannot_work(
 ) -> None:
     installed()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "lrs_edge.backends.runtime", raising=False)
+    monkeypatch.delitem(sys.modules, "lrs_edge.engines.runtime", raising=False)
     checks = doctor.run_checks()
     assert found(checks, "onnxruntime").status == "missing"
     assert doctor.exit_code(checks) == 5
 
 
 def test_a_listed_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    onnxruntime = pytest.importorskip("lrs_edge.backends.runtime").ort
+    onnxruntime = pytest.importorskip("lrs_edge.engines.runtime").ort
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     with pytest.MonkeyPatch.context() as patch:

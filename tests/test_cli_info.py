@@ -11,8 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lrs_edge.cli import run
-from lrs_edge.manifest import (
+from lrs_edge.bundle.manifest import (
     SCHEMA_VERSION,
     DecoderSpec,
     FileEntry,
@@ -23,6 +22,7 @@ from lrs_edge.manifest import (
     Source,
     VisionSpec,
 )
+from lrs_edge.commands.main import run
 from tests.rasters import UTM, noise, write
 
 FILES = ("vision.onnx", "rfm.onnx", "llm.onnx", "embeddings.safetensors", "tokenizer.json")

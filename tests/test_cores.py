@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lrs_edge
-from lrs_edge import cores
+from lrs_edge.engines import cores
 from lrs_edge.errors import UsageError
 
 

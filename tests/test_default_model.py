@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lrs_edge
-from lrs_edge.bundle import default_bundle_path, verify_bundle
+from lrs_edge.bundle.bundle import default_bundle_path, verify_bundle
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -18,20 +18,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lrs_edge
-from lrs_edge.cli import run
+from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError, UsageError
-from lrs_edge.export import ExportOptions, export_bundle
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.distill import DistillOptions, LossWeights, Sampling, TrainOptions, distill
-from lrs_edge.export.distill.features import open_encoder
-from lrs_edge.export.distill.questions import Question
-from lrs_edge.export.distill.sequences import Assembler, Group
-from lrs_edge.export.distill.start import PRUNER
-from lrs_edge.export.distill.student import Student
-from lrs_edge.export.distill.train import Trainer
-from lrs_edge.export.families import read_model
-from lrs_edge.export.tensors import open_tensors
-from lrs_edge.pyramid import TileIndex
+from lrs_edge.pyramid.levels import TileIndex
+from lrs_edge_export import ExportOptions, export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.tensors import open_tensors
+from lrs_edge_export.distill import DistillOptions, LossWeights, Sampling, TrainOptions, distill
+from lrs_edge_export.distill.features import open_encoder
+from lrs_edge_export.distill.questions import Question
+from lrs_edge_export.distill.sequences import Assembler, Group
+from lrs_edge_export.distill.start import PRUNER
+from lrs_edge_export.distill.student import Student
+from lrs_edge_export.distill.train import Trainer
+from lrs_edge_export.families.registry import read_model
 from tests.checkpoints import HIDDEN, edit_json, write_nano, write_qwen
 from tests.golden_data import checkpoint as golden_checkpoint
 

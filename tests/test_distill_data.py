@@ -16,24 +16,24 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lrs_edge.errors import ExportError, UsageError
-from lrs_edge.export.distill.chance import seeded
-from lrs_edge.export.distill.collect import Targets
-from lrs_edge.export.distill.evidence import (
+from lrs_edge.language.sequence import place_local
+from lrs_edge.pyramid.levels import TileIndex, build_pyramid, token_grid
+from lrs_edge_export.distill.chance import seeded
+from lrs_edge_export.distill.collect import Targets
+from lrs_edge_export.distill.evidence import (
     evidence_tiles,
     evidence_tokens,
     localisation,
     top_quarter,
 )
-from lrs_edge.export.distill.guidance import choose_tiles
-from lrs_edge.export.distill.localise import Row, choose_layers
-from lrs_edge.export.distill.loss import LossWeights, distillation_loss, divergence
-from lrs_edge.export.distill.questions import image_folder, question_files, read_questions
-from lrs_edge.export.distill.safetensors_copy import copy_with, dtype_of
-from lrs_edge.export.distill.sequences import Group, TextEmbeddings
-from lrs_edge.export.distill.start import check_layer_list
-from lrs_edge.export.distill.work import Work
-from lrs_edge.pyramid import TileIndex, build_pyramid, token_grid
-from lrs_edge.sequence import place_local
+from lrs_edge_export.distill.guidance import choose_tiles
+from lrs_edge_export.distill.localise import Row, choose_layers
+from lrs_edge_export.distill.loss import LossWeights, distillation_loss, divergence
+from lrs_edge_export.distill.questions import image_folder, question_files, read_questions
+from lrs_edge_export.distill.safetensors_copy import copy_with, dtype_of
+from lrs_edge_export.distill.sequences import Group, TextEmbeddings
+from lrs_edge_export.distill.start import check_layer_list
+from lrs_edge_export.distill.work import Work
 
 SIZES = st.integers(20, 700)
 

@@ -16,15 +16,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrs_edge.export import reference
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.distill import layers, teacher
-from lrs_edge.export.distill.layers import PackedInput
-from lrs_edge.export.distill.start import with_start_layers
-from lrs_edge.export.distill.student import Student
-from lrs_edge.export.families import read_model
-from lrs_edge.export.stages import DecoderStage, Model
-from lrs_edge.rfm import token_scores
+from lrs_edge.search.rfm import token_scores
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import DecoderStage, Model
+from lrs_edge_export.distill import layers, teacher
+from lrs_edge_export.distill.layers import PackedInput
+from lrs_edge_export.distill.start import with_start_layers
+from lrs_edge_export.distill.student import Student
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.parity import reference
 from tests.checkpoints import HIDDEN, LAYERS, write_nano, write_qwen
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import lrs_edge
-from lrs_edge import report
-from lrs_edge.bundle import default_bundle_path
-from lrs_edge.cli import PROGRAM
+from lrs_edge.answer import report
+from lrs_edge.bundle.bundle import default_bundle_path
+from lrs_edge.commands.main import PROGRAM
 from lrs_edge.errors import BundleError
 from scripts import draw_search
 
@@ -57,7 +57,7 @@ def test_readme_commands_run(command: str, tmp_path: Path) -> None:
     assert program == PROGRAM
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
-        [sys.executable, "-m", "lrs_edge.cli", *arguments],
+        [sys.executable, "-m", "lrs_edge.commands.main", *arguments],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         input=shlex.split(left)[1] if left else "", timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

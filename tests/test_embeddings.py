@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save, save_file
 
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
 
-from lrs_edge.export import embeddings
-from lrs_edge.export.embeddings import write_embeddings
-from lrs_edge.export.rows import Rows, first_rows
-from lrs_edge.export.tensors import Scoped, open_tensors
+from lrs_edge_export.bundle import embeddings
+from lrs_edge_export.bundle.embeddings import write_embeddings
+from lrs_edge_export.checkpoints.rows import Rows, first_rows
+from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
 
 
 def table_on_disk(folder: Path, values: np.ndarray, rows: int) -> Rows:

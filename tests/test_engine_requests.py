@@ -14,8 +14,8 @@ import pytest
 
 import lrs_edge
 from lrs_edge import Answer, CancelledError, Engine, Progress, QueueFullError
-from lrs_edge.backends import metered
-from lrs_edge.backends.onnx import OnnxGraph
+from lrs_edge.engines import metered
+from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.requests.clock import Clock
 from tests.golden_data import ROOT
 from tests.test_engine import picture
@@ -95,7 +95,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     monkeypatch.setattr(OnnxGraph, "run", slow)
     monkeypatch.setattr(metered, "time", Timer)
-    monkeypatch.setattr("lrs_edge.request.Clock", partial(Clock, now=world))
+    monkeypatch.setattr("lrs_edge.requests.question.Clock", partial(Clock, now=world))
     return world
 
 

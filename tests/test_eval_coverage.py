@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrs_edge.evaluation.coverage import (
-    Coverage,
-    coverage,
-    is_covered,
-    random_covered,
-    tile_areas,
-)
-from lrs_edge.evidence import source_bounds
-from lrs_edge.pyramid import Level, build_pyramid
+from lrs_edge.answer.evidence import source_bounds
+from lrs_edge.evaluation.coverage import Coverage, coverage, is_covered, random_covered, tile_areas
+from lrs_edge.pyramid.levels import Level, build_pyramid
 
 #: Two rows and three columns of tiles of 10 pixels; the image is the level.
 LEVEL = Level(20, 30, 2, 3, 10)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.backends.metered import GraphWork, Meter, MeteredGraph
-from lrs_edge.bundle import open_bundle
+from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge.bundle.manifest import SegmentSpec
+from lrs_edge.engines.metered import GraphWork, Meter, MeteredGraph
 from lrs_edge.evaluation.flops import count_flops, graph_costs
-from lrs_edge.manifest import SegmentSpec
-from lrs_edge.options import Prune
+from lrs_edge.requests.options import Prune
 from tests.checkpoints import write_nano, write_qwen
 
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
@@ -26,9 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import lrs_edge
-from lrs_edge.export import ExportOptions, export_bundle, reference
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
+from lrs_edge_export import ExportOptions, export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.parity import reference
 from tests.test_engine import picture
 
 NO_PARITY = ExportOptions(parity=False)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import lrs_edge
-from lrs_edge.cli import run
 from lrs_edge.commands import eval_progress
 from lrs_edge.commands.eval_progress import EvalProgress
+from lrs_edge.commands.main import run
 from lrs_edge.errors import BackendError, OutOfMemoryError
 from lrs_edge.evaluation.questions import MME_END_STR, read_questions
 from lrs_edge.evaluation.results import read_results
 from lrs_edge.evaluation.runner import RunSettings, chosen_questions
-from lrs_edge.options import AskOptions
+from lrs_edge.requests.options import AskOptions
 from lrs_edge.scene import Scene
 from tests.checkpoints import write_nano
 from tests.evaluation import lrs_row, mme_row, private_wordnet, write_lines
@@ -33,7 +33,7 @@ QUICK = ("--max-tokens", "2", "--no-synonyms", "--threads", "1", "--provider", "
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny nano checkpoint: tiles of 64 pixels, levels from 192."""
     pytest.importorskip("torch", reason="exporting needs the `export` extra")
-    from lrs_edge.export import ExportOptions, export_bundle
+    from lrs_edge_export import ExportOptions, export_bundle
 
     folder = tmp_path_factory.mktemp("eval")
     target = folder / "bundle"

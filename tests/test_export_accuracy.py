@@ -12,9 +12,9 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import lrs_edge
 from lrs_edge.errors import ExportError
-from lrs_edge.export.accuracy import AccuracyReport, measure_accuracy
-from lrs_edge.export.export_options import AccuracyCheck
-from lrs_edge.options import AskOptions
+from lrs_edge.requests.options import AskOptions
+from lrs_edge_export.bundle.options import AccuracyCheck
+from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
 from tests.evaluation import lrs_row, write_lines
 from tests.test_engine import picture
 

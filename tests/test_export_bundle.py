@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrs_edge.bundle import Embeddings, open_bundle, verify_bundle
-from lrs_edge.cli import run
+from lrs_edge.bundle.bundle import Embeddings, open_bundle, verify_bundle
+from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError
 from tests.checkpoints import edit_json, write_nano, write_qwen
 
@@ -17,9 +17,11 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import onnx
 
-from lrs_edge.export import ExportOptions, Precisions, export_bundle, parity, recipes
-from lrs_edge.export.llava_llama import VICUNA_V1
-from lrs_edge.export.llava_qwen import QWEN_1_5
+from lrs_edge_export import ExportOptions, Precisions, export_bundle
+from lrs_edge_export.families import recipes
+from lrs_edge_export.families.llava_llama import VICUNA_V1
+from lrs_edge_export.families.llava_qwen import QWEN_1_5
+from lrs_edge_export.parity import check as parity
 
 NO_PARITY = ExportOptions(parity=False)
 

@@ -20,10 +20,10 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 import torch
 from safetensors.torch import save_file as save_torch
 
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.stages import Model, Repetition
-from lrs_edge.export.tensors import open_tensors
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model, Repetition
+from lrs_edge_export.checkpoints.tensors import open_tensors
+from lrs_edge_export.families.registry import read_model
 
 
 def read(folder: Path, vision_tower: str | None = None) -> Model:

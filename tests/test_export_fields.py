@@ -20,9 +20,9 @@ torch = pytest.importorskip("torch", reason="exporting needs the `export` extra"
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 transformers = pytest.importorskip("transformers", reason="writes the configs")
 
-from lrs_edge.export.checkpoint import find_checkpoint  # noqa: E402
-from lrs_edge.export.decoder_builder import inverse_frequencies  # noqa: E402
-from lrs_edge.export.families import read_model  # noqa: E402
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint  # noqa: E402
+from lrs_edge_export.families.registry import read_model  # noqa: E402
+from lrs_edge_export.graphs.decoder_builder import inverse_frequencies  # noqa: E402
 
 
 @pytest.fixture

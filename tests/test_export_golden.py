@@ -14,10 +14,10 @@ from tests.golden_data import ROOT, checkpoint, load_run, run_names
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
-from lrs_edge.bundle import open_bundle
-from lrs_edge.export.sessions import DecoderSession, open_session
-from lrs_edge.export.tokenizer_json import from_byte_level
-from lrs_edge.manifest import Manifest
+from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge.bundle.manifest import Manifest
+from lrs_edge_export.bundle.tokenizer_json import from_byte_level
+from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 
 VARIANTS = ("qwen", "llama")
 IMAGE_TOKEN = -200

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lrs_edge
-from lrs_edge.backends.runtime import ort
+from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BundleError
 from tests.golden_data import CHECKPOINTS, checkpoint, load_run, run_names
 
@@ -25,7 +25,7 @@ pytestmark = [
 def cuda_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles of the golden checkpoints for CUDA: everything float16."""
     pytest.importorskip("torch", reason="exporting needs the `export` extra")
-    from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
+    from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
 
     bundles = {}
     for variant in CHECKPOINTS:

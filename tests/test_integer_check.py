@@ -6,12 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from lrs_edge import doctor
-from lrs_edge.backends import integer_check
-from lrs_edge.backends.integer_check import integer_products, integer_warnings
-from lrs_edge.bundle import default_bundle_path, open_bundle
+from lrs_edge.bundle.bundle import default_bundle_path, open_bundle
+from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.commands import checks as doctor
+from lrs_edge.engines import integer_check
+from lrs_edge.engines.integer_check import integer_products, integer_warnings
 from lrs_edge.errors import BackendError
-from lrs_edge.manifest import Manifest
 from tests.integer_cpu import saturating_product
 
 

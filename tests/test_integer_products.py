@@ -20,14 +20,15 @@ from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
 
 import lrs_edge
-from lrs_edge.export import ExportOptions, Precisions, export_bundle, weight_file
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.decoder_graph import LanguageHead, write_llm
-from lrs_edge.export.families import read_model
-from lrs_edge.export.precision import Plan
-from lrs_edge.export.quantization import quantize_channels, saturates
-from lrs_edge.export.sessions import DecoderSession
-from lrs_edge.export.weight_file import WeightFile, quantize
+from lrs_edge_export import ExportOptions, Precisions, export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.graphs import weight_file
+from lrs_edge_export.graphs.decoder_graph import LanguageHead, write_llm
+from lrs_edge_export.graphs.sessions import DecoderSession
+from lrs_edge_export.graphs.weight_file import WeightFile, quantize
+from lrs_edge_export.quantization import quantize_channels, saturates
+from lrs_edge_export.quantization.precision import Plan
 
 finite = st.floats(-1e3, 1e3, width=32)
 weights = hnp.arrays(
@@ -90,8 +91,8 @@ def test_every_product_of_a_graph_is_exact(graph: Path) -> None:
 
 def test_a_place_with_outliers_does_not_touch_the_others_scale(tmp_path: Path) -> None:
     """Down projections: a token with huge values costs the other tokens nothing."""
-    from lrs_edge.export.onnx_writer import GraphWriter
-    from lrs_edge.export.sessions import open_session
+    from lrs_edge_export.graphs.onnx_writer import GraphWriter
+    from lrs_edge_export.graphs.sessions import open_session
 
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((24, 32)).astype(np.float32)

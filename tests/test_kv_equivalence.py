@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.backends.onnx import OnnxGraph
-from lrs_edge.bundle import Bundle, open_bundle
-from lrs_edge.cache import KVCache, TokenKind, make_tokens
-from lrs_edge.decoder import Decoder
-from lrs_edge.rfm import MASKED
+from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.onnx import OnnxGraph
+from lrs_edge.language.decoder import Decoder
+from lrs_edge.language.kv_cache import KVCache, TokenKind, make_tokens
+from lrs_edge.search.rfm import MASKED
 from tests.golden_data import checkpoint
 
 torch = pytest.importorskip("torch")

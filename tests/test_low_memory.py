@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lrs_edge.errors import ImageError
-from lrs_edge.memory import means_no_memory
+from lrs_edge.requests.memory import means_no_memory
 from tests.test_engine import picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +106,7 @@ with tempfile.TemporaryDirectory() as folder:
     "ending",
     [
         "from benchmarks.measure import parser_for; parser_for(None)",
-        "from lrs_edge.cli import end_in_order; end_in_order()",
+        "from lrs_edge.commands.main import end_in_order; end_in_order()",
     ],
 )
 def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path: Path, ending: str) -> None:

@@ -15,11 +15,11 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from benchmarks.export_memory import largest_layer, watch
-from lrs_edge.bundle import open_bundle
-from lrs_edge.export import ExportOptions, export_bundle
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.tensors import open_tensors
+from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge_export import ExportOptions, export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.tensors import open_tensors
+from lrs_edge_export.families.registry import read_model
 from scripts.make_checkpoint import SMALL_TOWER, Sizes, language_tensors, write_checkpoint
 from tests.golden_data import ROOT
 

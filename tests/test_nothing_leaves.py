@@ -20,7 +20,10 @@ COMMANDS = {
     "doctor": ["-m", "lrs_edge", "doctor"],
     # Loads the bundle in a process of its own.
     "bench": ["-m", "lrs_edge", "bench", "--stages", "load", "-r", "1", "--no-warmup", "-q"],
-    "export": ["-c", "import lrs_edge.export.sessions, lrs_edge.export.kv_scales"],
+    "export": [
+        "-c",
+        "import lrs_edge_export.graphs.sessions, lrs_edge_export.quantization.kv_scales",
+    ],
 }
 #: onnxruntime looks its vendor's host up a minute after it was loaded.
 ASKING_FOR_OVER_A_MINUTE = """
@@ -111,4 +114,4 @@ def test_onnxruntime_is_imported_in_one_place() -> None:
         for match in pattern.finditer(path.read_text(encoding="utf-8"))
         if not match[0].strip().startswith("from") or "backends.runtime" not in path.read_text()
     }
-    assert found == {str(Path("lrs_edge/backends/runtime.py"))}
+    assert found == {str(Path("lrs_edge/engines/runtime.py"))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lrs_edge.errors import UsageError
-from lrs_edge.options import AskOptions, merged_options
+from lrs_edge.requests.options import AskOptions, merged_options
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from lrs_edge.errors import ExportError
-from lrs_edge.export import parity, weight_file
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.parity_report import ParityReport
-from lrs_edge.export.precision import Plan
-from lrs_edge.export.stage_writer import LLM, RFM, VISION, StageWriter
-from lrs_edge.export.stages import DecoderStage, Model
+from lrs_edge_export.bundle.stages import LLM, RFM, VISION, StageWriter
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import DecoderStage, Model
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.graphs import weight_file
+from lrs_edge_export.parity import check as parity
+from lrs_edge_export.parity.report import ParityReport
+from lrs_edge_export.quantization.precision import Plan
 
 Change = Callable[[str, np.ndarray], np.ndarray]
 

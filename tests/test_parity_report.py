@@ -15,15 +15,15 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from lrs_edge.errors import ExportError
-from lrs_edge.export import parity
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.decoder_graph import LanguageHead, write_llm, write_rfm
-from lrs_edge.export.families import read_model
-from lrs_edge.export.parity_report import ParityReport, ParityRow, StageParity
-from lrs_edge.export.precision import PRECISIONS, Plan, Precision
-from lrs_edge.export.stages import Model
-from lrs_edge.export.vision_graph import write_vision
-from lrs_edge.export.weight_file import WeightFile
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.graphs.decoder_graph import LanguageHead, write_llm, write_rfm
+from lrs_edge_export.graphs.vision_graph import write_vision
+from lrs_edge_export.graphs.weight_file import WeightFile
+from lrs_edge_export.parity import check as parity
+from lrs_edge_export.parity.report import ParityReport, ParityRow, StageParity
+from lrs_edge_export.quantization.precision import PRECISIONS, Plan, Precision
 
 #: Calibration is another test's.
 UNCALIBRATED: list[Precision] = [p for p in PRECISIONS if not p.endswith("static")]

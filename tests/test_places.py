@@ -13,11 +13,11 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 from shapely.geometry import LinearRing, MultiPolygon, Point, Polygon
 
+from lrs_edge.answer.evidence import can_be_placed, unplaced_warning
 from lrs_edge.errors import ImageError
-from lrs_edge.evidence import can_be_placed, unplaced_warning
-from lrs_edge.io.georeference import Georeference, Place
-from lrs_edge.pyramid import build_pyramid
-from lrs_edge.raster import Raster
+from lrs_edge.pyramid.levels import build_pyramid
+from lrs_edge.raster.georeference import Georeference, Place
+from lrs_edge.raster.raster import Raster
 from tests.rasters import UTM, noise, write
 from tests.test_report import SQUARE, make_region
 

@@ -16,12 +16,13 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 import onnx
 
 from lrs_edge.errors import ExportError
-from lrs_edge.export import ExportOptions, Precisions, export_bundle, planning
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.planning import Planner
-from lrs_edge.export.stage_writer import STAGES, Plans, StageWriter
-from lrs_edge.export.stages import Model
+from lrs_edge_export import ExportOptions, Precisions, export_bundle
+from lrs_edge_export.bundle.stages import STAGES, Plans, StageWriter
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.quantization import planning
+from lrs_edge_export.quantization.planning import Planner
 
 
 @pytest.fixture(scope="module")

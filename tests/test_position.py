@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from lrs_edge.bundle import Embeddings
+from lrs_edge.bundle.bundle import Embeddings
 from lrs_edge.errors import BundleError
-from lrs_edge.position import ImagePositions
-from lrs_edge.pyramid import Level, TileIndex, build_pyramid
+from lrs_edge.pyramid.levels import Level, TileIndex, build_pyramid
+from lrs_edge.vision.positions import ImagePositions
 
 ENTRIES, WIDTH = 5, 3
 

@@ -20,22 +20,29 @@ from onnx import numpy_helper
 from PIL import Image
 
 import lrs_edge
-from lrs_edge.cache import TokenKind, make_tokens
-from lrs_edge.cli import run
+from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError, UsageError
-from lrs_edge.export import ExportOptions, Precisions, export_bundle, weight_file
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.choice import Candidate, ranked
-from lrs_edge.export.decoder_graph import LanguageHead, write_llm
-from lrs_edge.export.families import read_model
-from lrs_edge.export.kv_scales import kv_scales
-from lrs_edge.export.precision import INT4_BLOCK, INT8_BLOCK, PRECISIONS, Plan, Precision
-from lrs_edge.export.quantization import DecoderCalibrator, dequantize, round_to_nearest
-from lrs_edge.export.sensitivity import LayerError, kept_higher
-from lrs_edge.export.sessions import DecoderSession
-from lrs_edge.export.stages import Model
-from lrs_edge.export.static_choice import Variant, best_variant
-from lrs_edge.export.weight_file import WeightFile
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge_export import ExportOptions, Precisions, export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.graphs import weight_file
+from lrs_edge_export.graphs.decoder_graph import LanguageHead, write_llm
+from lrs_edge_export.graphs.sessions import DecoderSession
+from lrs_edge_export.graphs.weight_file import WeightFile
+from lrs_edge_export.quantization import DecoderCalibrator, dequantize, round_to_nearest
+from lrs_edge_export.quantization.choice import Candidate, ranked
+from lrs_edge_export.quantization.kv_scales import kv_scales
+from lrs_edge_export.quantization.precision import (
+    INT4_BLOCK,
+    INT8_BLOCK,
+    PRECISIONS,
+    Plan,
+    Precision,
+)
+from lrs_edge_export.quantization.sensitivity import LayerError, kept_higher
+from lrs_edge_export.quantization.static_choice import Variant, best_variant
 
 LENGTH = 24
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lrs_edge.cli import run
-from lrs_edge.doctor import run_checks
+from lrs_edge.commands.checks import run_checks
+from lrs_edge.commands.main import run
 from lrs_edge.errors import ImageError
-from lrs_edge.io.gdal_env import local_file
-from lrs_edge.io.proj_data import own_data
-from lrs_edge.raster import Raster
+from lrs_edge.raster.gdal_env import local_file
+from lrs_edge.raster.proj_data import own_data
+from lrs_edge.raster.raster import Raster
 from tests.rasters import UTM, noise, write
 
 
@@ -54,7 +54,7 @@ def test_a_database_that_cannot_be_used_is_told(tmp_path: Path, foreign: Path) -
     path = write(tmp_path / "a.tif", noise(1, 40, 40), **UTM)
     # In a process of its own: PROJ remembers what it has looked up once.
     program = (
-        "import sys, lrs_edge.io.proj_data as data\n"
+        "import sys, lrs_edge.raster.proj_data as data\n"
         "data.own_data = lambda: None\n"
         "from lrs_edge.raster import Raster\n"
         "print(Raster.open(sys.argv[1]).info.unlocated)\n"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from lrs_edge.bundle.manifest import PromptSpec
 from lrs_edge.errors import BundleError, QuestionError
-from lrs_edge.llm import StopText
-from lrs_edge.manifest import PromptSpec
-from lrs_edge.prompt import MAX_QUESTION_CHARS, Prompt
+from lrs_edge.language.llm import StopText
+from lrs_edge.language.prompt import MAX_QUESTION_CHARS, Prompt
 
 SPEC = PromptSpec("<s>user ", "\n{question}<e>", separator_id=58, stop_ids=(257,))
 

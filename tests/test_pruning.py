@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lrs_edge
-from lrs_edge import Answer, BundleError, Engine, report
-from lrs_edge.pruning.context import spread
-from lrs_edge.pruning.exhaustive import _Canvas
-from lrs_edge.pruning.scorers import NormScorer, RandomScorer
-from lrs_edge.pruning.unpruned import spread_scores
-from lrs_edge.pyramid import TileIndex, TokenGrid
-from lrs_edge.rfm import RegionFocus, token_scores
-from lrs_edge.sequence import Sequence, build_prefix, place_local
+from lrs_edge import Answer, BundleError, Engine
+from lrs_edge.answer import report
+from lrs_edge.baselines.unpruned import spread_scores
+from lrs_edge.language.sequence import Sequence, build_prefix, place_local
+from lrs_edge.pyramid.levels import TileIndex, TokenGrid
+from lrs_edge.search.context import spread
+from lrs_edge.search.exhaustive import _Canvas
+from lrs_edge.search.rfm import RegionFocus, token_scores
+from lrs_edge.search.scorers import NormScorer, RandomScorer
 from tests.checkpoints import GRID, write_qwen
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -32,7 +33,7 @@ FIXED, PER_TILE = GRID**2 + 1, 4
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     pytest.importorskip("torch", reason="exporting needs the `export` extra")
-    from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
+    from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
 
     folder = tmp_path_factory.mktemp("pruning")
     export_bundle(str(write_qwen(folder / "qwen")), folder / "bundle", ExportOptions(parity=False))

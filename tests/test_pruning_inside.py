@@ -19,24 +19,25 @@ import torch
 from torch.nn import functional as F
 
 import lrs_edge
-from lrs_edge import Answer, BundleError, Engine, UsageError, report
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.backends.onnx import OnnxGraph
-from lrs_edge.bundle import open_bundle, read_manifest
-from lrs_edge.cache import TokenKind, Tokens, make_tokens
-from lrs_edge.cli import run
-from lrs_edge.decoder import PREFILL_CHUNK, Decoder
+from lrs_edge import Answer, BundleError, Engine, UsageError
+from lrs_edge.answer import report
+from lrs_edge.baselines.inside import VISION, PruningPlan, kept_count, kept_places, plan_pruning
+from lrs_edge.baselines.segments import SegmentedDecoder
+from lrs_edge.bundle.bundle import open_bundle, read_manifest
+from lrs_edge.bundle.manifest import SegmentSpec
+from lrs_edge.commands.main import run
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.errors import ExportError
-from lrs_edge.export import reference
-from lrs_edge.export.bundle_writer import ExportOptions, Precisions, export_bundle
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.stages import Model
-from lrs_edge.manifest import SegmentSpec
-from lrs_edge.options import AskOptions
-from lrs_edge.pruning.inside import VISION, PruningPlan, kept_count, kept_places, plan_pruning
-from lrs_edge.rfm import token_scores
-from lrs_edge.segments import SegmentedDecoder
+from lrs_edge.language.decoder import PREFILL_CHUNK, Decoder
+from lrs_edge.language.kv_cache import TokenKind, Tokens, make_tokens
+from lrs_edge.requests.options import AskOptions
+from lrs_edge.search.rfm import token_scores
+from lrs_edge_export.bundle.writer import ExportOptions, Precisions, export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.parity import reference
 from tests.checkpoints import HIDDEN, LAYERS, write_qwen
 
 SYSTEM, VIEW, TEXT = 5, 30, 6

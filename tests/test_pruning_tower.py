@@ -22,13 +22,13 @@ import transformers
 
 import lrs_edge
 from lrs_edge import Answer, BundleError, Engine
-from lrs_edge.cli import run
+from lrs_edge.baselines.prumerge import CLUSTER, PruMerge, outliers
+from lrs_edge.baselines.tower import OUTPUTS, Patches, TowerEncoder
+from lrs_edge.baselines.visionzip import VisionZip, kept_counts
+from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError
-from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
-from lrs_edge.export.sessions import open_session
-from lrs_edge.pruning.prumerge import CLUSTER, PruMerge, outliers
-from lrs_edge.pruning.tower import OUTPUTS, Patches, TowerEncoder
-from lrs_edge.pruning.visionzip import VisionZip, kept_counts
+from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
+from lrs_edge_export.graphs.sessions import open_session
 from tests.checkpoints import GRID, PATCH, write_nano, write_qwen
 
 PATCHES, TILE = GRID**2, GRID * PATCH

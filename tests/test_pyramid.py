@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrs_edge.errors import ImageError
-from lrs_edge.pyramid import (
-    MIN_ZOOM,
-    TileIndex,
-    build_pyramid,
-    reference_fails,
-    token_grid,
-)
+from lrs_edge.pyramid.levels import MIN_ZOOM, TileIndex, build_pyramid, reference_fails, token_grid
 from tests.golden_data import ROOT
 
 TABLE = json.loads((ROOT / "geometry_table.json").read_text())

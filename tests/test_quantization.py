@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
 
-from lrs_edge.export.quantization import Quantized, dequantize, gptq, round_to_nearest
+from lrs_edge_export.quantization import Quantized, dequantize, gptq, round_to_nearest
 
 
 def inputs(rng: np.random.Generator, count: int, width: int, *, correlated: bool) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_rows_in_chunks_are_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) ->
     seen = moments(inputs(rng, 500, 64, correlated=True))
     whole = round_to_nearest(weight, 4, 32), gptq(weight, 4, 32, seen)
     for module in ("rounding", "error_feedback"):
-        monkeypatch.setattr(f"lrs_edge.export.quantization.{module}.CHUNK", 7 * 64)
+        monkeypatch.setattr(f"lrs_edge_export.quantization.{module}.CHUNK", 7 * 64)
     for one, other in zip(
         whole, (round_to_nearest(weight, 4, 32), gptq(weight, 4, 32, seen)), strict=True
     ):

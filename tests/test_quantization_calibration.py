@@ -18,21 +18,21 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import torch
 
-from lrs_edge.backends.runtime import ort
+from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import ExportError
-from lrs_edge.export import reference
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.quantization import (
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.parity import reference
+from lrs_edge_export.quantization import (
     CalibrationData,
     DecoderCalibrator,
     VisionCalibrator,
     load_calibration,
     static_vision,
 )
-from lrs_edge.export.quantization.statistics import InputObserver
-from lrs_edge.export.stages import Model
-from lrs_edge.export.tensors import Array, Scoped
+from lrs_edge_export.quantization.statistics import InputObserver
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_every_weight_is_read_once(model: Model, data: CalibrationData) -> None:
 
 
 def test_blocks_of_second_moments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrs_edge.export.quantization.statistics.MAX_BLOCK", 4)
+    monkeypatch.setattr("lrs_edge_export.quantization.statistics.MAX_BLOCK", 4)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32))
     observer = InputObserver(second_moments=True)
     observer.add(x[:20])
@@ -226,7 +226,7 @@ def test_images_are_seen_in_fewer_tiles_where_a_tile_has_many_features(
 ) -> None:
     features = model.vision.tower.grid**2
     wide = replace(model, base_side=3 * model.vision.tile)
-    name = "lrs_edge.export.quantization.calibration.MOST_FEATURES"
+    name = "lrs_edge_export.quantization.calibration.MOST_FEATURES"
     monkeypatch.setattr(name, int(2 * room * features))
     assert len(load_calibration(None, wide, most_images=2).tiles) == 2 * views
 
@@ -269,15 +269,15 @@ def test_folders_that_are_of_no_use_are_refused(
     refused("larger than")
     (tmp_path / "questions.jsonl").write_text("{}")
     refused("questions.jsonl")
-    monkeypatch.setattr("lrs_edge.export.quantization.calibration.MOST_ENTRIES", 1)
+    monkeypatch.setattr("lrs_edge_export.quantization.calibration.MOST_ENTRIES", 1)
     refused("more than 1 entries")
 
 
 @pytest.fixture(scope="module")
 def vision(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lrs_edge.export.precision import Plan
-    from lrs_edge.export.vision_graph import write_vision
-    from lrs_edge.export.weight_file import WeightFile
+    from lrs_edge_export.graphs.vision_graph import write_vision
+    from lrs_edge_export.graphs.weight_file import WeightFile
+    from lrs_edge_export.quantization.precision import Plan
 
     folder = tmp_path_factory.mktemp("vision")
     with WeightFile(folder / "vision.onnx.data", Plan()) as weights:

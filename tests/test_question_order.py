@@ -40,7 +40,7 @@ asked = st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(WAYS))
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A golden checkpoint's bundle with everything that a way to prune needs."""
     pytest.importorskip("torch", reason="exporting needs the `export` extra")
-    from lrs_edge.export.bundle_writer import ExportOptions, export_bundle
+    from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
 
     source = checkpoint("llama")
     if source is None:

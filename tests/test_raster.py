@@ -12,8 +12,8 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 
 from lrs_edge.errors import ImageError
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster, RasterInfo
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster, RasterInfo
 from tests.rasters import UTM, noise, write
 
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -163,7 +163,7 @@ def test_stretch_is_per_band_and_the_same_for_all_windows(tmp_path: Path) -> Non
 def test_large_files_are_sampled_in_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lrs_edge.io.window._PATCHED_PIXELS", 100_000)
+    monkeypatch.setattr("lrs_edge.raster.window._PATCHED_PIXELS", 100_000)
     data = noise(3, 1500, 2000, dtype="uint16")
     options = {"tiled": True, "blockxsize": 64, "blockysize": 64}
     with Raster.open(write(tmp_path / "a.tif", data, **options)) as raster:

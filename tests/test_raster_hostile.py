@@ -19,11 +19,11 @@ import rasterio
 from PIL import Image
 
 from lrs_edge.errors import ImageError, ReadStoppedError
-from lrs_edge.io.claims import MAX_TILE_SAMPLES
-from lrs_edge.io.gdal_source import GdalSource
-from lrs_edge.io.image_thread import ImageThread, check_stopped
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster, RasterLimits
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.claims import MAX_TILE_SAMPLES
+from lrs_edge.raster.gdal_source import GdalSource
+from lrs_edge.raster.image_thread import ImageThread, check_stopped
+from lrs_edge.raster.raster import Raster, RasterLimits
 from tests.rasters import noise, quiet, vrt, write
 from tests.test_raster_refusals import read_all, refused, sparse
 

@@ -16,9 +16,9 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from lrs_edge.errors import ImageError
-from lrs_edge.io.source import open_with_pillow
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster, RasterLimits
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster, RasterLimits
+from lrs_edge.raster.source import open_with_pillow
 from tests.rasters import UTM, noise, quiet, vrt, write
 
 
@@ -179,7 +179,7 @@ def test_sequential_files_are_decoded_once_or_warned_about(
         kept = read_all(raster)
         assert raster.bytes_read == opened
         assert raster.warnings == ()
-    monkeypatch.setattr("lrs_edge.io.opening._BIG", 1000)
+    monkeypatch.setattr("lrs_edge.raster.opening._BIG", 1000)
     with Raster.open(path, limits=RasterLimits(in_memory_bytes=1000)) as raster:
         assert "only decodes from the start" in raster.warnings[0]
         np.testing.assert_array_equal(read_all(raster), kept)

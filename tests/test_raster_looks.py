@@ -13,9 +13,9 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader
 
 from lrs_edge.errors import ImageError
-from lrs_edge.io.stretch import is_nodata
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster
+from lrs_edge.raster.stretch import is_nodata
 from tests.rasters import UTM, noise, quiet, write
 
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -351,8 +351,8 @@ def test_photographs_are_turned(
     tmp_path: Path, form: str, orientation: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoded once and kept, or read window by window by GDAL."""
-    monkeypatch.setattr("lrs_edge.io.window.STRIP_VALUES", 3000)
-    from lrs_edge.raster import RasterLimits
+    monkeypatch.setattr("lrs_edge.raster.window.STRIP_VALUES", 3000)
+    from lrs_edge.raster.raster import RasterLimits
 
     stored = np.moveaxis(noise(3, 100, 140), 0, -1)
     exif = Image.Exif()

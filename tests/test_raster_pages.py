@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lrs_edge.errors import ImageError
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster, RasterLimits
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster, RasterLimits
 from tests.rasters import noise, write
 
 

@@ -18,8 +18,8 @@ from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from lrs_edge.errors import ImageError
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster, RasterLimits
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster, RasterLimits
 from tests.rasters import noise, quiet, vrt, write
 
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
-from lrs_edge.io import window as window_module
-from lrs_edge.io.resample import area_taps, combine, reference_taps
-from lrs_edge.pyramid import Level, LevelWindow, build_pyramid
-from lrs_edge.raster import Raster
+from lrs_edge.pyramid.levels import Level, LevelWindow, build_pyramid
+from lrs_edge.raster import window as window_module
+from lrs_edge.raster.raster import Raster
+from lrs_edge.raster.resample import area_taps, combine, reference_taps
 from tests.rasters import box_filter, noise, write
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrs_edge.readahead import reading_ahead
+from lrs_edge.vision.readahead import reading_ahead
 
 
 def readers() -> list[str]:

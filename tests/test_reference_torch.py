@@ -78,7 +78,7 @@ def test_images_on_which_the_authors_code_fails_are_refused(
 def test_the_embedded_model_answers_as_in_the_runtime(tmp_path: Path) -> None:
     """With position tables and another tower; the weights are those of the bundle, dequantized."""
     from benchmarks.embedded_checkpoint import write_checkpoint
-    from lrs_edge.export import ExportOptions, export_bundle
+    from lrs_edge_export import ExportOptions, export_bundle
 
     folder = write_checkpoint(None, tmp_path / "checkpoint")
     export_bundle(str(folder), tmp_path / "bundle", ExportOptions(parity=False))

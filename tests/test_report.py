@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lrs_edge import report
-from lrs_edge.answer import Answer, LevelReport, Region, Timings, TokenCounts
+from lrs_edge.answer import report
+from lrs_edge.answer.answer import Answer, LevelReport, Region, Timings, TokenCounts
 from lrs_edge.errors import UsageError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

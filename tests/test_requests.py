@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lrs_edge.answer import Progress
+from lrs_edge.answer.answer import Progress
 from lrs_edge.errors import CancelledError, QueueFullError, UsageError
 from lrs_edge.requests.queue import RequestQueue
 from lrs_edge.requests.stream import AnswerStream

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import BackendError, Engine
-from lrs_edge.backends.metered import GraphWork, MeteredGraph
-from lrs_edge.cache import TokenKind, make_tokens
-from lrs_edge.decoder import PREFILL_CHUNK, _boundaries
-from lrs_edge.rfm import dense_bias
+from lrs_edge.engines.metered import GraphWork, MeteredGraph
+from lrs_edge.language.decoder import PREFILL_CHUNK, _boundaries
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.search.rfm import dense_bias
 from tests.golden_data import ROOT
 
 IMAGE = ROOT / "images" / "img_1500x900.png"
@@ -132,7 +132,7 @@ def test_sequences_that_begin_alike_are_cut_alike(head: list[int], tails: tuple[
 def test_a_dense_pass_goes_on_anywhere_in_its_prefix(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
-    monkeypatch.setattr("lrs_edge.decoder.PREFILL_CHUNK", 4)
+    monkeypatch.setattr("lrs_edge.language.decoder.PREFILL_CHUNK", 4)
     focus = engine._loaded().focus
     rng = np.random.default_rng(held)
     embeds = rng.standard_normal((16, engine.manifest.rfm.hidden)).astype(np.float32)
@@ -166,8 +166,8 @@ def test_a_cache_that_is_too_large_keeps_its_prefix_only(
 ) -> None:
     with engine.open(IMAGE) as scene:
         wanted = traced(scene, tmp_path / "t.npz", QUESTIONS[1])
-    monkeypatch.setattr("lrs_edge.request.MAX_KEPT_BYTES", 1000)
-    monkeypatch.setattr("lrs_edge.pruning.scorers.MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr("lrs_edge.requests.question.MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr("lrs_edge.search.scorers.MAX_KEPT_BYTES", 1000)
     with engine.open(IMAGE) as scene:
         scene.ask(QUESTIONS[0], max_tokens=1)
         caches = scene._caches

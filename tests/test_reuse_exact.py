@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import Engine
-from lrs_edge.cache import TokenKind, make_tokens
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
 from tests.test_engine import picture
 
 CHUNK = 8
@@ -39,7 +39,7 @@ def test_any_order_of_passes_gives_the_numbers_of_an_empty_cache(
     engine: Engine, asked: list[tuple[int, int, int]]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lrs_edge.decoder.PREFILL_CHUNK", CHUNK)
+        patch.setattr("lrs_edge.language.decoder.PREFILL_CHUNK", CHUNK)
         focus = engine._loaded().focus
         cache = focus.new_cache()
         for shown, parts_at, words in asked:

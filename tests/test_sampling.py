@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.sampling import Sampler
+from lrs_edge.language.sampling import Sampler
 
 logits_lists = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40)
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lrs_edge.errors import ImageError
-from lrs_edge.export.scenes.library import LabelledTile, TileLibrary, read_library
-from lrs_edge.export.scenes.plan import ScenePlan, plan_scene
-from lrs_edge.export.scenes.render import SceneRenderer
-from lrs_edge.export.scenes.tiles import TileCache, area_weights, decode, turned
+from lrs_edge_export.scenes.library import LabelledTile, TileLibrary, read_library
+from lrs_edge_export.scenes.plan import ScenePlan, plan_scene
+from lrs_edge_export.scenes.render import SceneRenderer
+from lrs_edge_export.scenes.tiles import TileCache, area_weights, decode, turned
 from tests.scene_tiles import make_tiles, picture
 
 SIDE = 1200

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import rasterio
 
-from lrs_edge.cli import run
+from lrs_edge.commands.main import run
 from lrs_edge.errors import LrsEdgeError, UsageError
-from lrs_edge.export.scenes import geotiff
-from lrs_edge.export.scenes.geotiff import Encoding, read_fingerprint
-from lrs_edge.export.scenes.library import TileLibrary, read_library
-from lrs_edge.export.scenes.plan import Background, Placement, ScenePlan
-from lrs_edge.export.scenes.render import SceneRenderer
-from lrs_edge.export.scenes.write import SceneSetOptions, write_scenes
-from lrs_edge.pyramid import LevelWindow
-from lrs_edge.raster import Raster
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster
+from lrs_edge_export.scenes import geotiff
+from lrs_edge_export.scenes.geotiff import Encoding, read_fingerprint
+from lrs_edge_export.scenes.library import TileLibrary, read_library
+from lrs_edge_export.scenes.plan import Background, Placement, ScenePlan
+from lrs_edge_export.scenes.render import SceneRenderer
+from lrs_edge_export.scenes.write import SceneSetOptions, write_scenes
 from tests.scene_tiles import make_tiles
 
 SIZE = (1100, 1000)
@@ -317,7 +317,7 @@ class TestCommand:
 
     def test_torch_is_not_needed(self) -> None:
         code = (
-            "import sys; import lrs_edge.export.scenes.write, lrs_edge.commands.scenes; "
+            "import sys; import lrs_edge_export.scenes.write, lrs_edge.commands.scenes; "
             "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

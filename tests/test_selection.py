@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.pyramid import TileIndex, build_pyramid, token_grid
-from lrs_edge.selection import (
+from lrs_edge.pyramid.levels import TileIndex, build_pyramid, token_grid
+from lrs_edge.pyramid.selection import (
     best_tiles,
     grid_indices,
     kept_indices,

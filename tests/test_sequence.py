@@ -6,9 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.pyramid import TileIndex, build_pyramid, token_grid
-from lrs_edge.rfm import dense_bias, token_scores
-from lrs_edge.sequence import build_prefix, build_suffix, concatenate, pad_dense, place_local
+from lrs_edge.language.sequence import (
+    build_prefix,
+    build_suffix,
+    concatenate,
+    pad_dense,
+    place_local,
+)
+from lrs_edge.pyramid.levels import TileIndex, build_pyramid, token_grid
+from lrs_edge.search.rfm import dense_bias, token_scores
 
 NEWLINE = np.full(3, -1, np.float32)
 

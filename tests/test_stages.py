@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from lrs_edge import stages
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.bundle import Bundle, default_bundle_path, open_bundle
+from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
+from lrs_edge.engines import placement as stages
+from lrs_edge.engines.base import BackendOptions
 from lrs_edge.errors import BackendError, BundleError
 
 

@@ -18,8 +18,8 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 import torch
 from safetensors.torch import save_file
 
-from lrs_edge.export import tensors
-from lrs_edge.export.tensors import SafetensorsSource, TensorSource, TorchSource
+from lrs_edge_export.checkpoints import tensors
+from lrs_edge_export.checkpoints.tensors import SafetensorsSource, TensorSource, TorchSource
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.backends.base import TensorSpec
+from lrs_edge.bundle.manifest import VisionSpec
+from lrs_edge.engines.base import TensorSpec
 from lrs_edge.errors import OutOfMemoryError
-from lrs_edge.manifest import VisionSpec
-from lrs_edge.vision import MOST_BATCH, VisionEncoder
+from lrs_edge.vision.encoder import MOST_BATCH, VisionEncoder
 
 SIDE, HIDDEN = 4, 3
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lrs_edge.backends.base import BackendOptions
-from lrs_edge.backends.onnx import OnnxGraph
-from lrs_edge.backends.runtime import ort
-from lrs_edge.bundle import Embeddings
-from lrs_edge.cache import KVCache, TokenKind, make_tokens
-from lrs_edge.decoder import Decoder
-from lrs_edge.llm import LanguageModel
-from lrs_edge.manifest import DecoderSpec, PromptSpec
-from lrs_edge.prompt import Prompt
-from lrs_edge.sampling import Sampler
+from lrs_edge.bundle.bundle import Embeddings
+from lrs_edge.bundle.manifest import DecoderSpec, PromptSpec
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.onnx import OnnxGraph
+from lrs_edge.engines.runtime import ort
+from lrs_edge.language.decoder import Decoder
+from lrs_edge.language.kv_cache import KVCache, TokenKind, make_tokens
+from lrs_edge.language.llm import LanguageModel
+from lrs_edge.language.prompt import Prompt
+from lrs_edge.language.sampling import Sampler
 
 
 class OurEngine:

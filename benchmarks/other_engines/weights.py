@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lrs_edge.export.decoder_graph import LanguageHead, write_llm
-from lrs_edge.export.precision import PRECISIONS, Plan
-from lrs_edge.export.stages import DecoderConfig, DecoderStage
-from lrs_edge.export.tensors import Scoped, open_tensors
-from lrs_edge.export.weight_file import WeightFile
+from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
+from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
+from lrs_edge_export.graphs.decoder_graph import LanguageHead, write_llm
+from lrs_edge_export.graphs.weight_file import WeightFile
+from lrs_edge_export.quantization.precision import PRECISIONS, Plan
 
 TRAINING = Path(__file__).resolve().parents[2] / "models" / "nano" / "train"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrs_edge.export.checkpoint import find_checkpoint
-from lrs_edge.export.families import read_model
-from lrs_edge.export.stages import DecoderConfig, DecoderStage, Model, VisionStage
-from lrs_edge.export.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Model, VisionStage
+from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.families.registry import read_model
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Weights:
 
     Attributes:
         model: Its description (prompt, limits, normalisation).
-        vision: Tower and projector, as `lrs_edge.export.reference.vision_tokens` takes them.
+        vision: Tower and projector, as `lrs_edge_export.parity.reference.vision_tokens` takes them.
         rfm: Region Focus Module.
         llm: Language model's layers and `norm.weight`.
         embed_tokens: float32 [V, D].

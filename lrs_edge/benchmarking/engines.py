@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.backends.metered import GraphWork
 from lrs_edge.benchmarking.floor import (
     Arithmetic,
     Work,
@@ -22,15 +21,16 @@ from lrs_edge.benchmarking.floor import (
     weight_bytes,
 )
 from lrs_edge.benchmarking.measure import Measurement, Stopwatch, Timed, repeat
-from lrs_edge.bundle import Bundle
-from lrs_edge.cache import KVCache
+from lrs_edge.bundle.bundle import Bundle
+from lrs_edge.bundle.manifest import DecoderSpec
+from lrs_edge.engines.metered import GraphWork
+from lrs_edge.engines.placement import Stages
 from lrs_edge.evaluation.flops import graph_costs
-from lrs_edge.manifest import DecoderSpec
-from lrs_edge.pyramid import TileIndex, TokenGrid
-from lrs_edge.sampling import Sampler
-from lrs_edge.sequence import Sequence as TokenSequence
-from lrs_edge.sequence import build_prefix, build_suffix, concatenate, place_local
-from lrs_edge.stages import Stages
+from lrs_edge.language.kv_cache import KVCache
+from lrs_edge.language.sampling import Sampler
+from lrs_edge.language.sequence import Sequence as TokenSequence
+from lrs_edge.language.sequence import build_prefix, build_suffix, concatenate, place_local
+from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 
 #: Work of graphs by their path in the bundle, as a meter has it.
 Counts = dict[str, GraphWork]

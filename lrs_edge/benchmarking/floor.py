@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lrs_edge.backends.metered import GraphWork
-from lrs_edge.bundle import Bundle
+from lrs_edge.bundle.bundle import Bundle
+from lrs_edge.engines.metered import GraphWork
 from lrs_edge.evaluation.flops import GraphCost
 
 #: Kinds of arithmetic whose peak is measured.

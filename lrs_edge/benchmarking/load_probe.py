@@ -15,8 +15,8 @@ import sys
 import time
 from typing import Any
 
-from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking.machine import FileReads, file_reads
+from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import LrsEdgeError
 
 
@@ -55,7 +55,7 @@ def main(arguments: dict[str, Any]) -> dict[str, Any]:
     before = file_reads()
     start = time.perf_counter()
     from lrs_edge.engine import load
-    from lrs_edge.memory import peak_memory
+    from lrs_edge.requests.memory import peak_memory
 
     engine = load(**arguments)
     seconds = time.perf_counter() - start

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrs_edge.benchmarking.machine import FileReads
 from lrs_edge.benchmarking.measure import Measurement
-from lrs_edge.bundle import Bundle
+from lrs_edge.bundle.bundle import Bundle
 from lrs_edge.errors import BackendError
 
 

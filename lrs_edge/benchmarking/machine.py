@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs_edge.cores import available_cores
+from lrs_edge.engines.cores import available_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
 _IO = Path("/proc/self/io")

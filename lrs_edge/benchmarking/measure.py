@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lrs_edge.benchmarking.floor import Work
 from lrs_edge.benchmarking.machine import FileReads, file_reads
-from lrs_edge.memory import peak_memory
+from lrs_edge.requests.memory import peak_memory
 
 
 @dataclass(frozen=True)

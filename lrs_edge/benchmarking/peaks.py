@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.backends.runtime import ort
 from lrs_edge.benchmarking.floor import Arithmetic, Peaks
 from lrs_edge.benchmarking.machine import cpu_count, largest_cache
 from lrs_edge.benchmarking.protobuf import one_node_model
-from lrs_edge.cores import thread_count
+from lrs_edge.engines.cores import thread_count
+from lrs_edge.engines.runtime import ort
 
 #: Sides of the matrices: the fastest counts. Those of a CPU stay inside its caches.
 _SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}

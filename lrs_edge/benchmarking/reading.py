@@ -7,10 +7,10 @@ from pathlib import Path
 
 from lrs_edge.benchmarking.floor import Work
 from lrs_edge.benchmarking.measure import Measurement, Stopwatch, repeat
-from lrs_edge.manifest import Manifest
-from lrs_edge.pruning.context import spread
-from lrs_edge.pyramid import Level, TileIndex, build_pyramid
-from lrs_edge.raster import Raster
+from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.pyramid.levels import Level, TileIndex, build_pyramid
+from lrs_edge.raster.raster import Raster
+from lrs_edge.search.context import spread
 
 #: Working set of reading: an image is far larger than any cache.
 _BEYOND_CACHES = 1 << 40

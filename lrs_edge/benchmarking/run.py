@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from lrs_edge.backends.base import BackendOptions
 from lrs_edge.benchmarking.engines import EngineBench
 from lrs_edge.benchmarking.floor import Peaks
 from lrs_edge.benchmarking.loading import measure_load
@@ -19,11 +18,12 @@ from lrs_edge.benchmarking.measure import Measurement
 from lrs_edge.benchmarking.peaks import measure_peaks
 from lrs_edge.benchmarking.reading import measure_read
 from lrs_edge.benchmarking.synthetic import synthetic_side, write_image_apart
-from lrs_edge.bundle import Bundle, open_bundle
+from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.placement import load_stages
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.flops import graph_costs
-from lrs_edge.manifest import Manifest
-from lrs_edge.stages import load_stages
 
 #: All stages, in the order in which they run.
 STAGES = ("load", "read", "encode", "rfm", "prefill", "decode")
@@ -221,7 +221,7 @@ def _facts(bundle: Bundle, options: BenchOptions) -> dict[str, str]:
 
 
 def _onnxruntime() -> str:
-    from lrs_edge.backends.runtime import ort
+    from lrs_edge.engines.runtime import ort
 
     return str(ort.__version__)
 

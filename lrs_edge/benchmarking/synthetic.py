@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lrs_edge.bundle.manifest import Manifest
 from lrs_edge.errors import LrsEdgeError
-from lrs_edge.manifest import Manifest
 
 #: Sides of the image in base levels: three levels of the pyramid.
 _BASES = 4

@@ -30,13 +30,13 @@ from lrs_edge.commands.search_options import (
     take_ask_options,
 )
 from lrs_edge.errors import UsageError
-from lrs_edge.options import view_for
+from lrs_edge.requests.options import view_for
 
 if TYPE_CHECKING:
-    from lrs_edge.answer import Answer
-    from lrs_edge.options import AskOptions
-    from lrs_edge.report import ImageFacts
+    from lrs_edge.answer.answer import Answer
+    from lrs_edge.answer.report import ImageFacts
     from lrs_edge.requests.clock import Clock
+    from lrs_edge.requests.options import AskOptions
 
 #: Most bytes of a question that are read from standard input.
 MAX_STDIN_BYTES = 1 << 20
@@ -141,7 +141,7 @@ def _question(argument: str) -> str:
 def _answer(request: Request, question: str, options: AskOptions) -> Answer:
     """Run the engine, and write the answer as it comes."""
     import lrs_edge
-    from lrs_edge import report
+    from lrs_edge.answer import report
     from lrs_edge.commands.progress import ProgressDisplay
     from lrs_edge.requests.clock import Clock
 
@@ -200,7 +200,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 def _finish(request: Request, answer: Answer, facts: ImageFacts) -> None:
     """Write what is written when the whole answer is there."""
-    from lrs_edge import report
+    from lrs_edge.answer import report
 
     if request.streams:
         write_result("\n", None)

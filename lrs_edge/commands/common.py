@@ -148,7 +148,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def export_packages(doing: str) -> Iterator[None]:
-    """Around imports of `lrs_edge.export`: says what to install where a package is missing.
+    """Around imports of `lrs_edge_export`: says what to install where a package is missing.
 
     Args:
         doing: What needs it, such as "exporting".
@@ -241,6 +241,6 @@ def restrict_image_formats() -> None:
     """Closes all of GDAL that images do not need, where the process is the command's own."""
     context = click.get_current_context(silent=True)
     if context is not None and (context.obj or {}).get(OWNS_PROCESS_KEY):
-        from lrs_edge.io.gdal_env import restrict_drivers
+        from lrs_edge.raster.gdal_env import restrict_drivers
 
         restrict_drivers()

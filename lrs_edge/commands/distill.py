@@ -19,7 +19,7 @@ from lrs_edge.commands.search_options import layer_list as layer_list_type
 from lrs_edge.commands.search_options import threads_callback
 
 if TYPE_CHECKING:
-    from lrs_edge.export.distill import DistillResult
+    from lrs_edge_export.distill import DistillResult
 
 
 @click.command()
@@ -171,7 +171,7 @@ def distill(
     name on the Hugging Face hub; it is only read.
     """
     with export_packages("distilling"):
-        from lrs_edge.export import distill as distillation
+        from lrs_edge_export import distill as distillation
 
     if steps is None and minutes is None:
         steps = distillation.TrainOptions().steps

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
+from lrs_edge.commands.checks import Check, exit_code, run_checks
 from lrs_edge.commands.common import debug_option, format_option, one_line, write_json, write_result
-from lrs_edge.doctor import Check, exit_code, run_checks
 
 
 @click.command()

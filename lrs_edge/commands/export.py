@@ -12,10 +12,10 @@ from lrs_edge.commands.search_options import layer_list
 from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrs_edge.export import ExportOptions, ExportResult
-    from lrs_edge.export.parity import ParityRow
+    from lrs_edge_export import ExportOptions, ExportResult
+    from lrs_edge_export.parity.check import ParityRow
 
-#: `lrs_edge.export.precision.REQUESTS`, which cannot be imported without the `export` extra.
+#: `lrs_edge_export.quantization.precision.REQUESTS`, which needs the `export` extra.
 _PRECISION = click.Choice(
     ["fp32", "fp16", "int8", "int8-dynamic", "int8-static", "int8-weight", "int4-weight"]
 )
@@ -145,7 +145,7 @@ def export(checkpoint: str, target_folder: Path, quiet: bool, **values: Any) -> 
     CHECKPOINT is a folder, the name of a recipe (models/*.toml), or a name on the Hugging Face hub.
     """
     with export_packages("exporting"):
-        from lrs_edge.export import export_bundle
+        from lrs_edge_export import export_bundle
 
         options = _options(values)
     result = export_bundle(checkpoint, target_folder, options, step_teller(quiet=quiet))
@@ -153,7 +153,7 @@ def export(checkpoint: str, target_folder: Path, quiet: bool, **values: Any) -> 
 
 
 def _options(values: dict[str, Any]) -> ExportOptions:
-    from lrs_edge.export import AccuracyCheck, ExportOptions, Precisions
+    from lrs_edge_export import AccuracyCheck, ExportOptions, Precisions
 
     every = values.pop("precision")
     stages = {name: values.pop(name) or every for name in ("vision", "rfm", "llm")}
@@ -173,7 +173,7 @@ def _options(values: dict[str, Any]) -> ExportOptions:
 
 def _report(result: ExportResult) -> str:
     """What was written, what was measured, and how well it agrees, as text."""
-    from lrs_edge.export.sensitivity import sensitivity_table
+    from lrs_edge_export.quantization.sensitivity import sensitivity_table
 
     files = result.manifest.files.values()
     size = sum(entry.size for entry in files)

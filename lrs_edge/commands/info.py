@@ -23,8 +23,8 @@ from lrs_edge.commands.common import (
 from lrs_edge.errors import BundleError
 
 if TYPE_CHECKING:
-    from lrs_edge.bundle import Bundle
-    from lrs_edge.raster import RasterInfo
+    from lrs_edge.bundle.bundle import Bundle
+    from lrs_edge.raster.raster import RasterInfo
 
 _MANIFEST = "manifest.json"
 
@@ -76,7 +76,7 @@ def _image_facts(
     crs: str | None,
     view: dict[str, Any],
 ) -> dict[str, Any]:
-    from lrs_edge.raster import Raster
+    from lrs_edge.raster.raster import Raster
 
     restrict_image_formats()
     with Raster.open(path, bands=bands, crs=crs, **view) as raster:
@@ -117,8 +117,8 @@ def _raster_facts(info: RasterInfo) -> dict[str, Any]:
 
 def _levels(height: int, width: int, bundle: Path | None) -> tuple[str, list[dict[str, int]]]:
     """Name of the model, and the levels that it would search under the `full` policy."""
-    from lrs_edge.bundle import default_bundle_path, read_manifest
-    from lrs_edge.pyramid import build_pyramid
+    from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
+    from lrs_edge.pyramid.levels import build_pyramid
 
     manifest = read_manifest(default_bundle_path() if bundle is None else bundle)
     pyramid = build_pyramid(
@@ -139,7 +139,7 @@ def _levels(height: int, width: int, bundle: Path | None) -> tuple[str, list[dic
 
 
 def _bundle_facts(path: Path) -> dict[str, Any]:
-    from lrs_edge.bundle import open_bundle
+    from lrs_edge.bundle.bundle import open_bundle
 
     return _manifest_facts(open_bundle(path, verify=False))
 

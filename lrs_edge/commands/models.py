@@ -19,7 +19,7 @@ def models() -> None:
 @debug_option
 def list_models() -> None:
     """Show the model that comes with this installation."""
-    from lrs_edge.bundle import default_bundle_path, read_manifest
+    from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
 
     path = default_bundle_path()
     manifest = read_manifest(path)
@@ -37,7 +37,7 @@ def verify(bundle: Path | None) -> None:
 
     Exit code 4 where a file is not what the manifest says.
     """
-    from lrs_edge.bundle import default_bundle_path, verify_bundle
+    from lrs_edge.bundle.bundle import default_bundle_path, verify_bundle
 
     path = default_bundle_path() if bundle is None else bundle
     checks = verify_bundle(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from lrs_edge.answer import Progress
+    from lrs_edge.answer.answer import Progress
 
 _WORDS = {
     "read": "reading tiles",

@@ -14,8 +14,8 @@ from lrs_edge.commands.common import debug_option, write_result
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from lrs_edge.export.scenes.rules import SceneRules
-    from lrs_edge.export.scenes.write import SceneProgress
+    from lrs_edge_export.scenes.rules import SceneRules
+    from lrs_edge_export.scenes.write import SceneProgress
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -150,9 +150,9 @@ def scenes(
     and its split. OUT gets the images, questions.jsonl in the format of LRS-VQA, and scenes.json,
     which says what every scene was made of.
     """
-    from lrs_edge.export.scenes.geotiff import Encoding
-    from lrs_edge.export.scenes.library import read_library
-    from lrs_edge.export.scenes.write import SceneSetOptions, write_scenes
+    from lrs_edge_export.scenes.geotiff import Encoding
+    from lrs_edge_export.scenes.library import read_library
+    from lrs_edge_export.scenes.write import SceneSetOptions, write_scenes
 
     library = read_library(folder, splits or None)
     options = SceneSetOptions(
@@ -177,7 +177,7 @@ def scenes(
 
 def _rules(rural: tuple[tuple[str, ...], ...], urban: tuple[tuple[str, ...], ...]) -> SceneRules:
     """The usual rules; where a background is named, both settings are as named."""
-    from lrs_edge.export.scenes.rules import DEFAULT_RULES, SceneRules
+    from lrs_edge_export.scenes.rules import DEFAULT_RULES, SceneRules
 
     return SceneRules(rural=rural, urban=urban) if rural or urban else DEFAULT_RULES
 

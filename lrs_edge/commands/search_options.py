@@ -14,9 +14,9 @@ from typing import Any, TypeVar, get_args
 import click
 
 from lrs_edge.commands.common import bands_option, crs_option, number_list, view_options
-from lrs_edge.cores import available_cores
+from lrs_edge.engines.cores import available_cores
 from lrs_edge.errors import UsageError
-from lrs_edge.options import AskOptions, Policy, Prune, Resampling, SearchMode
+from lrs_edge.requests.options import AskOptions, Policy, Prune, Resampling, SearchMode
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 

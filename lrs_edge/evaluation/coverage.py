@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.evaluation.questions import Box
-from lrs_edge.pyramid import Level
+from lrs_edge.pyramid.levels import Level
 
 #: Evidence counts as looked at where this share of its area was.
 COVERED_SHARE = 0.5

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lrs_edge.backends.metered import GraphWork
-from lrs_edge.manifest import DecoderSpec, Manifest
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest
+from lrs_edge.engines.metered import GraphWork
 
 
 @dataclass(frozen=True)

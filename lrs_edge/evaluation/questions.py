@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from lrs_edge.errors import UsageError
-from lrs_edge.prompt import MAX_QUESTION_CHARS
+from lrs_edge.language.prompt import MAX_QUESTION_CHARS
 
 QuestionFormat = Literal["lrs-vqa", "mme-realworld"]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, BinaryIO, Final, Literal
 
 import msgspec
 
-from lrs_edge.answer import Timings, TokenCounts
+from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.errors import LrsEdgeError, UsageError
 from lrs_edge.evaluation.questions import Box, QuestionFormat
 

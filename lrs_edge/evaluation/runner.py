@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lrs_edge import __version__
-from lrs_edge.answer import Answer, Timings
-from lrs_edge.backends.metered import GraphWork
-from lrs_edge.bundle import MANIFEST_NAME, default_bundle_path
+from lrs_edge.answer.answer import Answer, Timings
+from lrs_edge.baselines.inside import plan_pruning
+from lrs_edge.bundle.bundle import MANIFEST_NAME, default_bundle_path
 from lrs_edge.engine import Engine
+from lrs_edge.engines.metered import GraphWork
 from lrs_edge.errors import (
     BackendError,
     BundleError,
@@ -37,8 +38,7 @@ from lrs_edge.evaluation.results import (
     ResultsWriter,
     Work,
 )
-from lrs_edge.options import INSIDE, AskOptions, view_for
-from lrs_edge.pruning.inside import plan_pruning
+from lrs_edge.requests.options import INSIDE, AskOptions, view_for
 from lrs_edge.scene import Scene
 
 #: Told about every recorded answer.

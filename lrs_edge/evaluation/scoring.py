@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from lrs_edge.answer import Timings, TokenCounts
+from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.coverage import Coverage, coverage
 from lrs_edge.evaluation.matching import Match, Matcher
 from lrs_edge.evaluation.results import FinestLevel, Header, Result, Results
-from lrs_edge.pyramid import Level
+from lrs_edge.pyramid.levels import Level
 
 #: Upper bounds of the bins of images by their long side in pixels; LRS-VQA's reach 27,328.
 SIZE_BINS = (1_000, 2_000, 4_000, 8_000, 16_000)

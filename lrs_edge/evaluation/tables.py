@@ -188,7 +188,7 @@ def _score_table(score: Score) -> str:
 
 
 def _run_lines(title: str, header: Header) -> list[str]:
-    from lrs_edge.options import AskOptions
+    from lrs_edge.requests.options import AskOptions
 
     usual = msgspec.to_builtins(asdict(AskOptions()))
     changed = [

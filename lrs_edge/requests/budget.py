@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lrs_edge.answer import SearchEnd
+from lrs_edge.answer.answer import SearchEnd
 from lrs_edge.errors import CancelledError
-from lrs_edge.options import AskOptions
 from lrs_edge.requests.clock import Clock
+from lrs_edge.requests.options import AskOptions
 from lrs_edge.requests.rates import Rates
 from lrs_edge.requests.sharing import share_tiles
 

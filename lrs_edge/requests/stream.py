@@ -7,9 +7,9 @@ import weakref
 from contextlib import suppress
 from types import TracebackType
 
-from lrs_edge.answer import Answer, Progress
+from lrs_edge.answer.answer import Answer, Progress
 from lrs_edge.errors import CancelledError, UsageError
-from lrs_edge.progress import OnProgress
+from lrs_edge.requests.progress import OnProgress
 from lrs_edge.requests.ticket import Ticket
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lrs_edge.pyramid import Pyramid, build_pyramid
+from lrs_edge.pyramid.levels import Pyramid, build_pyramid
 
 TILE = 384
 """Side of one tile in pixels."""

@@ -50,7 +50,7 @@ class Encoder:
     """Tiles of uint8 RGB pixels to ReLU6 features [144, 1280]."""
 
     def __init__(self, path: Path, threads: int = 2) -> None:
-        from lrs_edge.backends.runtime import ort
+        from lrs_edge.engines.runtime import ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

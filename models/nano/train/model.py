@@ -178,7 +178,7 @@ class Projector(nn.Module):
 
 
 class ImagePosition(nn.Module):
-    """Embeddings of image rows and columns, as `lrs_edge.position` adds them."""
+    """Embeddings of image rows and columns, as `lrs_edge.vision.positions` adds them."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

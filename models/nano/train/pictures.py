@@ -18,10 +18,10 @@ import numpy as np
 from common import STRIDE, TILE, Paths, is_dev, labels, pyramid
 from PIL import Image
 
-from lrs_edge.export.scenes.library import TileLibrary, read_library
-from lrs_edge.export.scenes.plan import ScenePlan, plan_scene
-from lrs_edge.export.scenes.render import SceneRenderer
-from lrs_edge.pyramid import Level
+from lrs_edge.pyramid.levels import Level
+from lrs_edge_export.scenes.library import TileLibrary, read_library
+from lrs_edge_export.scenes.plan import ScenePlan, plan_scene
+from lrs_edge_export.scenes.render import SceneRenderer
 
 SCENES = {"train": 400, "dev": 24}
 SMALLEST, LARGEST = 1400, 16000

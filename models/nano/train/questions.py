@@ -13,9 +13,9 @@ from typing import Any
 
 from common import SCENE_QUESTION, SCENES
 
-from lrs_edge.export.scenes.plan import ScenePlan
-from lrs_edge.export.scenes.questions import every_text as every_scene_text
-from lrs_edge.export.scenes.questions import scene_questions as plan_questions
+from lrs_edge_export.scenes.plan import ScenePlan
+from lrs_edge_export.scenes.questions import every_text as every_scene_text
+from lrs_edge_export.scenes.questions import scene_questions as plan_questions
 
 SCENE = [
     SCENE_QUESTION, SCENE_QUESTION, SCENE_QUESTION,

@@ -16,7 +16,7 @@ from questions import Question, hidden_objects, large_questions, object_question
 from sequences import Sequence, Writer
 from views import View, choose_kept, level_view, single_tile
 
-from lrs_edge.export.scenes.plan import ScenePlan
+from lrs_edge_export.scenes.plan import ScenePlan
 
 BATCHES = {"scene": 8, "photo": 4, "large": 4, "search": 2}
 """Sequences in one step, by kind: large shows kept tokens of the finest level, search all tokens of

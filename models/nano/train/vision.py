@@ -306,7 +306,7 @@ class Maps:
 
 def low_runner(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The frozen blocks as an ONNX Runtime session: float32 [3, S, S] to [112, 24, 24]."""
-    from lrs_edge.backends.runtime import ort
+    from lrs_edge.engines.runtime import ort
 
     path = folder / "low.onnx"
     if not path.exists():

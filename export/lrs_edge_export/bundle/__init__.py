@@ -1,0 +1,1 @@
+"""A bundle's other files and the order in which all are written."""

@@ -1,0 +1,222 @@
+"""Model card and manifest of a bundle whose other parts are written."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from lrs_edge.bundle.manifest import (
+    SCHEMA_VERSION,
+    DecoderSpec,
+    FileEntry,
+    Manifest,
+    SearchSpec,
+    SegmentSpec,
+    Source,
+    TowerSpec,
+    VisionSpec,
+)
+from lrs_edge_export.bundle.model_card import model_card
+from lrs_edge_export.bundle.options import ExportOptions
+from lrs_edge_export.bundle.stages import (
+    LLM,
+    LLM_INT8_KV,
+    PROJECTOR,
+    RFM,
+    RFM_MASKED,
+    TOWER,
+    VISION,
+    Plans,
+    segment_names,
+)
+from lrs_edge_export.checkpoints.checkpoint import file_sha256
+from lrs_edge_export.checkpoints.model import DecoderStage, Model
+from lrs_edge_export.graphs.flops import graph_flops
+from lrs_edge_export.parity.report import ParityReport
+from lrs_edge_export.quantization.precision import Plan
+
+EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"
+MANIFEST, CARD = "manifest.json", "MODEL_CARD.md"
+
+_ROLES = {
+    VISION: "vision",
+    TOWER: "vision",
+    PROJECTOR: "vision",
+    RFM: "rfm",
+    RFM_MASKED: "rfm",
+    LLM: "llm",
+    LLM_INT8_KV: "llm",
+    EMBEDDINGS: "embeddings",
+    TOKENIZER: "tokenizer",
+    CARD: "documentation",
+}
+
+_TOOLS = ("lrs-edge", "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch")
+
+Measured = dict[str, float | int | str | bool]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a bundle comes from.
+
+    Attributes:
+        name: Of the bundle.
+        source: The checkpoint.
+        licence: Of the weights.
+        card: What the checkpoint says about itself; may be empty.
+    """
+
+    name: str
+    source: Source
+    licence: str
+    card: str
+
+
+class BundleFolder:
+    """The folder of a bundle in the making.
+
+    Args:
+        folder: Holds graphs, embeddings and tokenizer.
+        model: What was exported.
+        options: How.
+        origin: From what.
+    """
+
+    def __init__(self, folder: Path, model: Model, options: ExportOptions, origin: Origin) -> None:
+        self._folder = folder
+        self._model = model
+        self._options = options
+        self._origin = origin
+
+    def write_manifest(
+        self, plans: Plans, report: ParityReport | None, measured: Measured
+    ) -> Manifest:
+        """Write model card and manifest, in place of earlier ones.
+
+        Args:
+            plans: Of the stages.
+            report: Of the parity check, for the card.
+            measured: Everything that was measured, for the manifest.
+        """
+        for name in (CARD, MANIFEST):
+            (self._folder / name).unlink(missing_ok=True)
+        model, origin = self._model, self._origin
+        files = {path.name: _entry(path) for path in sorted(self._folder.iterdir())}
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=origin.name,
+            family=model.family,
+            licence=origin.licence,
+            source=origin.source,
+            created=_now(),
+            tools={name: _version(name) for name in _TOOLS},
+            files=files,
+            vision=self._vision_spec(plans.vision),
+            rfm=_decoder_spec(model.rfm, RFM, plans.rfm, masked_graph=RFM_MASKED),
+            llm=self._llm_spec(plans.llm),
+            prompt=model.prompt,
+            search=SearchSpec(base_side=model.base_side),
+            limits=model.limits,
+            embeddings=EMBEDDINGS,
+            tokenizer=TOKENIZER,
+            repetition_penalty=model.repetition.penalty,
+            penalised_ids=model.repetition.penalised_ids,
+            parity=measured,
+            exact_integers=True,
+        )
+        card = self._folder / CARD
+        card.write_text(model_card(manifest, report, origin.card), encoding="utf-8")
+        manifest = msgspec.structs.replace(manifest, files=files | {CARD: _entry(card)})
+        encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        (self._folder / MANIFEST).write_bytes(encoded + b"\n")
+        return manifest
+
+    def _tower_spec(self) -> TowerSpec:
+        counted = (graph_flops(self._folder / name) for name in (TOWER, PROJECTOR))
+        return TowerSpec(TOWER, PROJECTOR, *counted)
+
+    def _vision_spec(self, plan: Plan) -> VisionSpec:
+        stage = self._model.vision
+        return VisionSpec(
+            graph=VISION,
+            tile=stage.tile,
+            grid=stage.tower.grid,
+            local_pool=stage.local_pool,
+            mean=stage.mean,
+            std=stage.std,
+            precision=plan.precision,
+            positions=0 if self._model.positions is None else self._model.positions.entries,
+            flops=graph_flops(self._folder / VISION),
+            tower=self._tower_spec() if self._options.vision_attention else None,
+        )
+
+    def _llm_spec(self, plan: Plan) -> DecoderSpec:
+        spec = _decoder_spec(
+            self._model.llm,
+            LLM,
+            plan,
+            vocabulary=self._model.vocabulary,
+            cuts=self._options.attention_layers,
+        )
+        if not self._options.int8_kv:
+            return spec
+        return msgspec.structs.replace(spec, int8_kv_graph=LLM_INT8_KV)
+
+
+def _entry(path: Path) -> FileEntry:
+    name = path.name.removesuffix(".data")
+    role = "llm" if name.startswith("llm_segment") else _ROLES[name]
+    return FileEntry(role, path.stat().st_size, file_sha256(path))
+
+
+def _decoder_spec(
+    stage: DecoderStage,
+    graph: str,
+    plan: Plan,
+    *,
+    vocabulary: int = 0,
+    masked_graph: str | None = None,
+    cuts: tuple[int, ...] = (),
+) -> DecoderSpec:
+    config = stage.config
+    edges = (0, *cuts, config.layers)
+    segments = tuple(
+        SegmentSpec(name, first, end - first)
+        for name, first, end in zip(
+            segment_names(len(cuts) + 1), edges[:-1], edges[1:], strict=True
+        )
+    )
+    return DecoderSpec(
+        graph=graph,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        hidden=config.hidden,
+        vocabulary=vocabulary,
+        masked_graph=masked_graph,
+        precision=plan.precision,
+        intermediate=config.intermediate,
+        segments=segments if cuts else (),
+        floats=np.dtype(plan.floats).name,
+    )
+
+
+def _now() -> str:
+    """UTC time; SOURCE_DATE_EPOCH fixes it for reproducible bundles."""
+    seconds = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,110 @@
+"""MODEL_CARD.md of a bundle, generated from its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest
+from lrs_edge_export.parity.report import ParityReport
+
+_MIB = 1 << 20
+
+
+def model_card(manifest: Manifest, report: ParityReport | None, about: str) -> str:
+    """Text of the card.
+
+    Args:
+        manifest: Of the bundle.
+        report: Of the parity check; None when it was skipped.
+        about: The checkpoint's own card, taken over word for word; may be empty.
+    """
+    sections = [
+        f"# {manifest.name}",
+        "A bundle for lrs-edge, which answers questions about very large satellite and aerial "
+        "images (method: arXiv 2503.07588).",
+        _table(("", ""), _facts(manifest)),
+        "## Stages",
+        _table(("stage", "shape", "weights"), _stages(manifest)),
+        "## Files",
+        _table(
+            ("file", "role", "MiB"),
+            [
+                (f"`{name}`", entry.role, f"{entry.size / _MIB:.2f}")
+                for name, entry in manifest.files.items()
+            ],
+        ),
+        "## Parity with PyTorch",
+        _parity(report),
+        *_accuracy(manifest),
+        "## Use",
+        f'    lrs-edge ask image.tif "How many ships are there?" -m path/to/{manifest.name}',
+        "Check the files with `lrs-edge models verify`. Nothing in a bundle is executable.",
+    ]
+    if about:
+        sections += ["## The checkpoint's own card", about]
+    return "\n\n".join(sections) + "\n"
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, ...]]:
+    vision = manifest.vision
+    return [
+        ("family", manifest.family),
+        ("licence of the weights", manifest.licence),
+        ("source", f"{manifest.source.name} (SHA-256 `{manifest.source.sha256}`)"),
+        ("exported", manifest.created),
+        ("tile", f"{vision.tile} px, {vision.grid} x {vision.grid} tokens"),
+        ("local tiles", f"pooled {vision.local_pool} x {vision.local_pool}"),
+        ("base level", f"{manifest.search.base_side} px"),
+        ("longest sequence", f"{manifest.limits.max_length} tokens"),
+    ]
+
+
+def _stages(manifest: Manifest) -> list[tuple[str, ...]]:
+    return [
+        ("vision", f"tokens of width {manifest.llm.hidden}", manifest.vision.precision),
+        ("region focus", f"{_decoder(manifest.rfm)} + scoring layer", manifest.rfm.precision),
+        ("language model", _decoder(manifest.llm), manifest.llm.precision),
+    ]
+
+
+def _decoder(spec: DecoderSpec) -> str:
+    return (
+        f"{spec.layers} layers, width {spec.hidden}, {spec.heads} heads "
+        f"({spec.kv_heads} for keys and values)"
+    )
+
+
+def _parity(report: ParityReport | None) -> str:
+    if report is None:
+        return "The check was skipped (`--no-parity`)."
+    stages = [
+        (stage.stage, stage.precision, f"{stage.size / _MIB:.2f}", stage.mode)
+        for stage in report.stages
+    ]
+    rows = [(row.stage, row.measure, row.shown, f"{row.sign} {row.limit:g}") for row in report.rows]
+    parts = [
+        f"On {report.images}, none of them used to calibrate.",
+        _table(("stage", "precision", "MiB", "compared"), stages),
+        _table(("stage", "measure", "value", "limit"), rows),
+    ]
+    return "\n\n".join(parts)
+
+
+def _accuracy(manifest: Manifest) -> list[str]:
+    """The section on answers, where any were counted."""
+    found = manifest.parity
+    if "accuracy" not in found:
+        return []
+    text = (
+        f"{found['accuracy_correct']} of {found['accuracy_total']} questions of "
+        f"{found['accuracy_dataset']} answered right (`lrs-edge eval`, "
+        f"{found['accuracy_matching']})"
+    )
+    if "accuracy_baseline_correct" in found:
+        text += f"; {found['accuracy_baseline_correct']} before quantization"
+    return ["## Accuracy", f"{text}."]
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

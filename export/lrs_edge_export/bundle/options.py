@@ -1,0 +1,121 @@
+"""What the user of the export can choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lrs_edge.errors import ExportError
+from lrs_edge_export.bundle.stages import STAGES, Stage
+from lrs_edge_export.quantization.precision import REQUESTS, Requested, Target
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """Precision asked for, per stage."""
+
+    vision: Requested = "fp32"
+    rfm: Requested = "fp32"
+    llm: Requested = "fp32"
+
+    def __post_init__(self) -> None:
+        for stage in STAGES:
+            if self.of(stage) not in REQUESTS:
+                raise ExportError(
+                    f"precision {self.of(stage)!r} is unknown; use one of {', '.join(REQUESTS)}"
+                )
+
+    @classmethod
+    def all(cls, precision: Requested) -> Precisions:
+        """The same for every stage."""
+        return cls(precision, precision, precision)
+
+    def of(self, stage: Stage) -> Requested:
+        """What was asked for a stage."""
+        requests: dict[Stage, Requested] = {
+            "vision": self.vision,
+            "rfm": self.rfm,
+            "llm": self.llm,
+        }
+        return requests[stage]
+
+
+@dataclass(frozen=True)
+class AccuracyCheck:
+    """Questions that the finished bundle is asked.
+
+    Attributes:
+        questions: LRS-VQA or MME-RealWorld-RS question file.
+        images: Folder of the images it names.
+        limit: Only the first so many questions.
+        baseline: A bundle to compare with, usually the same checkpoint at fp32.
+        most_lost: Percentage points below the baseline that fail the export.
+    """
+
+    questions: Path
+    images: Path
+    limit: int | None = None
+    baseline: Path | None = None
+    most_lost: float = 2.0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user can choose.
+
+    Attributes:
+        vision_tower: Folder or hub name of the vision tower; None to follow config.json.
+        name: Of the bundle; None takes the checkpoint's.
+        precisions: Of the stages.
+        target: Engine the bundle is for: on CUDA everything that is not quantized is float16.
+        symmetric: Static int8 of the vision encoder is such that TensorRT's parser takes it.
+        calibration: Folder of images and questions; None takes those that come with the package.
+        keep_higher: Percentage of a stage's weights, the most sensitive ones by measurement, kept
+            at a higher precision; None for what is usual for the precision (`planning.py`).
+        sensitivity: Measure every weight's sensitivity even where none is kept higher.
+        int8_kv: Also write the language model over an int8 KV cache.
+        licence: Of the weights; None takes the recipe's.
+        parity: Whether to compare with PyTorch at the end.
+        parity_images: Folder of images for that; None takes synthetic ones.
+        accuracy: Questions that the finished bundle is asked; None for none.
+        force: Replace an existing target.
+        attention_layers: Layers after which the LLM is also cut into segments, for ways to prune
+            that need attention from inside it; ascending.
+        vision_attention: Also write tower and projector apart, for ways to prune that need
+            attention from inside a CLIP tower.
+    """
+
+    vision_tower: str | None = None
+    name: str | None = None
+    precisions: Precisions = field(default_factory=Precisions)
+    target: Target = "cpu"
+    symmetric: bool = False
+    calibration: Path | None = None
+    keep_higher: float | None = None
+    sensitivity: bool = False
+    int8_kv: bool = False
+    licence: str | None = None
+    parity: bool = True
+    parity_images: Path | None = None
+    accuracy: AccuracyCheck | None = None
+    force: bool = False
+    attention_layers: tuple[int, ...] = ()
+    vision_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vision_attention and self.precisions.vision == "int8-static":
+            raise ExportError(
+                "--vision-attention shares weights between graphs, which int8-static cannot; use "
+                "--vision int8-dynamic"
+            )
+        if self.symmetric and self.precisions.vision not in ("int8", "int8-static"):
+            raise ExportError(
+                f"--symmetric is about a vision encoder in int8-static, not "
+                f"{self.precisions.vision}; add --vision int8-static"
+            )
+        folders = self.calibration, self.parity_images
+        if None not in folders and len({Path(str(one)).resolve() for one in folders}) == 1:
+            raise ExportError(
+                f"{self.calibration} is named both for calibration and for the parity check, which "
+                "would say little then; name two folders"
+            )

@@ -1,0 +1,201 @@
+"""The graphs of a model's three stages, each under a plan of precisions, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.model import ClipTower, Model
+from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.graphs import decoder_graph, vision_graph
+from lrs_edge_export.graphs.weight_file import WeightFile
+from lrs_edge_export.quantization import (
+    CalibrationData,
+    Calibrator,
+    DecoderCalibrator,
+    VisionCalibrator,
+    spread,
+    static_vision,
+)
+from lrs_edge_export.quantization.precision import Plan, Precision
+
+VISION, RFM, RFM_MASKED, LLM = "vision.onnx", "rfm.onnx", "rfm_masked.onnx", "llm.onnx"
+LLM_INT8_KV = "llm_int8_kv.onnx"
+TOWER, PROJECTOR = "vision_tower.onnx", "projector.onnx"
+
+#: A quantized vision graph is made from one in floats, which lies beside it for a moment.
+_FLOAT_VISION = "vision_float.onnx"
+
+#: Tiles that ranges of activations are measured on; more take longer and change little.
+STATIC_TILES = 40
+
+Stage = Literal["vision", "rfm", "llm"]
+STAGES: tuple[Stage, ...] = ("vision", "rfm", "llm")
+
+
+@dataclass(frozen=True)
+class Plans:
+    """A plan per stage."""
+
+    vision: Plan = field(default_factory=Plan)
+    rfm: Plan = field(default_factory=Plan)
+    llm: Plan = field(default_factory=Plan)
+
+    def of(self, stage: Stage) -> Plan:
+        """The plan of a stage."""
+        return {"vision": self.vision, "rfm": self.rfm, "llm": self.llm}[stage]
+
+    def with_stage(self, stage: Stage, plan: Plan) -> Plans:
+        """The same plans but for one stage."""
+        return replace(self, **{stage: plan})
+
+
+def calibrated(plan: Plan, stage: Stage, model: Model, data: Callable[[], CalibrationData]) -> Plan:
+    """The plan, which can ask for what is known of the inputs of a stage's matrix products.
+
+    Args:
+        plan: Precisions.
+        stage: Of the model.
+        model: The checkpoint.
+        data: Loads the calibration data; called when the first weight needs it.
+    """
+    moments = plan.precision == "int4-weight"
+
+    @cache
+    def load() -> Calibrator:
+        if stage == "vision":
+            return VisionCalibrator(model.vision, data().tiles, second_moments=moments)
+        if stage == "rfm":
+            return DecoderCalibrator(model.rfm, data().sequences, second_moments=moments)
+        return DecoderCalibrator(model.llm, data().pruned, second_moments=moments, head=True)
+
+    return replace(plan, calibrator=load)
+
+
+class StageWriter:
+    """Writes stages, and keeps their weight files open, so that checks can write more graphs.
+
+    Args:
+        model: The checkpoint.
+        folder: Where files go.
+        cuts: Layers after which the LLM is also cut into segments.
+        vision_attention: Also write tower and projector apart.
+        tiles: Loads calibration tiles float32 [N, 3, S, S], for vision in `int8-static`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        folder: Path,
+        *,
+        cuts: tuple[int, ...] = (),
+        vision_attention: bool = False,
+        tiles: Callable[[], Array] | None = None,
+    ) -> None:
+        self.model = model
+        self.folder = folder
+        self.head = decoder_graph.LanguageHead(model.vocabulary, model.lm_head)
+        self._cuts = cuts
+        self._vision_attention = vision_attention
+        self._tiles = tiles
+        self._stack = ExitStack()
+        self.weights: dict[Stage, WeightFile] = {}
+
+    def __enter__(self) -> StageWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def write(self, stage: Stage, plan: Plan) -> None:
+        """Write all graphs of a stage.
+
+        Raises:
+            ExportError: The plan cannot be followed for this stage.
+        """
+        {"vision": self._write_vision, "rfm": self._write_rfm, "llm": self._write_llm}[stage](plan)
+
+    def _write_vision(self, plan: Plan) -> None:
+        static = plan.precision == "int8-static"
+        name = _FLOAT_VISION if static else VISION
+        # Ranges are measured, and quantized, in float32 whatever the target.
+        weights = self._open("vision", name, Plan() if static else plan)
+        vision_graph.write_vision(self.model.vision, self.folder / name, weights)
+        if static:
+            self._quantize_vision(plan)
+        elif self._vision_attention:
+            parts = self.folder / TOWER, self.folder / PROJECTOR
+            tower = clip_tower(self.model)
+            vision_graph.write_tower(self.model.vision, tower, *parts, weights)
+
+    def _quantize_vision(self, plan: Plan) -> None:
+        if self._tiles is None or self._vision_attention:
+            raise ValueError("int8-static needs calibration tiles, and cannot share weights")
+        source, target = self.folder / _FLOAT_VISION, self.folder / VISION
+        tiles = spread(self._tiles(), STATIC_TILES)
+        static_vision(source, tiles, target, exclude=plan.higher, symmetric=plan.symmetric)
+        source.unlink()
+        source.with_name(f"{source.name}.data").unlink()
+
+    def _write_rfm(self, plan: Plan) -> None:
+        weights = self._open("rfm", RFM, plan)
+        decoder_graph.write_rfm(self.model.rfm, "gqa", self.folder / RFM, weights)
+        decoder_graph.write_rfm(self.model.rfm, "masked", self.folder / RFM_MASKED, weights)
+
+    def _write_llm(self, plan: Plan) -> None:
+        weights = self._open("llm", LLM, plan)
+        decoder_graph.write_llm(self.model.llm, self.head, self.folder / LLM, weights)
+        if self._cuts:
+            paths = [self.folder / name for name in segment_names(len(self._cuts) + 1)]
+            decoder_graph.write_llm_segments(self.model.llm, self.head, self._cuts, paths, weights)
+
+    def write_int8_kv(self, scales: Mapping[str, Array]) -> None:
+        """Write the language model once more over int8 key/value buffers; adds no weights.
+
+        Args:
+            scales: One scale per channel of each buffer; see `kv_scales.py`.
+        """
+        path = self.folder / LLM_INT8_KV
+        decoder_graph.write_llm(self.model.llm, self.head, path, self.weights["llm"], scales)
+
+    def _open(self, stage: Stage, graph: str, plan: Plan) -> WeightFile:
+        weights = self._stack.enter_context(WeightFile(self.folder / f"{graph}.data", plan))
+        self.weights[stage] = weights
+        return weights
+
+
+def segment_names(count: int) -> list[str]:
+    """Files of the LLM's segments."""
+    return [f"llm_segment{number}.onnx" for number in range(count)]
+
+
+def clip_tower(model: Model) -> ClipTower:
+    """The model's CLIP tower. Raises ExportError where it is another network."""
+    tower = model.vision.tower
+    if not isinstance(tower, ClipTower):
+        raise ExportError(
+            f"--vision-attention needs a CLIP tower; that of a {model.family} checkpoint is a "
+            "convolutional network, which has no attention to give out"
+        )
+    return tower
+
+
+def check_plan(stage: Stage, precision: Precision, model: Model) -> None:
+    """Refuse what makes no sense for a stage. Raises ExportError."""
+    convolutional = stage == "vision" and not isinstance(model.vision.tower, ClipTower)
+    if convolutional and precision in ("int4-weight", "int8-dynamic"):
+        raise ExportError(
+            f"--vision {precision} quantizes matrix products, and this vision tower is made of "
+            "convolutions; use int8-static, int8-weight, fp16 or fp32"
+        )

@@ -1,0 +1,217 @@
+"""From a checkpoint to a bundle on disk: the order of things, and nothing half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrs_edge.bundle.manifest import (
+    EMBED_TOKENS,
+    IMAGE_NEWLINE,
+    POSITION_COLS,
+    POSITION_ROWS,
+    Manifest,
+    Source,
+)
+from lrs_edge.errors import ExportError
+from lrs_edge_export.bundle.embeddings import write_embeddings
+from lrs_edge_export.bundle.manifest import EMBEDDINGS, MANIFEST, TOKENIZER, BundleFolder, Origin
+from lrs_edge_export.bundle.options import AccuracyCheck, ExportOptions, Precisions
+from lrs_edge_export.bundle.stages import (
+    LLM,
+    LLM_INT8_KV,
+    RFM,
+    STAGES,
+    VISION,
+    StageWriter,
+    clip_tower,
+)
+from lrs_edge_export.bundle.target import check_target, replacing_folder
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint, find_checkpoint, source_hash
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.rows import Rows
+from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.families.recipes import Recipe, find_recipe
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.parity import check as parity
+from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
+from lrs_edge_export.quantization.kv_scales import kv_scales
+from lrs_edge_export.quantization.planning import Planned, Planner
+
+__all__ = ["AccuracyCheck", "ExportOptions", "ExportResult", "Precisions", "export_bundle"]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and what was measured.
+
+    Attributes:
+        path: The bundle's directory.
+        manifest: Its manifest.
+        report: Of the parity check, if there was one.
+        planned: Plans of the stages, and what they are based on.
+        accuracy: Of the finished bundle, if questions were given.
+    """
+
+    path: Path
+    manifest: Manifest
+    report: parity.ParityReport | None
+    planned: Planned
+    accuracy: AccuracyReport | None = None
+
+
+def export_bundle(
+    checkpoint: str,
+    target: Path,
+    options: ExportOptions | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ExportResult:
+    """Export a checkpoint.
+
+    The bundle is written beside the target under another name and renamed at the end, so that a
+    failure leaves nothing behind, and an existing bundle untouched.
+
+    Args:
+        checkpoint: Local folder, name of a recipe, or hub name.
+        target: Directory of the bundle.
+        options: See `ExportOptions`.
+        progress: Called with one line per step.
+
+    Raises:
+        ExportError: The checkpoint is not usable, the target is in the way or cannot be written, or
+            the parity or the accuracy check fails.
+    """
+    options = options or ExportOptions()
+    check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
+    recipe = None if Path(checkpoint).is_dir() else find_recipe(checkpoint)
+    found = find_checkpoint(recipe.checkpoint if recipe else checkpoint)
+    tower = options.vision_tower or (recipe.vision_tower if recipe else None)
+    progress(f"reading {found.path}")
+    model = read_model(found, tower)
+    if recipe and recipe.family != model.family:
+        raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
+    _check_cuts(options.attention_layers, model.llm.config.layers)
+    if options.vision_attention:
+        clip_tower(model).check_next_layer()
+    try:
+        with replacing_folder(target) as folder:
+            planner = Planner(model, options, folder, progress)
+            planned = planner.plan()
+            with _writer(model, folder, options, planner) as stages:
+                parts = _Parts(stages, planned, planner, options, progress)
+                parts.write()
+                report = parts.compare() if options.parity else None
+            progress("hashing the checkpoint")
+            origin = Origin(
+                name=options.name or _source_name(found).rsplit("/", 1)[-1],
+                source=Source(_source_name(found), source_hash(model.folders)),
+                licence=_licence(options, recipe),
+                card=found.card(),
+            )
+            bundle = BundleFolder(folder, model, options, origin)
+            measured = planned.values() | (report.values() if report else {})
+            manifest = bundle.write_manifest(planned.plans, report, measured)
+            accuracy = None
+            if options.accuracy is not None:
+                progress("asking the finished bundle")
+                accuracy = measure_accuracy(folder, options.accuracy, progress=progress)
+                accuracy.raise_if_failed()
+                measured |= accuracy.values()
+                manifest = bundle.write_manifest(planned.plans, report, measured)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written ({error})") from error
+    return ExportResult(target, manifest, report, planned, accuracy)
+
+
+def _writer(model: Model, folder: Path, options: ExportOptions, planner: Planner) -> StageWriter:
+    return StageWriter(
+        model,
+        folder,
+        cuts=options.attention_layers,
+        vision_attention=options.vision_attention,
+        tiles=lambda: planner.data.tiles,
+    )
+
+
+class _Parts:
+    """Writes and checks everything but the manifest and the model card."""
+
+    def __init__(
+        self,
+        stages: StageWriter,
+        planned: Planned,
+        planner: Planner,
+        options: ExportOptions,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._writer = stages
+        self._folder = stages.folder
+        self._model = stages.model
+        self._planned = planned
+        self._planner = planner
+        self._options = options
+        self._progress = progress
+
+    def write(self) -> None:
+        """Graphs, embeddings and tokenizer."""
+        for stage in STAGES:
+            plan = self._planned.plans.of(stage)
+            self._progress(f"writing {stage} ({plan.precision})")
+            self._writer.write(stage, plan)
+        if self._options.int8_kv:
+            self._progress("finding the scales of an int8 KV cache")
+            weights = self._writer.weights["llm"]
+            pruned = self._planner.data.pruned
+            self._writer.write_int8_kv(kv_scales(self._model.llm, weights, pruned))
+        self._progress(f"writing {EMBEDDINGS} and {TOKENIZER}")
+        tables: dict[str, Rows | Array] = {
+            EMBED_TOKENS: self._model.embed_tokens,
+            IMAGE_NEWLINE: self._model.image_newline(),
+        }
+        if self._model.positions is not None:
+            tables[POSITION_ROWS] = self._model.positions.rows()
+            tables[POSITION_COLS] = self._model.positions.cols()
+        rounded = self._planned.plans.llm.precision != "fp32"
+        write_embeddings(self._folder / EMBEDDINGS, tables, rounded=rounded)
+        (self._folder / TOKENIZER).write_bytes(self._model.tokenizer_json.encode())
+
+    def compare(self) -> parity.ParityReport:
+        """Compare with PyTorch. Raises ExportError above a limit."""
+        self._progress("comparing with PyTorch")
+        graphs = parity.Graphs(
+            vision=self._folder / VISION,
+            rfm=self._folder / RFM,
+            llm=self._folder / LLM,
+            llm_kv=self._folder / LLM_INT8_KV if self._options.int8_kv else None,
+            rfm_weights=self._writer.weights["rfm"],
+            llm_weights=self._writer.weights["llm"],
+        )
+        plans = self._planned.plans
+        report = parity.compare(
+            self._model,
+            graphs,
+            (plans.vision.precision, plans.rfm.precision, plans.llm.precision),
+            self._options.parity_images,
+        )
+        report.raise_if_failed()
+        return report
+
+
+def _check_cuts(cuts: tuple[int, ...], layers: int) -> None:
+    if cuts and (list(cuts) != sorted(set(cuts)) or cuts[0] < 1 or cuts[-1] >= layers):
+        raise ExportError(
+            f"--attention-layers {','.join(map(str, cuts))} does not cut the {layers} layers of "
+            f"the language model; name ascending layers from 1 to {layers - 1}"
+        )
+
+
+def _source_name(checkpoint: Checkpoint) -> str:
+    """Hub name, or a local folder's own name: paths of this machine are nobody else's business."""
+    return checkpoint.name if checkpoint.from_hub else checkpoint.path.resolve().name
+
+
+def _licence(options: ExportOptions, recipe: Recipe | None) -> str:
+    if options.licence is not None:
+        return options.licence
+    return recipe.licence if recipe else "not stated"

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: found, read tensor by tensor, described as three stages."""

@@ -1,0 +1,240 @@
+"""Checkpoint folders: found on disk or on the hub, their JSON files read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors, weight_files
+
+#: All that is ever fetched from a hub: no pickles, no code.
+HUB_PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.txt")
+
+#: Small files that belong to a checkpoint besides its weights.
+SIDE_FILES = (
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+#: A JSON file longer than this is refused unread (the largest is a tokenizer of some 10 MB).
+MAX_JSON_BYTES = 64 << 20
+
+#: Longest MODEL_CARD.md that is taken over.
+MAX_CARD_BYTES = 1 << 18
+
+
+class Settings:
+    """One JSON object, whose values are checked as they are read.
+
+    Args:
+        values: The object.
+        path: Named in messages.
+    """
+
+    def __init__(self, values: dict[str, Any], path: Path) -> None:
+        self.values = values
+        self.path = path
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """Read a JSON file.
+
+        Raises:
+            ExportError: It is missing, too large or not a JSON object.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ExportError(f"{path} is not a JSON object; download it again")
+        return cls(values, path)
+
+    @classmethod
+    def load_optional(cls, path: Path) -> Settings:
+        """Read a JSON file, or nothing where there is none. Raises ExportError when damaged."""
+        return cls.load(path) if path.is_file() else cls({}, path)
+
+    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        """An integer of low..high. Raises ExportError when absent or out of bounds."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.wrong(key, f"must be an integer of {low}..{high}")
+        return value
+
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        """A number of low..high. Raises ExportError when absent or out of bounds."""
+        value = self._get(key, default)
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        if not sound or not math.isfinite(value) or not low <= value <= high:
+            raise self.wrong(key, f"must be a number of {low:g}..{high:g}")
+        return float(value)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string. Raises ExportError when absent or of another type."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "must be a string")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A boolean, False when absent. Raises ExportError when of another type."""
+        value = self._get(key, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "must be true or false")
+        return value
+
+    def triple(
+        self, key: str, default: tuple[float, float, float] | None = None
+    ) -> tuple[float, float, float]:
+        """Three finite numbers. Raises ExportError when absent or anything else."""
+        value = self._get(key, default)
+        sound = isinstance(value, list | tuple) and len(value) == 3
+        if not sound or not all(_is_finite(part) for part in value):
+            raise self.wrong(key, "must be three numbers")
+        first, second, third = (float(part) for part in value)
+        return first, second, third
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """One integer or a list of them, none when absent. Raises ExportError."""
+        value = self._get(key, [])
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+            raise self.wrong(key, "must be an integer or a list of integers")
+        return tuple(items)
+
+    def wrong(self, key: str, rule: str) -> ExportError:
+        """The error for one value."""
+        shown = repr(self.values.get(key, "absent"))[:60]
+        return ExportError(f"{self.path}: {key} is {shown}, it {rule}; correct the file")
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder.
+
+    Attributes:
+        path: The folder.
+        name: What the user called it.
+        config: Its `config.json`.
+        from_hub: Whether it came from a hub, so that its vision tower may, too.
+    """
+
+    path: Path
+    name: str
+    config: Settings
+    from_hub: bool = False
+
+    def tensors(self) -> Scoped:
+        """All weights. Raises ExportError."""
+        return Scoped(open_tensors(self.path), "")
+
+    def card(self) -> str:
+        """The checkpoint's own MODEL_CARD.md; empty where there is none, or an absurd one."""
+        path = self.path / "MODEL_CARD.md"
+        if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
+            return ""
+        return path.read_bytes().decode("utf-8", errors="replace").strip()
+
+    def side_file(self, name: str) -> Settings:
+        """One of the optional JSON files; empty where it is missing. Raises ExportError."""
+        return Settings.load_optional(self.path / name)
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """A local folder, or else a hub name such as `owner/model`, which is downloaded.
+
+    Raises:
+        ExportError: There is no such folder, the download fails, or `config.json` is not readable.
+    """
+    path, from_hub = Path(name), False
+    if not path.is_dir():
+        path, from_hub = download(name), True
+    if not (path / "config.json").is_file():
+        raise ExportError(f"{path} holds no config.json; name the folder of a checkpoint")
+    return Checkpoint(path, name, Settings.load(path / "config.json"), from_hub)
+
+
+def is_hub_name(name: str) -> bool:
+    """True for `owner/model` that cannot be a path."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(part and part[0] not in ".~" for part in parts)
+
+
+def download(name: str) -> Path:
+    """Fetch a repository from the hub: weights, configuration and tokenizer, nothing executable.
+
+    Raises:
+        ExportError: The name cannot be one, or the download fails.
+    """
+    if not is_hub_name(name):
+        raise ExportError(f"{name} is neither a folder nor a hub name such as owner/model")
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_PATTERNS))
+    # The hub's client raises errors of several libraries (HTTP, validation, disk).
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"{name} is no local folder, and cannot be downloaded from the hub ({reason})"
+        ) from error
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ExportError(
+            f"{name} holds no safetensors files on the hub, and pickled weights are never fetched; "
+            "put its files into a folder yourself and name that"
+        )
+    return Path(folder)
+
+
+def source_hash(folders: Iterable[Path]) -> str:
+    """SHA-256 over names and contents of all files that an export may read, in a fixed order."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        side = [folder / name for name in SIDE_FILES if (folder / name).is_file()]
+        for path in sorted({*side, *weight_files(folder)}, key=lambda path: path.name):
+            digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of one file in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Any JSON file of a checkpoint.
+
+    Raises:
+        ExportError: It is missing, too large or not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ExportError(f"{path} is larger than {MAX_JSON_BYTES} bytes; not a checkpoint's")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not JSON ({error}); download it again") from error
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

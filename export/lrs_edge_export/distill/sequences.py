@@ -1,0 +1,231 @@
+"""Groups of questions about the same tiles, and the sequences they make, by the runtime's code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.language.prompt import Prompt
+from lrs_edge.language.sequence import LocalTokens, build_prefix, build_suffix, concatenate
+from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
+from lrs_edge.requests.budget import Budget
+from lrs_edge.requests.clock import Clock
+from lrs_edge.requests.options import AskOptions
+from lrs_edge.search.context import SearchContext, SearchModel
+from lrs_edge.search.rfm import RegionFocus
+from lrs_edge.vision.encoder import VisionEncoder
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.distill.evidence import KEEP_RATIO, Mask, evidence_tokens
+from lrs_edge_export.distill.features import ImageTokens
+from lrs_edge_export.distill.layers import PackedInput
+from lrs_edge_export.distill.questions import Question
+
+
+@dataclass(frozen=True)
+class Group:
+    """Questions about the same tiles of one level of one image.
+
+    Attributes:
+        name: Unlike any other's, the same in every run.
+        image: The image file, relative to the folder of images.
+        level: Index among the pyramid's search levels.
+        tiles: Tiles of the level, row-major.
+        questions: Places in the list of all questions.
+    """
+
+    name: str
+    image: str
+    level: int
+    tiles: tuple[TileIndex, ...]
+    questions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GroupInput:
+    """A group as the decoder takes it.
+
+    Attributes:
+        group: The group.
+        packed: Embeddings and geometry.
+        level: The level.
+        grid: Its token grid.
+        indices: int64 [n], places of the local tokens in the level's padded sequence.
+        shown: bool [n], False for newlines.
+        evidence: bool [Q, n], tokens that show each question's evidence.
+    """
+
+    group: Group
+    packed: PackedInput
+    level: Level
+    grid: TokenGrid
+    indices: NDArray[np.int64]
+    shown: Mask
+    evidence: Mask
+
+
+class TextEmbeddings:
+    """Embeddings of the few tokens that the questions use, instead of the whole table.
+
+    Args:
+        table: float32 [V, D].
+        ids: Token ids that will be asked for.
+    """
+
+    def __init__(self, table: NDArray[np.float32], ids: Iterable[int]) -> None:
+        self._ids = np.unique(np.fromiter(ids, np.int64))
+        self._rows = table[self._ids].copy()
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings float32 [n, D] of token ids int64 [n]."""
+        return self._rows[np.searchsorted(self._ids, ids)]
+
+
+class Assembler:
+    """Makes sequences of groups.
+
+    Args:
+        model: The checkpoint.
+        encoder: Its vision stage.
+        questions: All questions.
+        images: Folder of the images.
+        work: Features and the tokenizer are kept there.
+        table: The embedding table float32 [V, D]; not kept.
+
+    Raises:
+        QuestionError: A question cannot be asked (too long, a control token in it).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        encoder: VisionEncoder,
+        questions: Sequence[Question],
+        images: Path,
+        work: Path,
+        table: NDArray[np.float32],
+    ) -> None:
+        self._model = model
+        self._encoder = encoder
+        self._questions = questions
+        self._images = images
+        self._features = work / "features"
+        tokenizer = work / "tokenizer.json"
+        tokenizer.write_bytes(model.tokenizer_json.encode())
+        prompt = Prompt(tokenizer, model.prompt, model.vocabulary)
+        self._before = prompt.before
+        self._after = [prompt.tokens(question.text).after for question in questions]
+        self._separator = np.array([model.prompt.separator_id], np.int64)
+        ids = np.concatenate([self._before, self._separator, *self._after])
+        self._texts = TextEmbeddings(table, ids.tolist())
+        self._search_model = SearchModel(
+            # Training never runs the RFM's graph.
+            focus=cast(RegionFocus, None),
+            newline=model.image_newline(),
+            per_tile=encoder.per_tile,
+            tile=encoder.spec.tile,
+            base_side=model.base_side,
+            keep_ratio=KEEP_RATIO,
+            max_length=model.limits.max_length,
+            max_positions=model.limits.max_positions,
+            gapless=model.positions is not None,
+        )
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def open(self, image: str) -> ImageTokens:
+        """The tokens of an image. Raises ImageError."""
+        folder = self._features / image_key(image)
+        path = self._images / image
+        tokens = ImageTokens(
+            path, self._sizes.get(image), self._encoder, folder, self._model.base_side
+        )
+        self._sizes[image] = tokens.size_hw
+        return tokens
+
+    def remember(self, image: str, size_hw: tuple[int, int]) -> None:
+        """Height and width of an image that was opened in an earlier run."""
+        self._sizes[image] = size_hw
+
+    def build(self, group: Group, tokens: ImageTokens | None = None) -> GroupInput:
+        """The sequence of a group.
+
+        Args:
+            group: The group.
+            tokens: Of its image, if open already.
+
+        Raises:
+            ImageError: A tile cannot be read.
+        """
+        if tokens is None:
+            with self.open(group.image) as opened:
+                return self._build(group, opened)
+        return self._build(group, tokens)
+
+    def _build(self, group: Group, tokens: ImageTokens) -> GroupInput:
+        lookup, level = self._texts.lookup, tokens.pyramid.levels[group.level]
+        prefix = build_prefix(lookup(self._before), tokens.global_tokens(), lookup(self._separator))
+        texts = [lookup(self._after[number]) for number in group.questions]
+        search = SearchContext(
+            model=self._search_model,
+            pyramid=tokens.pyramid,
+            tiles=tokens.session,
+            prefix=prefix,
+            after=max(texts, key=len),
+            options=AskOptions(),
+            budget=Budget(AskOptions(), Clock(None)),
+            on_level=lambda *_: None,
+        )
+        grid = search.grid(group.level, level)
+        local = search.place(grid, tokens.local_tokens(level, group.tiles), group.level)
+        start = len(prefix)
+        suffixes = [build_suffix(text, start + local.span) for text in texts]
+        whole = concatenate(prefix, local.sequence(start + local.offsets), *suffixes)
+        packed = PackedInput(
+            embeds=np.ascontiguousarray(whole.embeds),
+            positions=np.ascontiguousarray(whole.tokens["position"]),
+            image=start + len(local),
+            local=(start, start + len(local)),
+            lengths=tuple(len(text) for text in texts),
+        )
+        return GroupInput(
+            group=group,
+            packed=packed,
+            level=level,
+            grid=grid,
+            indices=local.indices,
+            shown=~local.is_newline,
+            evidence=self._evidence(group, local, grid, level, tokens.size_hw),
+        )
+
+    def _evidence(
+        self,
+        group: Group,
+        local: LocalTokens,
+        grid: TokenGrid,
+        level: Level,
+        size_hw: tuple[int, int],
+    ) -> Mask:
+        places = replace(local, embeds=local.embeds[:, :0])
+        masks = [
+            evidence_tokens(places, grid, level, size_hw, self._questions[number].boxes)
+            for number in group.questions
+        ]
+        return np.stack(masks)
+
+
+def image_key(image: str) -> str:
+    """A file name that stands for an image."""
+    return hashlib.sha256(image.encode()).hexdigest()[:16]
+
+
+def by_image(questions: Sequence[Question], numbers: Iterable[int]) -> Mapping[str, list[int]]:
+    """Places of questions under their image, in order."""
+    found: dict[str, list[int]] = {}
+    for number in numbers:
+        found.setdefault(questions[number].image, []).append(number)
+    return found

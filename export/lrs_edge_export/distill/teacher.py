@@ -1,0 +1,58 @@
+"""The language model's own text-to-image attention, layer by layer.
+
+Layers are read from disk one at a time for many sequences, so that a model far larger than memory
+can teach: at no time is more than one layer's weights held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lrs_edge_export.checkpoints.model import DecoderStage
+from lrs_edge_export.distill import layers
+from lrs_edge_export.distill.layers import PackedInput
+
+
+def attention_by_layer(
+    stage: DecoderStage,
+    inputs: Sequence[PackedInput],
+    wanted: Collection[int],
+    device: torch.device,
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Scores of the local tokens at some layers, from the first to the last; no layer beyond.
+
+    Args:
+        stage: The language model.
+        inputs: Sequences; their hidden states stay in memory together.
+        wanted: Layers, counted from 0.
+        device: Where layers run.
+
+    Yields:
+        A layer and, for each input, its scores float32 [Q, n] on the CPU.
+
+    Raises:
+        ExportError: Weights are damaged.
+    """
+    config, last = stage.config, max(wanted)
+    with torch.inference_mode():
+        packings = [layers.packing(config, packed, device) for packed in inputs]
+        states = [torch.from_numpy(packed.embeds).to(device) for packed in inputs]
+    for layer in range(last + 1):
+        # Generators must not hold inference mode open between their steps.
+        with torch.inference_mode():
+            weights = layers.read_layer(stage, layer, device, scoring=layer == last)
+            found = []
+            if layer in wanted:
+                for state, packing in zip(states, packings, strict=True):
+                    logits = layers.attention_logits(config, weights, state, packing)
+                    found.append(layers.attention_scores(logits).cpu())
+            if layer < last:
+                for place, packing in enumerate(packings):
+                    states[place] = layers.run_layer(config, weights, states[place], packing)
+            # The next layer is read only when this one is gone.
+            del weights
+        if layer in wanted:
+            yield layer, found

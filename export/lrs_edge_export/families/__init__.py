@@ -1,0 +1,1 @@
+"""Checkpoint families: each file reads one kind of checkpoint into the canonical three stages."""

@@ -1,0 +1,244 @@
+"""What both LLaVA families of the authors share: projector, vision tower, limits, prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrs_edge.bundle.manifest import Limits, PromptSpec
+from lrs_edge.errors import ExportError
+from lrs_edge_export.bundle.tokenizer_json import TokenizerFile
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, download, is_hub_name
+from lrs_edge_export.checkpoints.model import (
+    ClipTower,
+    DecoderStage,
+    Model,
+    VisionStage,
+    check_vocabulary,
+)
+from lrs_edge_export.checkpoints.rows import first_rows
+from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
+from lrs_edge_export.families.decoder_fields import require_values
+from lrs_edge_export.families.registry import (
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_TILE,
+    MAX_TOKENS,
+    MAX_WIDTH,
+    decoder_config,
+    region_focus,
+    repetition,
+    stop_ids,
+)
+
+#: The base level is about three tiles long (algorithm.md, "Pyramid" 2: 1008 px of 336 px tiles).
+_BASE_TILES = 3
+
+#: Local tiles of 24 x 24 tokens become 12 x 12.
+_LOCAL_POOL = 2
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+#: Ways to build the prompt and to cut images that other checkpoints of this code base have.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("slice",),
+    "mm_use_im_start_end": (False,),
+    "s2": (False,),
+    "concat_global_img_feature": (True,),
+    "llm_use_last_text": (True,),
+}
+
+_PROJECTOR = "mlp2x_gelu_after_distillpruner"
+
+#: Where the checkpoint keeps its own copy of the tower.
+_OWN_TOWER = "model.vision_tower.vision_tower.vision_model."
+
+
+@dataclass(frozen=True)
+class Template:
+    """A conversation template of LLaVA with one image at the start of the question."""
+
+    prefix: str
+    suffix: str
+    bos: bool
+
+
+def read_llava(
+    checkpoint: Checkpoint,
+    vision_tower: str | None,
+    *,
+    family: str,
+    qkv_bias: bool,
+    template: Template,
+    tokenizer: TokenizerFile,
+) -> Model:
+    """Read a checkpoint of the authors.
+
+    Args:
+        checkpoint: The folder.
+        vision_tower: Folder or hub name of the vision tower; None to follow config.json.
+        family: Name of the family.
+        qkv_bias: Whether the decoder's query, key and value projections have a bias.
+        template: Of the conversation.
+        tokenizer: Of the checkpoint.
+
+    Raises:
+        ExportError: The checkpoint is not usable.
+    """
+    config, generation = checkpoint.config, checkpoint.side_file("generation_config.json")
+    if config.text("mm_projector_type") != _PROJECTOR:
+        raise config.wrong("mm_projector_type", f"must be {_PROJECTOR}")
+    if config.text("mm_spatial_pool_mode", "bilinear") != "bilinear":
+        raise config.wrong("mm_spatial_pool_mode", "must be bilinear")
+    require_values(config, _ONLY)
+    _check_bos(checkpoint.side_file("tokenizer_config.json"), template)
+    weights, tower = checkpoint.tensors(), find_tower(checkpoint, vision_tower)
+    decoder = decoder_config(config, qkv_bias=qkv_bias)
+    inner = Scoped(weights, "model.")
+    check_vocabulary(inner, config.integer("vocab_size", 1, MAX_TOKENS))
+    vocabulary = tokenizer.length
+    tied = config.flag("tie_word_embeddings")
+    head = (inner, "embed_tokens.weight") if tied else (weights, "lm_head.weight")
+    inner.require({"image_newline": (decoder.hidden,)}, "newline vector")
+    return Model(
+        family=family,
+        vision=_vision(config, weights, tower, decoder.hidden),
+        rfm=region_focus(config, decoder, weights),
+        llm=DecoderStage(decoder, inner),
+        embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
+        lm_head=first_rows(*head, vocabulary, decoder.hidden),
+        image_newline=lambda: inner.read("image_newline"),
+        vocabulary=vocabulary,
+        tokenizer_json=tokenizer.text,
+        prompt=PromptSpec(
+            prefix=template.prefix,
+            suffix=template.suffix,
+            separator_id=tokenizer.id_of(":"),
+            stop_ids=stop_ids(config, generation, vocabulary),
+            bos_id=config.integer("bos_token_id", 0, vocabulary - 1) if template.bos else None,
+            question_newline=True,
+        ),
+        base_side=_BASE_TILES * config.integer("slice_block_size", 1, MAX_TILE),
+        limits=Limits(
+            max_length=config.integer("tokenizer_model_max_length", 1, MAX_TOKENS),
+            max_positions=config.integer("max_position_embeddings", 1, MAX_TOKENS),
+        ),
+        repetition=repetition(config, generation, vocabulary),
+        folders=(checkpoint.path, tower),
+    )
+
+
+def _check_bos(settings: Settings, template: Template) -> None:
+    """Refuse a tokenizer that begins or ends texts otherwise than the template says."""
+    for key, wanted in (("add_bos_token", template.bos), ("add_eos_token", False)):
+        value = settings.values.get(key)
+        if value is not None and value is not wanted:
+            raise settings.wrong(key, f"must be {str(wanted).lower()} or absent in this family")
+
+
+def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> VisionStage:
+    # As in the authors' loader, the checkpoint's own copy counts only if it was trained.
+    if config.flag("unfreeze_mm_vision_tower"):
+        tensors = Scoped(weights, _OWN_TOWER)
+    else:
+        tensors = Scoped(open_tensors(folder), "vision_model.")
+    tower = clip_tower(_tower_settings(folder), tensors, config)
+    tile = config.integer("slice_block_size", 1, MAX_TILE)
+    if tower.grid * tower.patch != tile:
+        raise config.wrong(
+            "slice_block_size", f"must be the vision tower's image size {tower.grid * tower.patch}"
+        )
+    if tower.grid % _LOCAL_POOL:
+        raise ExportError(f"{folder}: {tower.grid} patches along a side cannot be halved")
+    processor = Settings.load_optional(folder / "preprocessor_config.json")
+    require_values(processor, {"do_normalize": (True,), "do_rescale": (True,)})
+    if abs(processor.number("rescale_factor", 0.0, 1.0, default=1 / 255) - 1 / 255) > 1e-6:
+        raise processor.wrong("rescale_factor", "must be 1/255")
+    return VisionStage(
+        tower=tower,
+        projector=Scoped(weights, "model.mm_projector.mlp_projector."),
+        width=tower.hidden,
+        hidden=hidden,
+        tile=tile,
+        local_pool=_LOCAL_POOL,
+        mean=processor.triple("image_mean", _CLIP_MEAN),
+        std=processor.triple("image_std", _CLIP_STD),
+    )
+
+
+def find_tower(checkpoint: Checkpoint, given: str | None) -> Path:
+    """The vision tower's folder.
+
+    Looked for, in this order: what the user names; `config.mm_vision_tower` as a path, beside the
+    checkpoint, and inside it; on the hub, if the user named a hub tower or a hub checkpoint.
+
+    Raises:
+        ExportError: It is nowhere, or cannot be downloaded.
+    """
+    if given is not None:
+        if Path(given).is_dir():
+            return Path(given)
+        if is_hub_name(given):
+            return download(given)
+        raise ExportError(f"--vision-tower {given} is neither a folder nor a hub name")
+    name = checkpoint.config.text("mm_vision_tower")
+    root = checkpoint.path.resolve()
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    for candidate in (Path(name), root.parent / name, root.parent / last, root / name, root / last):
+        if last and (candidate / "config.json").is_file():
+            return candidate
+    if checkpoint.from_hub and is_hub_name(name):
+        return download(name)
+    raise ExportError(
+        f"the vision tower {name} of {checkpoint.name} is neither beside the checkpoint nor inside "
+        "it; pass its folder, or its hub name, with --vision-tower"
+    )
+
+
+def _tower_settings(folder: Path) -> Settings:
+    """The tower's `vision_config`, or all of its config where it is a vision model alone."""
+    config = Settings.load(folder / "config.json")
+    nested = config.values.get("vision_config")
+    return Settings(nested, config.path) if isinstance(nested, dict) else config
+
+
+def clip_tower(settings: Settings, tensors: Scoped, config: Settings) -> ClipTower:
+    """A CLIP tower, cut after the hidden state that the checkpoint's config selects.
+
+    Raises:
+        ExportError: Values are absent, out of bounds or not CLIP's.
+    """
+    if settings.text("model_type", "clip_vision_model") != "clip_vision_model":
+        raise settings.wrong("model_type", "must be clip_vision_model: no other tower is supported")
+    if config.text("mm_vision_select_feature", "patch") != "patch":
+        raise config.wrong("mm_vision_select_feature", "must be patch")
+    # Defaults are those of CLIPVisionConfig, which leaves out of config.json what equals them.
+    layers = settings.integer("num_hidden_layers", 1, MAX_LAYERS, default=12)
+    hidden = settings.integer("hidden_size", 1, MAX_WIDTH, default=768)
+    heads = settings.integer("num_attention_heads", 1, MAX_HEADS, default=12)
+    patch = settings.integer("patch_size", 1, MAX_TILE, default=32)
+    side = settings.integer("image_size", 1, MAX_TILE, default=224)
+    if hidden % heads or side % patch:
+        raise ExportError(f"{settings.path}: heads or patches do not divide their sizes")
+    if settings.integer("num_channels", 1, 16, default=3) != 3:
+        raise settings.wrong("num_channels", "must be 3")
+    select = config.integer("mm_vision_select_layer", -layers - 1, layers)
+    activation = settings.text("hidden_act", "quick_gelu")
+    if activation not in _ACTIVATIONS:
+        raise settings.wrong("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
+    return ClipTower(
+        tensors=tensors,
+        # hidden_states holds one entry more than there are layers: the embeddings come first.
+        layers=select if select >= 0 else layers + 1 + select,
+        hidden=hidden,
+        heads=heads,
+        intermediate=settings.integer("intermediate_size", 1, MAX_WIDTH, default=3072),
+        patch=patch,
+        grid=side // patch,
+        eps=settings.number("layer_norm_eps", 0.0, 1.0, default=1e-5),
+        activation=_ACTIVATIONS[activation],
+    )

@@ -1,0 +1,109 @@
+"""Family `nano`: the embedded model, efficientnet-lite0 with a small LLaMA decoder.
+
+Everything that other families fix by convention stands in its config.json: normalisation, prompt,
+separator, base side, token grid.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from lrs_edge.bundle.manifest import Limits, PromptSpec
+from lrs_edge.errors import ExportError
+from lrs_edge_export.bundle.tokenizer_json import copied
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
+from lrs_edge_export.checkpoints.model import (
+    DecoderStage,
+    EfficientNetTower,
+    Model,
+    PositionTables,
+    VisionStage,
+    check_vocabulary,
+)
+from lrs_edge_export.checkpoints.rows import first_rows
+from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.families.registry import (
+    MAX_TILE,
+    MAX_TOKENS,
+    decoder_config,
+    region_focus,
+    repetition,
+    stop_ids,
+)
+
+_TOWER = "efficientnet-lite0"
+_STRIDE = 32
+_MAX_POSITIONS = 1 << 12
+
+
+def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
+    """Read a checkpoint. Raises ExportError."""
+    if vision_tower is not None:
+        raise ExportError("--vision-tower does not apply: this checkpoint holds its own tower")
+    config, generation = checkpoint.config, checkpoint.side_file("generation_config.json")
+    weights = checkpoint.tensors()
+    decoder = decoder_config(config, qkv_bias=False)
+    inner = Scoped(weights, "model.")
+    check_vocabulary(inner, config.integer("vocab_size", 1, MAX_TOKENS))
+    tokenizer = copied(checkpoint.path / "tokenizer.json")
+    vocabulary = tokenizer.length
+    tied = config.flag("tie_word_embeddings")
+    head = (inner, "embed_tokens.weight") if tied else (weights, "lm_head.weight")
+    inner.require({"image_newline": (decoder.hidden,)}, "newline vector")
+    longest = config.integer("tokenizer_model_max_length", 1, MAX_TOKENS)
+    suffix = config.text("prompt_suffix")
+    if "{question}" not in suffix:
+        raise config.wrong("prompt_suffix", "must contain {question}")
+    return Model(
+        family="nano",
+        vision=_vision(config, weights, decoder.hidden),
+        rfm=region_focus(config, decoder, weights),
+        llm=DecoderStage(decoder, inner),
+        embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
+        lm_head=first_rows(*head, vocabulary, decoder.hidden),
+        image_newline=lambda: inner.read("image_newline"),
+        vocabulary=vocabulary,
+        tokenizer_json=tokenizer.text,
+        prompt=PromptSpec(
+            prefix=config.text("prompt_prefix"),
+            suffix=suffix,
+            separator_id=tokenizer.id_of(config.text("separator")),
+            stop_ids=stop_ids(config, generation, vocabulary),
+        ),
+        base_side=config.integer("base_side", 1, MAX_TILE),
+        limits=Limits(max_length=longest, max_positions=longest),
+        repetition=repetition(config, generation, vocabulary),
+        folders=(checkpoint.path,),
+        positions=_positions(config, inner, decoder.hidden),
+    )
+
+
+def _positions(config: Settings, weights: Scoped, hidden: int) -> PositionTables | None:
+    entries = config.integer("position_entries", 0, _MAX_POSITIONS, default=0)
+    if not entries:
+        return None
+    names = ("vision_position.rows", "vision_position.cols")
+    weights.require(dict.fromkeys(names, (entries, hidden)), "position embeddings")
+    return PositionTables(entries, *(partial(weights.read, name) for name in names))
+
+
+def _vision(config: Settings, weights: Scoped, hidden: int) -> VisionStage:
+    if config.text("mm_vision_tower") != _TOWER:
+        raise config.wrong("mm_vision_tower", f"must be {_TOWER}")
+    tile = config.integer("slice_block_size", _STRIDE, MAX_TILE)
+    grid = config.integer("token_grid", 1, MAX_TILE)
+    if grid * _STRIDE != tile:
+        raise config.wrong("token_grid", f"must be a {_STRIDE}th of slice_block_size {tile}")
+    pool = config.integer("local_pool", 1, grid)
+    if grid % pool:
+        raise config.wrong("local_pool", f"must divide the {grid} tokens along a tile's side")
+    return VisionStage(
+        tower=EfficientNetTower(Scoped(weights, "model.vision_tower."), grid),
+        projector=Scoped(weights, "model.mm_projector.mlp_projector."),
+        width=EfficientNetTower.features,
+        hidden=hidden,
+        tile=tile,
+        local_pool=pool,
+        mean=config.triple("image_mean"),
+        std=config.triple("image_std"),
+    )

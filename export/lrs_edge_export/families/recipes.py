@@ -1,0 +1,63 @@
+"""Recipes: what is known about released checkpoints, one TOML file each in `models/`."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import msgspec
+
+from lrs_edge.errors import ExportError
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to export one released checkpoint.
+
+    Attributes:
+        name: Short name for the command line.
+        checkpoint: Hub name.
+        family: Reader that reads it.
+        vision_tower: Hub name of its vision tower.
+        template: Conversation template.
+        licence: Of the weights, as far as their publishers state it.
+        notes: For the reader of the file.
+    """
+
+    name: str
+    checkpoint: str
+    family: str
+    vision_tower: str
+    template: str
+    licence: str
+    notes: str = ""
+
+
+def all_recipes() -> list[Recipe]:
+    """All recipes of this installation, sorted by file name.
+
+    Raises:
+        ExportError: A file is not a recipe.
+    """
+    files = (entry for entry in resources.files("lrs_edge_models").iterdir())
+    found = []
+    for entry in sorted((f for f in files if f.name.endswith(".toml")), key=lambda f: f.name):
+        try:
+            found.append(msgspec.toml.decode(entry.read_bytes(), type=Recipe))
+        except msgspec.DecodeError as error:
+            raise ExportError(f"models/{entry.name} is not a recipe ({error})") from error
+        except ImportError:
+            # Python 3.10 reads no TOML by itself; folders and hub names still work.
+            return []
+    return found
+
+
+def find_recipe(name: str) -> Recipe | None:
+    """The recipe whose short name or hub name this is; None when there is none.
+
+    Raises:
+        ExportError: A file is not a recipe.
+    """
+    wanted = name.lower()
+    for recipe in all_recipes():
+        if wanted in (recipe.name.lower(), recipe.checkpoint.lower()):
+            return recipe
+    return None

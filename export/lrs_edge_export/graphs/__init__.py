@@ -1,0 +1,1 @@
+"""ONNX graphs written node by node, their weights streamed to external data."""

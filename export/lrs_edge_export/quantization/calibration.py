@@ -1,0 +1,261 @@
+"""Calibration data: images and questions as a model's tiles and sequences.
+
+A folder holds images (anything that `lrs_edge.raster` reads) and, if it likes, questions: a
+`questions.txt` with one per line, which go around the images in the order of their names, or a
+`questions.jsonl` in LRS-VQA's layout, which names the image of each. Both are untrusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import resources
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from lrs_edge.errors import ExportError, ImageError, UsageError
+from lrs_edge.evaluation.questions import read_questions
+from lrs_edge.pyramid.levels import LevelWindow
+from lrs_edge.raster.raster import Raster
+from lrs_edge_export.checkpoints.model import ClipTower, DecoderStage, Model, VisionStage
+from lrs_edge_export.checkpoints.rows import Rows
+from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.parity import reference
+from lrs_edge_export.parity.sequences import PromptSequence, token_scores
+from lrs_edge_export.quantization.calibrators import TILE_BATCH
+from lrs_edge_export.quantization.kept_tensors import KeptTensors
+
+MOST_IMAGES = 16
+MOST_TILES = 128
+
+#: Local tiles along a side, at most.
+MOST_SIDE = 3
+
+#: Features of all tiles together, before pooling: 12 images in 5 views each for a tower of 24 x 24.
+#: Second moments of 4,096 inputs then come from 8 times as many, and what is held of a large
+#: checkpoint stays well below a gigabyte.
+MOST_FEATURES = 36_000
+
+#: Entries of a folder that are looked through.
+MOST_ENTRIES = 10_000
+
+#: Of `questions.txt`, in bytes, and of one question, in characters.
+MAX_FILE_BYTES = 1 << 20
+MAX_QUESTION = 1000
+
+#: A language model of up to this many weights answers by itself, in so many tokens.
+CHEAP_WEIGHTS = 200_000_000
+ANSWER_TOKENS = 6
+
+#: Asked where a folder brings no questions.
+QUESTIONS = (
+    "What kind of scene is this?",
+    "How many buildings are there in the image?",
+    "Is there a road?",
+    "What is the main land cover in this image?",
+)
+
+_SUFFIXES = {".bmp", ".jp2", ".jpeg", ".jpg", ".ntf", ".png", ".tif", ".tiff", ".vrt", ".webp"}
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What a model is calibrated on.
+
+    Attributes:
+        tiles: float32 [N, 3, S, S], normalised: of each image its global view, then local tiles.
+        sequences: For the RFM: float32 [T, D] per image, with all local tokens.
+        pruned: For the language model: float32 [T', D] per image, with the tokens that the RFM
+            keeps, and the model's own answer where that is cheap.
+        described: Words for where the images are from.
+    """
+
+    tiles: Array
+    sequences: list[Array]
+    pruned: list[Array]
+    described: str
+
+
+def load_calibration(
+    folder: Path | None, model: Model, *, most_images: int = MOST_IMAGES
+) -> CalibrationData:
+    """Read images and questions, and run the reference's vision encoder and RFM over them.
+
+    Args:
+        folder: Images and questions; None for those that come with the package.
+        model: Gives tile size, prompt and weights.
+        most_images: Images taken at most, in the order of their names; never more than 16.
+
+    Raises:
+        ExportError: The folder holds no images, or something in it cannot be used.
+    """
+    with ExitStack() as stack:
+        described = "the package's calibration images" if folder is None else folder.name
+        if folder is None:
+            shipped = resources.files("lrs_edge_models").joinpath("calibration")
+            folder = stack.enter_context(resources.as_file(shipped))
+        paths = _images(folder)[: max(min(most_images, MOST_IMAGES), 1)]
+        side = _side(model, len(paths))
+        views = 1 + side * side
+        paths = paths[: MOST_TILES // views]
+        questions = _questions(folder, paths)
+        tiles = np.concatenate([_tiles(path, model.vision, side) for path in paths])
+    tokens = _vision_tokens(model.vision, tiles).reshape(len(paths), views, -1, model.vision.hidden)
+    table = model.embed_tokens
+    prompts = [
+        PromptSequence(model, table, part, question=question)
+        for part, question in zip(tokens, questions, strict=True)
+    ]
+    sequences = [prompt.embeds for prompt in prompts]
+    logits = _rfm_logits(model.rfm, sequences)
+    pruned = [
+        prompt.pruned(token_scores(prompt.local(found)))
+        for prompt, found in zip(prompts, logits, strict=True)
+    ]
+    if model.llm_weights <= CHEAP_WEIGHTS:
+        pruned = _answered(model, table, pruned)
+    return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")
+
+
+def _side(model: Model, images: int) -> int:
+    """Local tiles along a side: as at the base level, as far as the features of all images go."""
+    most = MOST_FEATURES // (images * model.vision.tower.grid**2)
+    side = min(max(model.base_side // model.vision.tile, 1), MOST_SIDE)
+    return max(min(side, math.isqrt(max(most - 1, 0))), 1)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files right in the folder, by name."""
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is not a folder; name one that holds calibration images")
+    try:
+        entries = list(islice(folder.iterdir(), MOST_ENTRIES + 1))
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be read ({error.strerror})") from error
+    if len(entries) > MOST_ENTRIES:
+        raise ExportError(
+            f"{folder} holds more than {MOST_ENTRIES} entries; put up to {MOST_IMAGES} images into "
+            "a folder of their own"
+        )
+    found = sorted(entry for entry in entries if entry.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise ExportError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    return found
+
+
+def _questions(folder: Path, images: Sequence[Path]) -> list[str]:
+    """One question per image."""
+    listed: dict[str, str] = {}
+    texts: Sequence[str] = QUESTIONS
+    if (folder / "questions.jsonl").is_file():
+        try:
+            rows = read_questions(folder / "questions.jsonl").questions
+        except UsageError as error:
+            raise ExportError(str(error)) from error
+        for row in rows:
+            listed.setdefault(PurePosixPath(row.image).name, row.text)
+        texts = [row.text for row in rows[:MOST_IMAGES]]
+    elif (folder / "questions.txt").is_file():
+        texts = _lines(folder / "questions.txt")
+    chosen = [listed.get(path.name, texts[i % len(texts)]) for i, path in enumerate(images)]
+    for text in chosen:
+        if len(text) > MAX_QUESTION:
+            raise ExportError(
+                f"{folder}: the question {text[:40]!r}... has {len(text)} characters; at most "
+                f"{MAX_QUESTION} are taken for calibration"
+            )
+    return chosen
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"{path} cannot be read as text in UTF-8 ({error})") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ExportError(f"{path} is larger than {MAX_FILE_BYTES} bytes; a line is a question")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ExportError(f"{path} holds no question; write one per line, or remove it")
+    return lines
+
+
+def _tiles(path: Path, stage: VisionStage, side: int) -> Array:
+    """The image squeezed into one tile, and into side x side tiles: [1 + side * side, 3, S, S]."""
+    tile = stage.tile
+    whole = LevelWindow(0, 0, tile, tile)
+    try:
+        with Raster.open(path) as raster:
+            views = [raster.read((tile, tile), whole)]
+            for row in range(side):
+                for column in range(side):
+                    window = LevelWindow(row * tile, column * tile, tile, tile)
+                    views.append(raster.read((side * tile, side * tile), window))
+    except ImageError as error:
+        raise ExportError(f"calibration image: {error}") from error
+    mean, std = np.array(stage.mean, np.float32), np.array(stage.std, np.float32)
+    return np.ascontiguousarray(((np.stack(views) - mean) / std).transpose(0, 3, 1, 2))
+
+
+def _vision_tokens(stage: VisionStage, tiles: Array) -> Array:
+    """Tokens [N, T, D] of tiles [N, 3, S, S], every layer's weights being read once."""
+    weights = KeptTensors(stage.tower.tensors)
+    tower = replace(stage.tower, tensors=Scoped(weights, ""))
+    states = torch.split(torch.from_numpy(tiles), TILE_BATCH)
+    with torch.inference_mode():
+        if isinstance(tower, ClipTower):
+            states = tuple(reference.clip_embeddings(tower, x) for x in states)
+            for layer in range(tower.layers):
+                weights.forget()
+                states = tuple(reference.clip_layer(tower, layer, x) for x in states)
+            states = tuple(map(reference.clip_features, states))
+        else:
+            kept = replace(stage, tower=tower)
+            states = tuple(reference.vision_features(kept, x) for x in states)
+        count, features = len(tiles), tower.grid**2
+        tokens = np.empty((count, features, stage.hidden), np.float32)
+        for i, x in enumerate(states):
+            tokens[i * TILE_BATCH : (i + 1) * TILE_BATCH] = reference.project(stage, x).numpy()
+        return tokens
+
+
+def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
+    """Logits [H, T] of each sequence, every layer's weights being read once."""
+    weights = KeptTensors(stage.tensors)
+    stage = replace(stage, tensors=Scoped(weights, ""))
+    states = [torch.from_numpy(sequence) for sequence in sequences]
+    ropes = [reference.rope(stage.config, len(x), None) for x in states]
+    with torch.inference_mode():
+        for layer in range(stage.config.layers):
+            weights.forget()
+            states = [
+                reference.decoder_layer(stage, layer, x, *rope)
+                for x, rope in zip(states, ropes, strict=True)
+            ]
+        return [
+            reference.scoring_logits(stage, x, *rope).numpy()
+            for x, rope in zip(states, ropes, strict=True)
+        ]
+
+
+def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array]:
+    """Prompts, each with the reference's own greedy answer behind it."""
+    stage = replace(model.llm, tensors=Scoped(KeptTensors(model.llm.tensors), ""))
+    head, stops = model.lm_head(), set(model.prompt.stop_ids)
+    found = []
+    for prompt in prompts:
+        text = prompt
+        for _ in range(ANSWER_TOKENS):
+            token = int(reference.llm_logits(stage, head, torch.from_numpy(text), 1)[0].argmax())
+            if token in stops:
+                break
+            text = np.concatenate([text, table[[token]]])
+        found.append(text)
+    return found

@@ -1,0 +1,175 @@
+"""What a request for precisions becomes: measured choices, and sensitive weights kept higher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from lrs_edge.errors import ExportError
+from lrs_edge_export.bundle.options import ExportOptions
+from lrs_edge_export.bundle.stages import STAGES, STATIC_TILES, Plans, Stage, calibrated, check_plan
+from lrs_edge_export.checkpoints.model import ClipTower, Model
+from lrs_edge_export.parity.check import LIMITS
+from lrs_edge_export.quantization import CalibrationData, load_calibration
+from lrs_edge_export.quantization.choice import Candidate, int8_precisions, measure, ranked
+from lrs_edge_export.quantization.precision import Plan, Precision
+from lrs_edge_export.quantization.sensitivity import LayerError, kept_higher, measure_sensitivity
+from lrs_edge_export.quantization.static_choice import best_variant, static_variants
+
+#: Weights of a stage above which neither a choice nor sensitivity is measured: both need the whole
+#: stage in memory in float32, several times over, and exports must be possible on small machines.
+MOST_WEIGHTS = 1 << 27
+
+#: Percentage of a stage's weights kept higher where nothing else is asked for, and the precisions
+#: for which that is worth the time it takes to find them. `int8-dynamic` is none of them: since the
+#: inputs of down projections have a scale for each place, keeping layers higher gains nothing
+#: (`docs/quantization.md`).
+KEPT_HIGHER = 15.0
+_KEEPING: tuple[Precision, ...] = ("int8-static", "int4-weight")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Plans, and what was measured to make them.
+
+    Attributes:
+        plans: Of the stages.
+        choices: Measured ways to be int8, by stage, the chosen one first.
+        errors: Sensitivity of weights, by stage, the most sensitive first.
+    """
+
+    plans: Plans
+    choices: dict[Stage, list[Candidate]]
+    errors: dict[Stage, list[LayerError]]
+
+    def values(self) -> dict[str, float | int | str | bool]:
+        """For the manifest, next to the parity report."""
+        found: dict[str, float | int | str | bool] = {}
+        for stage, candidates in self.choices.items():
+            for one in candidates:
+                found[f"choice_{stage}_{one.precision}_cosine"] = round(one.cosine, 6)
+        for stage in STAGES:
+            kept = self.plans.of(stage).higher
+            if kept:
+                found[f"{stage}_kept_higher"] = " ".join(sorted(kept))
+        return found
+
+
+class Planner:
+    """Makes plans for the stages of a checkpoint.
+
+    Args:
+        model: The checkpoint.
+        options: What was asked for.
+        folder: Where graphs lie for a moment.
+        progress: Called with one line per step.
+    """
+
+    def __init__(
+        self, model: Model, options: ExportOptions, folder: Path, progress: Callable[[str], None]
+    ) -> None:
+        self._model = model
+        self._options = options
+        self._folder = folder
+        self._progress = progress
+
+    @cached_property
+    def data(self) -> CalibrationData:
+        """Calibration data, loaded when first needed."""
+        self._progress("running the model over the calibration data")
+        return load_calibration(self._options.calibration, self._model)
+
+    def plan(self) -> Planned:
+        """Measure what has to be measured.
+
+        Raises:
+            ExportError: A stage cannot have the precision that was asked for.
+        """
+        planned = Planned(Plans(), {}, {})
+        for stage in STAGES:
+            plan = self._stage_plan(stage, planned)
+            planned = replace(planned, plans=planned.plans.with_stage(stage, plan))
+        return planned
+
+    def _stage_plan(self, stage: Stage, planned: Planned) -> Plan:
+        asked = self._options.precisions.of(stage)
+        cuda = self._options.target == "cuda"
+        if asked == "fp32" and cuda:
+            # GroupQueryAttention has no float32 kernel on CUDA.
+            asked = "fp16"
+        if asked != "int8":
+            check_plan(stage, asked, self._model)
+            return self._kept(stage, asked, planned)
+        # Products in int8 have no CUDA kernels in ONNX Runtime.
+        ways: tuple[Precision, ...] = (
+            ("int8-weight",) if cuda else int8_precisions(stage, self._model)
+        )
+        if len(ways) == 1:
+            return self._kept(stage, ways[0], planned)
+        errors: dict[Precision, list[LayerError]] = {}
+        plans = []
+        for precision in ways:
+            plans.append(self._kept(stage, precision, planned))
+            errors[precision] = planned.errors.pop(stage, [])
+        self._progress(f"measuring ways to compute {stage} in int8")
+        limit = LIMITS["int8-dynamic"].cosine
+        found = ranked(measure(stage, plans, self._model, self.data, self._folder), limit)
+        planned.choices[stage] = found
+        best = next(plan for plan in plans if plan.precision == found[0].precision)
+        if errors[best.precision]:
+            planned.errors[stage] = errors[best.precision]
+        return best
+
+    def _kept(self, stage: Stage, precision: Precision, planned: Planned) -> Plan:
+        """The plan for a precision, in which sensitive weights are kept higher."""
+        options = self._options
+        plan = Plan(precision, target=options.target, symmetric=options.symmetric)
+        plan = calibrated(plan, stage, self._model, lambda: self.data)
+        percent = options.keep_higher
+        if percent is None:
+            percent = KEPT_HIGHER if precision in _KEEPING else 0.0
+        if precision in ("fp32", "fp16") or not (options.sensitivity or percent > 0):
+            return plan
+        if self._is_large(stage):
+            if options.sensitivity or options.keep_higher:
+                raise ExportError(
+                    f"sensitivity of {stage} needs the whole stage in memory, which has more than "
+                    f"{MOST_WEIGHTS:,} weights; leave --sensitivity and --keep-higher out"
+                )
+            return replace(plan, higher=self._suspects(stage))
+        errors = measure_sensitivity(
+            stage, plan, self._model, self.data, self._folder, self._progress
+        )
+        planned.errors[stage] = errors
+        if stage == "vision" and precision == "int8-static" and options.keep_higher is None:
+            self._progress("measuring how many layers to keep in float32")
+            found = static_variants(
+                errors,
+                self._model,
+                self.data,
+                STATIC_TILES,
+                self._folder,
+                symmetric=plan.symmetric,
+            )
+            return replace(plan, higher=best_variant(found).kept)
+        return replace(plan, higher=kept_higher(errors, percent))
+
+    def _suspects(self, stage: Stage) -> frozenset[str]:
+        """What is kept higher where nothing is measured: the inputs with the largest outliers."""
+        if stage == "vision":
+            return frozenset()
+        config = (self._model.rfm if stage == "rfm" else self._model.llm).config
+        return frozenset(f"layers.{layer}.mlp.down_proj" for layer in range(config.layers))
+
+    def _is_large(self, stage: Stage) -> bool:
+        tower = self._model.vision.tower
+        if stage == "vision":
+            if not isinstance(tower, ClipTower):
+                return False
+            layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
+            return tower.layers * layer > MOST_WEIGHTS
+        if stage == "rfm":
+            return self._model.rfm.config.weights > MOST_WEIGHTS
+        return self._model.llm_weights > MOST_WEIGHTS

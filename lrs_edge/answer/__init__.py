@@ -1,0 +1,1 @@
+"""Answers: text, places, timings; their evidence, their forms (JSON, GeoJSON, text), traces."""

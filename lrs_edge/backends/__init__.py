@@ -1,1 +1,0 @@
-"""Backends: each runs one graph on one kind of engine."""

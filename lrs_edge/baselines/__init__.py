@@ -1,0 +1,1 @@
+"""Compared with: FastV, PyramidDrop, VisionZip, PruMerge, no pruning, the released code."""

@@ -1,0 +1,152 @@
+"""Numbers and texts of a manifest that no model has, refused before anything is made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest, PromptSpec, VisionSpec
+from lrs_edge.errors import BundleError
+
+#: Bounds in the manner of `lrs_edge_export.families.registry`: several times what the largest
+#: models have.
+#: Smaller tiles would make millions of an ordinary scene.
+MIN_TILE, MAX_TILE = 16, 4096
+MAX_LAYERS = 256
+MAX_HEADS = 1024
+MAX_WIDTH = 1 << 17
+MAX_INTERMEDIATE = 1 << 20
+MAX_TOKENS = 1 << 20
+MAX_POSITIONS = 1 << 12
+#: Tiles along the base level's long side; the authors have 3.
+MAX_BASE_TILES = 16
+#: Operations of a vision graph for one tile; those of the largest towers have 10^13.
+MAX_FLOPS = 1 << 48
+#: Bytes of tokens float32 of one tile.
+MAX_TILE_TOKENS = 1 << 30
+#: Characters of the prompt before and after the image; the longest template we know has 200.
+MAX_TEMPLATE = 4096
+MAX_STOPS = 64
+MAX_STOP_TEXT = 256
+MAX_FILES = 4096
+MAX_NAME = 1024
+
+QUESTION = "{question}"
+
+
+def check_limits(path: Path, manifest: Manifest) -> None:
+    """Check everything that can be checked without the other files.
+
+    Args:
+        path: Of the manifest, for the message.
+        manifest: As it was read.
+
+    Raises:
+        BundleError: A value is out of bounds, or values do not fit together; it names the first.
+    """
+    problem = next(_problems(manifest), "")
+    if problem:
+        raise BundleError(f"{path} holds values that do not fit together: {problem}; export again")
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    yield from _texts(manifest)
+    yield from _vision(manifest.vision)
+    for name, spec in (("rfm", manifest.rfm), ("llm", manifest.llm)):
+        yield from _decoder(name, spec)
+    yield from _together(manifest)
+    yield from _prompt(manifest.prompt, manifest.llm.vocabulary)
+
+
+def _within(name: str, value: float, low: float, high: float) -> Iterator[str]:
+    # Not a number compares as false.
+    if not low <= value <= high:
+        yield f"{name} must be {low:g}..{high:g}"
+
+
+def _texts(manifest: Manifest) -> Iterator[str]:
+    if len(manifest.files) > MAX_FILES:
+        yield f"files must be at most {MAX_FILES}"
+    texts = [manifest.name, manifest.family, manifest.licence, manifest.source.name]
+    texts += [*manifest.files, *manifest.tools, *manifest.tools.values(), *manifest.parity]
+    if any(len(text) > MAX_NAME for text in texts):
+        yield f"names must have at most {MAX_NAME} characters"
+
+
+def _vision(vision: VisionSpec) -> Iterator[str]:
+    yield from _within("vision.tile", vision.tile, MIN_TILE, MAX_TILE)
+    yield from _within("vision.grid", vision.grid, 1, vision.tile)
+    yield from _within("vision.local_pool", vision.local_pool, 1, vision.grid)
+    if vision.grid % vision.local_pool:
+        yield "vision.local_pool must divide vision.grid"
+    yield from _within("vision.positions", vision.positions, 0, MAX_POSITIONS)
+    for value in vision.mean:
+        yield from _within("vision.mean", value, -100, 100)
+    for value in vision.std:
+        yield from _within("vision.std", value, 1e-6, 1e6)
+    counted = [vision.flops]
+    if vision.tower is not None:
+        counted += [vision.tower.flops, vision.tower.projector_flops]
+    for value in counted:
+        yield from _within("vision.flops", value, 0, MAX_FLOPS)
+
+
+def _decoder(name: str, spec: DecoderSpec) -> Iterator[str]:
+    yield from _within(f"{name}.layers", spec.layers, 1, MAX_LAYERS)
+    yield from _within(f"{name}.heads", spec.heads, 1, MAX_HEADS)
+    yield from _within(f"{name}.kv_heads", spec.kv_heads, 1, spec.heads)
+    yield from _within(f"{name}.head_dim", spec.head_dim, 1, MAX_WIDTH)
+    yield from _within(f"{name}.hidden", spec.hidden, 1, MAX_WIDTH)
+    yield from _within(f"{name}.heads times head_dim", spec.heads * spec.head_dim, 1, MAX_WIDTH)
+    yield from _within(f"{name}.intermediate", spec.intermediate, 0, MAX_INTERMEDIATE)
+    if spec.heads % spec.kv_heads:
+        yield f"{name}.kv_heads must divide {name}.heads"
+
+
+def _together(manifest: Manifest) -> Iterator[str]:
+    vision, llm, limits = manifest.vision, manifest.llm, manifest.limits
+    yield from _within("llm.vocabulary", llm.vocabulary, 1, MAX_TOKENS)
+    if manifest.rfm.hidden != llm.hidden:
+        yield "rfm.hidden must be llm.hidden"
+    if vision.grid**2 * llm.hidden * 4 > MAX_TILE_TOKENS:
+        yield "vision.grid is too large for llm.hidden"
+    end = 0
+    for segment in llm.segments:
+        if segment.first_layer != end or segment.layers < 1:
+            end = -1
+            break
+        end += segment.layers
+    if end not in (0, llm.layers):
+        yield "llm.segments must be all layers, each once and in order"
+    search = manifest.search
+    yield from _within(
+        "search.base_side", search.base_side, vision.tile, MAX_BASE_TILES * vision.tile
+    )
+    yield from _within("search.keep_ratio", search.keep_ratio, 1e-6, 1)
+    yield from _within("limits.max_length", limits.max_length, vision.grid**2 + 1, MAX_TOKENS)
+    yield from _within("limits.max_positions", limits.max_positions, 1, MAX_TOKENS)
+    yield from _within("repetition_penalty", manifest.repetition_penalty, 0.01, 100)
+    yield from _tokens("penalised_ids", manifest.penalised_ids, llm.vocabulary)
+
+
+def _tokens(name: str, ids: tuple[int, ...], vocabulary: int) -> Iterator[str]:
+    if len(ids) > MAX_STOPS:
+        yield f"{name} must be at most {MAX_STOPS}"
+    for token in ids:
+        yield from _within(name, token, 0, vocabulary - 1)
+
+
+def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
+    for name, text in (("prefix", prompt.prefix), ("suffix", prompt.suffix)):
+        if len(text) > MAX_TEMPLATE:
+            yield f"prompt.{name} must have at most {MAX_TEMPLATE} characters"
+    if QUESTION in prompt.prefix or prompt.suffix.count(QUESTION) != 1:
+        yield f"prompt.suffix must contain {QUESTION} exactly once, and prompt.prefix must not"
+    yield from _tokens("prompt.stop_ids", prompt.stop_ids, vocabulary)
+    yield from _tokens("prompt.separator_id", (prompt.separator_id,), vocabulary)
+    if prompt.bos_id is not None:
+        yield from _tokens("prompt.bos_id", (prompt.bos_id,), vocabulary)
+    if len(prompt.stop_texts) > MAX_STOPS:
+        yield f"prompt.stop_texts must be at most {MAX_STOPS}"
+    if any(not 0 < len(text) <= MAX_STOP_TEXT for text in prompt.stop_texts):
+        yield f"prompt.stop_texts must have 1..{MAX_STOP_TEXT} characters each"

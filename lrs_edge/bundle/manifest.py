@@ -1,0 +1,234 @@
+"""Schema of a bundle's `manifest.json`.
+
+One frozen struct per part; `bundle.py` reads and verifies, `lrs_edge_export` writes. Graphs have
+the same inputs and outputs for every model family:
+
+    vision   pixel_values [N, 3, S, S] float32 (normalised)   -> tokens [N, T, D] float32
+    rfm      inputs_embeds [1, L, D], position_ids [1, L], past_length [1],
+             past_key_0, past_value_0 .. past_key_{n-1}, past_value_{n-1}, past_key_n
+             -> logits [H, past_length + L], present_* as past_*
+    llm      inputs_embeds [1, L, D], position_ids [1, L], past_length [1],
+             past_key_0, past_value_0 .. past_key_{n-1}, past_value_{n-1}
+             -> logits [1, V], present_* as past_*
+
+`past_*` and `present_*` are buffers [1, kv_heads, S, head_dim] of which the first `past_length`
+places are filled; the graph writes the L new keys (after RoPE) and values behind them. Both may be
+the same memory. `rfm` scores at layer n, of which only the keys exist. The `masked` flavour of
+`rfm` has one input more, attention_bias [1, 1, L, past_length + L], added to the attention logits
+of layers 0..n-1.
+
+`llm` may also come cut into segments of consecutive layers a..b-1 (`DecoderSpec.segments`), for
+ways to prune that drop tokens between layers. A segment has the buffers of its layers only, and
+takes the embeddings, or the hidden states of the segment before it, as inputs_embeds. The last one
+gives logits, every other
+
+             hidden_states [1, L, D]
+             attention [H, past_length + L]       of the last token to all, at layer b-1
+             next_attention [H, past_length + L]  the same at layer b, whose keys it also holds
+                                                  (past_key_b, present_key_b)
+
+as scaled query-key products before the softmax.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+#: Version of the layout below; a reader refuses any other.
+SCHEMA_VERSION = 1
+
+#: A manifest longer than this is refused unread.
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of the bundle: what it is, its size in bytes and its SHA-256 in hex."""
+
+    role: str
+    size: int
+    sha256: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where the weights come from: a name, and the SHA-256 over all checkpoint files."""
+
+    name: str
+    sha256: str
+
+
+class TowerSpec(msgspec.Struct, frozen=True):
+    """The vision encoder in two graphs, for ways to prune that choose tokens between them.
+
+    Attributes:
+        graph: Path of the CLIP tower, pixel_values [N, 3, S, S] ->
+            features [N, T, W], what the projector takes;
+            cls_attention [N, T], of the class token to the patches in the last layer that is run,
+            after the softmax, mean over heads;
+            keys [N, T, d], of the patches in the same layer, mean over heads;
+            next_cls_attention [N, T] and next_keys [N, T, W], the same in the layer behind it, all
+            heads taken as one of width W.
+        projector: Path of the projector, features [N, M, W] -> tokens [N, M, D].
+        flops: Floating-point operations of the tower for one tile; 0 where they were not counted.
+        projector_flops: Of the projector for one token.
+    """
+
+    graph: str
+    projector: str
+    flops: int = 0
+    projector_flops: int = 0
+
+
+class VisionSpec(msgspec.Struct, frozen=True):
+    """Vision encoder with projector.
+
+    Attributes:
+        graph: Path of the ONNX file.
+        tile: Tile side S in pixels.
+        grid: Tokens along a tile's side, T = grid * grid.
+        local_pool: Local tiles are reduced by the mean of local_pool x local_pool tokens;
+            the global view never is.
+        mean: Per channel, on pixels of 0..1.
+        std: Per channel, on pixels of 0..1.
+        precision: Of the weights, such as `fp32` or `int8`.
+        positions: Entries G of the learned row and column embeddings that are added to tokens by
+            their place in the image; 0 where the model has none.
+        flops: Floating-point operations of the graph for one tile (a multiplication and an addition
+            are two); 0 where the exporter did not count them.
+        tower: Tower and projector as graphs of their own (`--vision-attention`), or None.
+    """
+
+    graph: str
+    tile: int
+    grid: int
+    local_pool: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: str = "fp32"
+    positions: int = 0
+    flops: int = 0
+    tower: TowerSpec | None = None
+
+
+class SegmentSpec(msgspec.Struct, frozen=True):
+    """Consecutive layers of the LLM as a graph of their own: path, first layer, and how many."""
+
+    graph: str
+    first_layer: int
+    layers: int
+
+
+class DecoderSpec(msgspec.Struct, frozen=True):
+    """Shape of a stack of decoder layers.
+
+    Attributes:
+        graph: Path of the ONNX file with fused attention over shared buffers.
+        layers: Full layers n (for the RFM, the scoring layer comes on top).
+        heads: Query heads H.
+        kv_heads: Key and value heads.
+        head_dim: Width of one head.
+        hidden: Width D of the embeddings.
+        vocabulary: Tokens V the logits cover; 0 for the RFM.
+        masked_graph: The RFM's flavour with an attention bias.
+        precision: How weights are stored and products computed, such as `fp32`, `int8-dynamic` or
+            `int4-weight` (`lrs_edge_export.quantization.precision`); `int8` in bundles of the
+            first versions means int8 weights alone.
+        intermediate: Width of the gated MLP; 0 in bundles that were exported before it was noted.
+        segments: The LLM once more, cut between layers (`--attention-layers`); together they are
+            all its layers. Empty where it was exported whole only.
+        int8_kv_graph: The LLM once more over key/value buffers of int8, one scale per channel; None
+            where it was not exported.
+        floats: Type of everything that is not quantized, key/value buffers included. ONNX Runtime's
+            attention over such buffers needs `float16` on CUDA.
+    """
+
+    graph: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocabulary: int = 0
+    masked_graph: str | None = None
+    precision: str = "fp32"
+    intermediate: int = 0
+    segments: tuple[SegmentSpec, ...] = ()
+    int8_kv_graph: str | None = None
+    floats: str = "float32"
+
+
+class PromptSpec(msgspec.Struct, frozen=True):
+    """Prompt template and special tokens.
+
+    Attributes:
+        prefix: Text before the image.
+        suffix: Text after the image; `{question}` is replaced.
+        separator_id: Token whose embedding stands between global view and local tokens.
+        stop_ids: Tokens that end an answer.
+        bos_id: Token put before the prefix, or None.
+        stop_texts: Texts that end an answer.
+        question_newline: A newline, and the `end_str` of an evaluation if there is one, follow the
+            question before `suffix` goes on (LLaVA's evaluation scripts).
+    """
+
+    prefix: str
+    suffix: str
+    separator_id: int
+    stop_ids: tuple[int, ...]
+    bos_id: int | None = None
+    stop_texts: tuple[str, ...] = ()
+    question_newline: bool = False
+
+
+class SearchSpec(msgspec.Struct, frozen=True):
+    """Coarse-to-fine search: long side of the base level in pixels, share of tokens kept."""
+
+    base_side: int
+    keep_ratio: float = 0.25
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Lengths in tokens.
+
+    Attributes:
+        max_length: The sequence given to the LLM is never longer (`tokenizer_model_max_length`).
+        max_positions: Largest sequence whose positions the RFM was made for; beyond it, gaps of
+            tiles that were not selected are closed.
+    """
+
+    max_length: int
+    max_positions: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """Everything a runtime must know about a bundle. Paths are relative to the bundle."""
+
+    schema_version: int
+    name: str
+    family: str
+    licence: str
+    source: Source
+    created: str
+    tools: dict[str, str]
+    files: dict[str, FileEntry]
+    vision: VisionSpec
+    rfm: DecoderSpec
+    llm: DecoderSpec
+    prompt: PromptSpec
+    search: SearchSpec
+    limits: Limits
+    embeddings: str = "embeddings.safetensors"
+    tokenizer: str = "tokenizer.json"
+    repetition_penalty: float = 1.0
+    #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
+    penalised_ids: tuple[int, ...] = ()
+    parity: dict[str, float | int | str | bool] = {}
+    #: Integer products are right on processors without VNNI, too (`docs/quantization.md`); False in
+    #: bundles of before.
+    exact_integers: bool = False
+
+
+#: Tensors of the embeddings file: [V, D] and [D], float16 or float32; with `VisionSpec.positions`
+#: also two of [G, D].
+EMBED_TOKENS = "embed_tokens"
+IMAGE_NEWLINE = "image_newline"
+POSITION_ROWS, POSITION_COLS = "position_rows", "position_cols"

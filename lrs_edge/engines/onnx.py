@@ -1,0 +1,348 @@
+"""ONNX Runtime backend: CPU and CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.engines.base import BackendOptions, KVBuffers, TensorSpec
+from lrs_edge.engines.cores import thread_count
+from lrs_edge.engines.gather_model import gather_model
+from lrs_edge.engines.runtime import ort
+from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
+from lrs_edge.requests.memory import means_no_memory
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+}
+#: onnxruntime's errors for files that are no graphs (their module is private).
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile", "Fail", "InvalidArgument")
+
+
+def resolve_provider(name: str) -> str:
+    """The execution provider to ask for: `auto` takes CUDA where this onnxruntime has it.
+
+    Raises:
+        BackendError: CUDA was insisted on and this onnxruntime was built without it.
+    """
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if name == "cuda" and not has_cuda:
+        raise BackendError(
+            "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
+            "use --provider cpu"
+        )
+    return "cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu"
+
+
+class OnnxGraph:
+    """One ONNX file in an inference session."""
+
+    def __init__(self, session: ort.InferenceSession, provider: str, path: Path) -> None:
+        self._session = session
+        self._provider = provider
+        self._path = path
+        self._inputs = _specs(session.get_inputs())
+        self._outputs = _specs(session.get_outputs())
+        self._mover: ort.InferenceSession | None = None
+
+    @classmethod
+    def load(cls, path: Path, options: BackendOptions) -> OnnxGraph:
+        """Load a graph.
+
+        Raises:
+            BundleError: The file is no graph.
+            BackendError: The engine cannot run the graph, or the provider fails.
+            OutOfMemoryError: It does not fit into memory.
+        """
+        provider = resolve_provider(options.provider)
+        try:
+            session = _session(str(path), provider, options)
+        except Exception as error:
+            translated = _translated(error, f"{path.name} cannot be loaded")
+            damaged = type(error).__name__ in _DAMAGED and provider == "cpu"
+            if damaged and not isinstance(translated, OutOfMemoryError):
+                raise BundleError(
+                    f"{path} is no ONNX graph that can be run ({_first_line(error)}); copy or "
+                    "export the bundle again"
+                ) from error
+            raise translated from error
+        if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise BackendError(
+                "the CUDA provider is installed but does not load (driver or CUDA libraries "
+                "missing?); see `lrs-edge doctor`, or use --provider cpu"
+            )
+        return cls(session, provider, path)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Inputs by name."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Outputs by name."""
+        return self._outputs
+
+    @property
+    def provider(self) -> str:
+        """`cpu` or `cuda`."""
+        return self._provider
+
+    def run(
+        self,
+        feeds: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[str],
+        buffers: KVBuffers | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Run once; see `lrs_edge.engines.base.Graph.run`."""
+        try:
+            if buffers is None:
+                results = self._session.run(list(outputs), dict(feeds))
+            else:
+                results = self._run_bound(feeds, outputs, buffers)
+        except Exception as error:
+            raise _translated(error, f"{self._path.name} failed while running") from error
+        return [np.asarray(result, dtype=np.float32) for result in results]
+
+    def _run_bound(
+        self,
+        feeds: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[str],
+        buffers: KVBuffers,
+    ) -> list[Any]:
+        if not isinstance(buffers, OnnxKVBuffers):
+            raise TypeError(f"{type(buffers).__name__} does not belong to the ONNX backend")
+        bound = buffers.bound(self._session, [self._outputs[name] for name in outputs])
+        for name, array in feeds.items():
+            bound.binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        if bound.results is not None:
+            self._session.run_with_iobinding(bound.binding)
+            # Copied, since the next run writes into the same memory.
+            return [np.array(result.numpy()) for result in bound.results]
+        # Bound anew: otherwise the last run's output would have to have the same shape.
+        for name in outputs:
+            bound.binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(bound.binding)
+        return [value.numpy() for value in bound.binding.get_outputs()[len(buffers.names) :]]
+
+    def new_buffers(self, names: Sequence[str]) -> OnnxKVBuffers:
+        """Empty buffers for the inputs `past_<name>`."""
+        spec = self._inputs[f"past_{names[0]}"]
+        heads, head_dim = spec.shape[1], spec.shape[3]
+        if heads is None or head_dim is None:
+            raise BackendError(
+                f"{self._path.name}: past_{names[0]} must state its heads and head size; "
+                "export the bundle again"
+            )
+        if self._mover is None:
+            self._mover = open_mover(spec.dtype, self._provider)
+        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._provider, self._mover)
+
+
+def open_mover(dtype: str, provider: str) -> ort.InferenceSession:
+    """The session that moves places of key/value buffers; one thread, since it only copies."""
+    return _session(gather_model(dtype), provider, BackendOptions(threads=1))
+
+
+class _Bound(NamedTuple):
+    """A session's inputs and outputs bound to buffers.
+
+    `results` is the memory of the other outputs where their shapes are fixed. Asking the binding
+    for its outputs makes an object of each buffer too, a third of a millisecond at 30 layers.
+    """
+
+    session: ort.InferenceSession  # A binding does not keep it alive.
+    binding: ort.IOBinding
+    results: list[ort.OrtValue] | None
+
+
+class OnnxKVBuffers:
+    """Key and value buffers as OrtValues, compacted on their own device."""
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        heads: int,
+        head_dim: int,
+        dtype: str,
+        provider: str,
+        mover: ort.InferenceSession,
+    ) -> None:
+        self._names = names
+        self._heads = heads
+        self._head_dim = head_dim
+        self._dtype = dtype
+        self._provider = provider
+        self._capacity = 1
+        self._mover = mover
+        self._values = {name: self._allocate(1) for name in names}
+        self._bound: dict[tuple[int, tuple[str, ...]], _Bound] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the buffers."""
+        return self._names
+
+    @property
+    def capacity(self) -> int:
+        """Places of each buffer."""
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers together."""
+        item = np.dtype(self._dtype).itemsize
+        return len(self._names) * self._heads * self._capacity * self._head_dim * item
+
+    def value(self, name: str) -> ort.OrtValue:
+        """The OrtValue [1, kv_heads, capacity, head_dim] of one buffer."""
+        return self._values[name]
+
+    def bound(self, session: ort.InferenceSession, outputs: Sequence[TensorSpec]) -> _Bound:
+        """The buffers bound as `past_*` and, in place, as `present_*` inputs and outputs.
+
+        Kept until the buffers move: binding two values per buffer at every token costs more than
+        all the rest that happens around the engine.
+
+        Args:
+            session: Runs over the buffers.
+            outputs: The other outputs, which the caller binds where they are not all of fixed
+                shape; each set has a binding of its own, since a name that was bound once is
+                computed at every run.
+        """
+        key = (id(session), tuple(output.name for output in outputs))
+        if key not in self._bound:
+            binding = session.io_binding()
+            for name, value in self._values.items():
+                binding.bind_ortvalue_input(f"past_{name}", value)
+                binding.bind_ortvalue_output(f"present_{name}", value)
+            self._bound[key] = _Bound(session, binding, _bound_results(binding, outputs))
+        return self._bound[key]
+
+    def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
+        """Move old places to new ones; see `lrs_edge.engines.base.KVBuffers.gather`."""
+        places = np.zeros(capacity, np.int64)
+        places[: len(indices)] = indices
+        spare = None
+        # A binding holds on to the buffers that it was made for.
+        self._bound.clear()
+        try:
+            for name in self._names:
+                old = self._values[name]
+                # One spare buffer moves from layer to layer, so compaction never needs a second
+                # cache; it can be reused only while the capacity stays what it was.
+                new = spare if spare is not None else self._allocate(capacity)
+                self._move(old, places, new)
+                self._values[name] = new
+                spare = old if capacity == self._capacity else None
+        except BaseException as error:
+            self._capacity = 1
+            self._values = {name: self._allocate(1) for name in self._names}
+            if not isinstance(error, Exception):
+                raise
+            raise _translated(error, "the KV cache cannot be compacted") from error
+        self._capacity = capacity
+
+    def copy(self, length: int, capacity: int) -> OnnxKVBuffers:
+        """Buffers of their own; see `lrs_edge.engines.base.KVBuffers.copy`."""
+        places = np.zeros(capacity, np.int64)
+        places[:length] = np.arange(length)
+        other = OnnxKVBuffers(
+            self._names, self._heads, self._head_dim, self._dtype, self._provider, self._mover
+        )
+        try:
+            for name, value in self._values.items():
+                new = self._allocate(capacity)
+                self._move(value, places, new)
+                other._values[name] = new
+        except Exception as error:
+            raise _translated(error, "the KV cache cannot be copied") from error
+        other._capacity = capacity
+        return other
+
+    def _move(self, old: ort.OrtValue, places: NDArray[np.int64], new: ort.OrtValue) -> None:
+        binding = self._mover.io_binding()
+        binding.bind_ortvalue_input("x", old)
+        binding.bind_cpu_input("indices", places)
+        binding.bind_ortvalue_output("y", new)
+        self._mover.run_with_iobinding(binding)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A float32 copy of one buffer."""
+        return np.array(self._values[name].numpy(), dtype=np.float32)
+
+    def _allocate(self, capacity: int) -> ort.OrtValue:
+        shape = (1, self._heads, capacity, self._head_dim)
+        try:
+            return ort.OrtValue.ortvalue_from_numpy(
+                np.zeros(shape, dtype=self._dtype), self._provider, 0
+            )
+        except Exception as error:
+            raise _translated(error, f"a KV buffer of shape {shape} cannot be had") from error
+
+
+def _bound_results(
+    binding: ort.IOBinding, outputs: Sequence[TensorSpec]
+) -> list[ort.OrtValue] | None:
+    """Memory for the outputs, bound; None, and nothing bound, where a shape is not fixed."""
+    if any(None in output.shape for output in outputs):
+        return None
+    results = []
+    for output in outputs:
+        shape = [size for size in output.shape if size is not None]
+        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, output.dtype), "cpu", 0)
+        binding.bind_ortvalue_output(output.name, value)
+        results.append(value)
+    return results
+
+
+def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # Threads of a session go on spinning for a while after a run, which takes the cores from the
+    # next session's: several take turns here, and a thread reads tiles beside them. Spinning inside
+    # a run stays, without it decoding takes 1.4 times as long (docs/benchmarks.md).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    threads = thread_count(chosen.threads)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if chosen.unpack_weights:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    providers = ["CPUExecutionProvider"]
+    if provider == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+    return ort.InferenceSession(model, options, providers=providers)
+
+
+def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
+    return {
+        node.name: TensorSpec(
+            node.name,
+            _DTYPES.get(node.type, node.type),
+            tuple(dim if isinstance(dim, int) else None for dim in node.shape),
+        )
+        for node in nodes
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def _translated(error: Exception, what: str) -> BackendError:
+    """One line for the user out of an engine's error."""
+    if isinstance(error, BackendError):
+        return error
+    if means_no_memory(error):
+        return out_of_memory(what, error)
+    return BackendError(f"{what}: {_first_line(error)}")

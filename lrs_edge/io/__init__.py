@@ -1,1 +1,0 @@
-"""Reading image files: the parts behind `lrs_edge.raster`."""

@@ -1,0 +1,1 @@
+"""The language model: prompt layout, sequences, KV cache, prefill, decoding, sampling."""

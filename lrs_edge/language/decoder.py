@@ -1,0 +1,314 @@
+"""Running a decoder graph (LLM or RFM) over a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.bundle.manifest import DecoderSpec
+from lrs_edge.engines.base import Graph
+from lrs_edge.errors import BackendError, BundleError
+from lrs_edge.language.kv_cache import UNKNOWN, Fingerprints, KVCache, Tokens, fingerprints
+
+#: Tokens of a long prompt that run through the layers at once: attention holds heads x chunk x
+#: keys numbers, which for a whole level of a scene would be most of the memory that is needed. No
+#: slower than 512 on a CPU, and in `int8-dynamic`, whose scales are those of a run, nearer to fp32.
+PREFILL_CHUNK = 256
+
+#: Told before a part of a prompt runs: its first place in the sequence, and the one behind it.
+OnPart = Callable[[int, int], None]
+
+
+class Decoder:
+    """One stack of decoder layers.
+
+    Args:
+        graph: The graph; its inputs are checked against `spec`.
+        spec: Shape of the stack.
+        scoring: True for the RFM, whose last layer has keys only.
+        load_masked: Loads the flavour with an attention bias, called when that is first needed
+            (only the reference policy does); None where there is none.
+
+    Raises:
+        BundleError: The graph's inputs or outputs are not those of its role.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        spec: DecoderSpec,
+        *,
+        scoring: bool,
+        load_masked: Callable[[], Graph] | None = None,
+    ) -> None:
+        names = [f"{part}_{i}" for i in range(spec.layers) for part in ("key", "value")]
+        if scoring:
+            names.append(f"key_{spec.layers}")
+        self.spec = spec
+        self._scoring = scoring
+        self._names = names
+        self._graph = graph
+        self._load_masked = load_masked
+        self._masked: Graph | None = None
+        check_layers(graph, spec.graph, spec, names, ("logits",))
+
+    def new_cache(self) -> KVCache:
+        """An empty cache on the graph's device."""
+        return KVCache(self._graph.new_buffers(self._names))
+
+    def _masked_graph(self) -> Graph:
+        if self._load_masked is None:
+            raise BundleError(
+                "this bundle has no masked RFM graph, which the reference policy needs; "
+                "export the bundle again, or use --policy full"
+            )
+        if self._masked is None:
+            graph = self._load_masked()
+            name = str(self.spec.masked_graph)
+            check_layers(graph, name, self.spec, self._names, ("logits",), ("attention_bias",))
+            self._masked = graph
+        return self._masked
+
+    def forward(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        attention_bias: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Run new tokens through the layers; the cache holds them afterwards.
+
+        Args:
+            cache: What the new tokens can attend to, besides those before them.
+            embeds: float32 [L, D], L at least 1.
+            tokens: Labels [L] with the positions for RoPE.
+            attention_bias: float32 [L, cached + L] added to the attention logits; needs the
+                masked flavour.
+
+        Returns:
+            The graph's `logits`: [1, V] of the LLM, [H, cached + L] of the RFM.
+
+        Raises:
+            BackendError: The engine fails, or gives numbers that are not finite.
+            BundleError: The logits have another shape than the manifest says, or a bias is given
+                and the bundle has no masked flavour.
+        """
+        cache.reserve(len(tokens))
+        return self._run(cache, embeds, tokens, None, attention_bias, _boundaries(len(tokens)))
+
+    def prefill(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        ends: Sequence[int],
+        attention_bias: NDArray[np.float32] | None = None,
+        on_part: OnPart | None = None,
+    ) -> NDArray[np.float32]:
+        """Make a cache hold exactly this sequence; what it holds of it already is not run again.
+
+        The sequence runs in parts that do not depend on what is there, and a part is reused only
+        where the cache computed the same part, no longer and no shorter (two sequences that begin
+        alike are cut alike up to where the shorter one ends, not there). So the numbers are the
+        same as from an empty cache, even where an engine quantizes by the part.
+
+        Args:
+            cache: Anything.
+            embeds: float32 [T, D], the whole sequence.
+            tokens: Its labels [T].
+            ends: Ascending lengths at which this sequence and later ones may part; up to the last
+                of them its tokens can be recognised later. If that is T, so can be the result.
+            attention_bias: float32 [T - ends[0], T] as in `forward`, for the tokens behind the
+                first end, which are then never recognised.
+            on_part: Called before each part that is run; what it raises ends the prefill, and the
+                cache then holds the parts before.
+
+        Returns:
+            As `forward`.
+        """
+        total = len(tokens)
+        known = ends[0] if attention_bias is not None else ends[-1]
+        marks = np.full(total, UNKNOWN, np.uint64)
+        marks[:known] = fingerprints(embeds[:known])
+        bounds = _boundaries(*ends, total)
+        alike = cache.computed_alike(tokens, marks, bounds)
+        if alike == total:
+            cache.truncate(total)
+            if (output := cache.output) is not None:
+                return output
+        start = max(bound for bound in bounds if bound <= min(alike, total - 1))
+        cache.truncate(start)
+        cache.reserve(total - start)
+        head = ends[0]
+        if attention_bias is not None and start < head:
+            part = slice(start, head)
+            runs = [bound - start for bound in bounds if start <= bound <= head]
+            self._run(cache, embeds[part], tokens[part], marks[part], None, runs, on_part)
+            start = head
+        runs = [bound - start for bound in bounds if bound >= start]
+        logits = self._run(
+            cache, embeds[start:], tokens[start:], marks[start:], attention_bias, runs, on_part
+        )
+        if known == total:
+            cache.remember(logits)
+        return logits
+
+    def begins_with(
+        self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, *ends: int
+    ) -> bool:
+        """Whether a cache begins with this sequence, computed as `prefill` with these ends would.
+
+        The sequence's own end is one of them.
+        """
+        bounds = _boundaries(*ends, len(tokens))
+        return cache.computed_alike(tokens, fingerprints(embeds), bounds) == len(tokens)
+
+    def _run(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        marks: Fingerprints | None,
+        attention_bias: NDArray[np.float32] | None,
+        bounds: Sequence[int],
+        on_part: OnPart | None = None,
+    ) -> NDArray[np.float32]:
+        """Run new tokens part by part between the bounds, the first 0, the last their number."""
+        logits = np.zeros(0, np.float32)
+        for start, end in pairwise(bounds):
+            part = slice(start, end)
+            if on_part is not None:
+                on_part(len(cache), len(cache) + end - start)
+            bias = None
+            if attention_bias is not None:
+                bias = attention_bias[part, : len(cache) + end - start]
+            marked = None if marks is None else marks[part]
+            logits = self._step(cache, embeds[part], tokens[part], marked, bias)
+        return logits
+
+    def _step(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        tokens: Tokens,
+        marks: Fingerprints | None,
+        attention_bias: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
+        graph = self._graph
+        more: dict[str, NDArray[np.generic]] = {}
+        if attention_bias is not None:
+            graph = self._masked_graph()
+            more["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
+        (logits,) = run_layers(
+            graph, self.spec.graph, cache, embeds, tokens, ("logits",), more, marks
+        )
+        wanted = (self.spec.heads, len(cache)) if self._scoring else (1, self.spec.vocabulary)
+        if logits.shape != wanted:
+            raise BundleError(
+                f"{self.spec.graph} gives logits {logits.shape}, the manifest says {wanted}; "
+                "export the bundle again"
+            )
+        return logits
+
+
+def _boundaries(*ends: int) -> list[int]:
+    """0, the ends, and places every `PREFILL_CHUNK` tokens behind each of them.
+
+    The places depend on nothing behind them, so that sequences with a common start are cut alike.
+    """
+    bounds = [0]
+    for end in sorted(set(ends) - {0}):
+        bounds += [*range(bounds[-1] + PREFILL_CHUNK, end, PREFILL_CHUNK), end]
+    return bounds
+
+
+def check_layers(
+    graph: Graph,
+    name: str,
+    spec: DecoderSpec,
+    buffers: Sequence[str],
+    outputs: Sequence[str],
+    extra: Sequence[str] = (),
+) -> None:
+    """Check a graph of decoder layers against its role.
+
+    Args:
+        graph: The graph.
+        name: Its file, for messages.
+        spec: Shape of the stack.
+        buffers: Key/value buffers without `past_`, such as `key_0`.
+        outputs: Outputs besides the buffers.
+        extra: Inputs besides the usual ones.
+
+    Raises:
+        BundleError: The graph's inputs or outputs are others.
+    """
+    wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
+    wanted |= {f"past_{part}" for part in buffers}
+    if set(graph.inputs) != wanted:
+        odd = sorted(set(graph.inputs) ^ wanted)
+        raise BundleError(
+            f"{name} does not have the inputs of its role ({', '.join(odd[:4])} "
+            "missing or unknown); export the bundle again"
+        )
+    given = set(outputs) | {f"present_{part}" for part in buffers}
+    if not given <= set(graph.outputs):
+        raise BundleError(
+            f"{name} lacks the outputs {sorted(given - set(graph.outputs))[:4]}; "
+            "export the bundle again"
+        )
+    embeds = graph.inputs["inputs_embeds"]
+    if embeds.dtype != "float32" or len(embeds.shape) != 3:
+        raise BundleError(
+            f"{name}: inputs_embeds must be float32 [1, L, D]; export the bundle again"
+        )
+    past = graph.inputs[f"past_{buffers[0]}"].shape
+    if past != (1, spec.kv_heads, None, spec.head_dim):
+        raise BundleError(
+            f"{name}: past_{buffers[0]} has shape {past}, the manifest says "
+            f"{spec.kv_heads} heads of {spec.head_dim}; export the bundle again"
+        )
+
+
+def run_layers(
+    graph: Graph,
+    name: str,
+    cache: KVCache,
+    embeds: NDArray[np.float32],
+    tokens: Tokens,
+    outputs: Sequence[str],
+    more: Mapping[str, NDArray[np.generic]] | None = None,
+    marks: Fingerprints | None = None,
+) -> list[NDArray[np.float32]]:
+    """Run new tokens through a graph of decoder layers once; the cache holds them afterwards.
+
+    Args:
+        graph: The graph.
+        name: Its file, for messages.
+        cache: What the new tokens can attend to; it has room for them.
+        embeds: float32 [L, D].
+        tokens: Labels [L].
+        outputs: Outputs to return.
+        more: Inputs besides the usual ones.
+        marks: Fingerprints [L] of the tokens, where they are worth recognising later.
+
+    Raises:
+        BackendError: The engine fails, or gives numbers that are not finite.
+    """
+    feeds: dict[str, NDArray[np.generic]] = {
+        "inputs_embeds": embeds[None].astype(np.float32, copy=False),
+        "position_ids": np.ascontiguousarray(tokens["position"])[None],
+        "past_length": np.array([len(cache)], np.int64),
+        **(more or {}),
+    }
+    found = graph.run(feeds, outputs, cache.buffers)
+    if not all(np.isfinite(values).all() for values in found):
+        raise BackendError(
+            f"{name} gave numbers that are not finite; the weights are damaged, or "
+            "overflow in this precision: export the bundle at a higher one"
+        )
+    cache.append(tokens, marks)
+    return found

@@ -1,0 +1,316 @@
+"""The KV cache: which tokens an engine's key/value buffers hold, and how they are pruned.
+
+Keys are stored after RoPE, so a token's position is data of its own and not its place in the
+buffer: dropping tokens moves the others together and changes nothing in what they say. The property
+that every test here rests on: attention over a compacted cache equals attention over the full cache
+with the dropped tokens masked.
+
+The cache knows what each token is (text, global view, tile at level/row/col, ...) but not how
+scores came about. Of each it can also remember a fingerprint of its embedding, so that keys and
+values that are still right are recognised by content (`computed_alike`) and not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import IntEnum
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.engines.base import KVBuffers
+
+#: Buffers grow by this many places, so that decoding does not move them at every token.
+GROWTH = 256
+
+
+class TokenKind(IntEnum):
+    """What a cached token is."""
+
+    SYSTEM = 0  # text before the image
+    GLOBAL = 1
+    SEPARATOR = 2
+    TILE = 3
+    NEWLINE = 4
+    QUESTION = 5  # text after the image
+    ANSWER = 6
+
+
+#: One cached token: its position for RoPE, its kind and, for tile tokens, where it comes from.
+TOKEN = np.dtype(
+    [("position", "<i8"), ("kind", "i1"), ("level", "<i2"), ("row", "<i4"), ("col", "<i4")]
+)
+
+Tokens = NDArray[np.void]
+
+
+def make_tokens(
+    positions: NDArray[np.int64],
+    kind: TokenKind | NDArray[np.int8],
+    *,
+    level: int = -1,
+    rows: NDArray[np.int64] | int = -1,
+    cols: NDArray[np.int64] | int = -1,
+) -> Tokens:
+    """Labels for tokens that are about to enter a cache.
+
+    Args:
+        positions: int64 [n], the positions that RoPE sees.
+        kind: What they are, one for all or one each.
+        level: Search level of tile tokens.
+        rows: Tile row of each, -1 where there is none.
+        cols: Tile column of each.
+
+    Returns:
+        Structured array [n] of dtype `TOKEN`.
+    """
+    tokens = np.empty(len(positions), TOKEN)
+    tokens["position"], tokens["kind"], tokens["level"] = positions, kind, level
+    tokens["row"], tokens["col"] = rows, cols
+    return tokens
+
+
+Fingerprints = NDArray[np.uint64]
+
+#: Fingerprint of a token that must never be recognised.
+UNKNOWN = np.uint64(0)
+
+
+def fingerprints(embeds: NDArray[np.float32]) -> Fingerprints:
+    """One 64-bit hash (BLAKE2b) per embedding, uint64 [n] of float32 [n, D].
+
+    Labels alone do not tell tokens apart: two of one tile can have equal ones.
+    """
+    rows = np.ascontiguousarray(embeds, np.float32)
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, np.uint64)
+
+
+class KVCache:
+    """The tokens whose keys and values lie in one graph's buffers, in the order of the buffers."""
+
+    def __init__(self, buffers: KVBuffers) -> None:
+        self.buffers = buffers
+        # Longer than the cache: decoding appends a token at a time.
+        self._labels: Tokens = np.empty(0, TOKEN)
+        self._marks: Fingerprints = np.empty(0, np.uint64)
+        self._length = 0
+        # Start and end of the runs that computed the tokens, in order; where the cache was cut
+        # inside one, it stays here with the end that it had.
+        self._runs: list[tuple[int, int]] = []
+        self._output: tuple[int, NDArray[np.float32]] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> Tokens:
+        """Labels of the cached tokens, structured [length]; a copy."""
+        return self._labels[: self._length].copy()
+
+    @property
+    def next_position(self) -> int:
+        """The position after the last cached token's; gaps before it stay gaps."""
+        return int(self._labels["position"][self._length - 1]) + 1 if self._length else 0
+
+    @property
+    def known(self) -> int:
+        """Tokens at the start that a later sequence can share."""
+        marks = self._marks[: self._length]
+        return self._length if marks.all() else int(np.argmin(marks != UNKNOWN))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that keys and values of one token take up."""
+        return self.buffers.nbytes // self.buffers.capacity
+
+    @property
+    def output(self) -> NDArray[np.float32] | None:
+        """What the graph gave after exactly these tokens, where that was remembered; a copy."""
+        if self._output is None or self._output[0] != self._length:
+            return None
+        return self._output[1].copy()
+
+    def remember(self, output: NDArray[np.float32]) -> None:
+        """Keep what the graph gave after the last token, as long as the tokens up to it stay."""
+        self._output = (self._length, output.copy())
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more tokens; buffers grow, their content stays.
+
+        Raises:
+            OutOfMemoryError: The larger buffers do not fit; the cache is empty then.
+        """
+        needed = len(self) + count
+        if needed > self.buffers.capacity:
+            capacity = -(-needed // GROWTH) * GROWTH
+            self._move(np.arange(len(self), dtype=np.int64), capacity)
+
+    def _move(self, indices: NDArray[np.int64], capacity: int) -> None:
+        try:
+            self.buffers.gather(indices, capacity)
+        except BaseException:
+            # Some buffers have moved and others have not: nothing in them can be trusted.
+            self._cut(0)
+            raise
+
+    def _cut(self, length: int) -> None:
+        self._length = length
+        self._runs = [run for run in self._runs if run[0] < length]
+        if self._output is not None and self._output[0] > length:
+            self._output = None
+
+    def append(self, tokens: Tokens, marks: Fingerprints | None = None) -> None:
+        """Record tokens whose keys and values one run has just written behind the others.
+
+        Args:
+            tokens: Labels [n].
+            marks: Their fingerprints [n], None where they are not worth recognising.
+
+        Raises:
+            ValueError: There is no room for them (`reserve` was not called), or their positions
+                do not ascend: attention is causal by place, so place and position must agree.
+        """
+        end = self._length + len(tokens)
+        if end > self.buffers.capacity:
+            raise ValueError(f"{len(tokens)} tokens do not fit behind {len(self)} cached ones")
+        positions = tokens["position"]
+        ascends = len(positions) == 0 or int(positions[0]) >= self.next_position
+        if not ascends or np.any(positions[1:] <= positions[:-1]):
+            raise ValueError("positions of cached tokens must ascend")
+        if end > len(self._labels):
+            more = max(end, self.buffers.capacity) - self._length
+            self._labels = np.concatenate([self._labels[: self._length], np.empty(more, TOKEN)])
+            self._marks = np.concatenate([self._marks[: self._length], np.zeros(more, np.uint64)])
+        self._labels[self._length : end] = tokens
+        self._marks[self._length : end] = UNKNOWN if marks is None else marks
+        self._runs.append((self._length, end))
+        self._length = end
+
+    def truncate(self, length: int) -> None:
+        """Return to the first `length` tokens. Costs nothing: the rest is overwritten later.
+
+        Raises:
+            ValueError: The cache holds fewer tokens.
+        """
+        if not 0 <= length <= len(self):
+            raise ValueError(f"cannot truncate {len(self)} cached tokens to {length}")
+        self._cut(length)
+
+    def release(self, length: int) -> None:
+        """Return to the first `length` tokens and give back the memory of the rest.
+
+        Raises:
+            ValueError: The cache holds fewer tokens.
+        """
+        self.truncate(length)
+        capacity = max(-(-length // GROWTH) * GROWTH, 1)
+        if capacity < self.buffers.capacity:
+            self._move(np.arange(length, dtype=np.int64), capacity)
+        self._labels, self._marks = self._labels[:length].copy(), self._marks[:length].copy()
+
+    def copy(self, length: int) -> KVCache:
+        """A cache of its own that holds the first `length` tokens.
+
+        Raises:
+            ValueError: The cache holds fewer tokens.
+            OutOfMemoryError: It does not fit into memory.
+        """
+        if not 0 <= length <= len(self):
+            raise ValueError(f"cannot copy {length} of {len(self)} cached tokens")
+        capacity = max(-(-length // GROWTH), 1) * GROWTH
+        copied = KVCache(self.buffers.copy(length, capacity))
+        copied.append(self._labels[:length], self._marks[:length])
+        copied._runs = [run for run in self._runs if run[0] < length]
+        return copied
+
+    def keep(self, indices: NDArray[np.int64]) -> None:
+        """Keep only the tokens at these places, each with its own position; compact the buffers.
+
+        Args:
+            indices: int64 [n], strictly ascending places in the cache.
+
+        Raises:
+            ValueError: The indices are not ascending or outside the cache.
+            OutOfMemoryError: The spare buffer for the move does not fit; the cache is empty then.
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and (
+            indices[0] < 0 or indices[-1] >= len(self) or np.any(np.diff(indices) <= 0)
+        ):
+            raise ValueError("places to keep must ascend and lie inside the cache")
+        stayed = int((indices == np.arange(len(indices))).sum())
+        if stayed < len(indices):
+            self._move(indices, self.buffers.capacity)
+        self._labels[: len(indices)] = self._labels[indices]
+        self._marks[: len(indices)] = self._marks[indices]
+        # Tokens behind a dropped one have seen it: what they hold is not what a cache that never
+        # had it would hold.
+        self._marks[stayed : len(indices)] = UNKNOWN
+        self._cut(stayed)
+        self._length = len(indices)
+
+    def evict(self, scores: NDArray[np.float32], budget: int) -> int:
+        """Drop the lowest-scored vision tokens until at most `budget` tokens are left.
+
+        Tokens of tiles (and their newlines) go first, the global view only when none is left, text
+        and separator never. Of equal scores the later token goes first.
+
+        Args:
+            scores: float32 [length], one per cached token; those of text are not looked at.
+            budget: Tokens to be left.
+
+        Returns:
+            Number of tokens dropped. The cache can stay above the budget when text alone is.
+
+        Raises:
+            ValueError: There is not one score per token.
+        """
+        if len(scores) != len(self):
+            raise ValueError(f"{len(scores)} scores for {len(self)} cached tokens")
+        surplus = len(self) - budget
+        if surplus <= 0:
+            return 0
+        kinds = self._labels["kind"][: self._length]
+        local = np.isin(kinds, (TokenKind.TILE, TokenKind.NEWLINE))
+        places = np.flatnonzero(local | (kinds == TokenKind.GLOBAL))
+        order = np.lexsort((-places, scores[places], ~local[places]))
+        dropped = places[order[:surplus]]
+        self.keep(np.setdiff1d(np.arange(len(self), dtype=np.int64), dropped))
+        return len(dropped)
+
+    def common_prefix(self, tokens: Tokens, marks: Fingerprints) -> int:
+        """Tokens at the start that the cache holds just as they are here.
+
+        Args:
+            tokens: Labels [n].
+            marks: Their fingerprints [n]; `UNKNOWN` equals nothing.
+        """
+        count = min(self._length, len(tokens))
+        same = self._marks[:count] == marks[:count]
+        same &= marks[:count] != UNKNOWN
+        same &= self._labels[:count] == tokens[:count]
+        return count if same.all() else int(np.argmin(same))
+
+    def computed_alike(self, tokens: Tokens, marks: Fingerprints, bounds: Sequence[int]) -> int:
+        """Tokens at the start that the cache holds just as running this sequence would leave them.
+
+        Besides the tokens, the runs must be the same: where an engine quantizes activations by the
+        run, a token's keys and values depend on the other tokens of its run, later ones included.
+
+        Args:
+            tokens: Labels [n].
+            marks: Their fingerprints [n]; `UNKNOWN` equals nothing.
+            bounds: 0, and where the runs of this sequence end, ascending to n.
+
+        Returns:
+            One of the bounds.
+        """
+        same, end = self.common_prefix(tokens, marks), 0
+        for held, wanted in zip(self._runs, pairwise(bounds), strict=False):
+            if held != wanted or held[1] > same:
+                break
+            end = held[1]
+        return end

@@ -1,0 +1,191 @@
+"""Prompts: the template around image and question, tokens in and text out.
+
+The prompt is split at the image and each part is tokenised by itself (algorithm.md, "Prompt").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from lrs_edge.bundle.manifest import PromptSpec
+from lrs_edge.bundle.tokenizer import check_tokenizer
+from lrs_edge.errors import BundleError, QuestionError
+
+#: A question longer than this is refused before it is tokenised.
+MAX_QUESTION_CHARS = 10_000
+
+#: Stands for the image in traces, as in the authors' `input_ids`.
+IMAGE_TOKEN = -200
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids int64 before and after the image."""
+
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+
+
+class Prompt:
+    """One bundle's template and tokenizer.
+
+    Args:
+        path: `tokenizer.json`.
+        spec: Template and special tokens.
+        vocabulary: Rows of the embedding table.
+
+    Raises:
+        BundleError: The tokenizer cannot be read or has tokens without an embedding.
+    """
+
+    def __init__(self, path: Path, spec: PromptSpec, vocabulary: int) -> None:
+        self._path = path
+        check_tokenizer(path)
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        # tokenizers raises bare Exception for every kind of bad file, and panics beyond Exception.
+        except BaseException as error:
+            raise self._refused(error) from error
+        # A bundle's tokenizer could be set to cut or fill every text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        ids = [spec.separator_id, *spec.stop_ids]
+        ids += [spec.bos_id] if spec.bos_id is not None else []
+        largest = max(*self._tokenizer.get_vocab(with_added_tokens=True).values(), *ids)
+        if largest >= vocabulary or min(ids) < 0:
+            raise BundleError(
+                f"{path} has token {largest}, the embeddings have {vocabulary} rows; "
+                "export the bundle again"
+            )
+        self._spec = spec
+        self._control = tuple(
+            token.content
+            for token in self._tokenizer.get_added_tokens_decoder().values()
+            if token.special
+        )
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, content in added.items() if content.special)
+        # Vocabularies of the LLaMA family spell unknown characters in bytes.
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        spelled = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        self._bytes = {tokens[name]: byte for name, byte in spelled.items() if name in tokens}
+        self._before = self._encode(spec.prefix)
+        if spec.bos_id is not None:
+            self._before = np.concatenate([[spec.bos_id], self._before]).astype(np.int64)
+
+    @property
+    def before(self) -> NDArray[np.int64]:
+        """Token ids before the image; the same for every question."""
+        return self._before
+
+    def tokens(self, question: str, end_str: str = "") -> PromptTokens:
+        """Tokenise the prompt for a question.
+
+        Args:
+            question: What the user asks.
+            end_str: Instruction on the line after the question.
+
+        Raises:
+            QuestionError: The question is empty, too long, not text, or holds a control token.
+        """
+        text = self._checked(question, "question")
+        if not text.strip():
+            raise QuestionError("the question is empty; ask something about the image")
+        self._checked(end_str, "end_str")
+        if end_str or self._spec.question_newline:
+            text = f"{text}\n{end_str}"
+        return PromptTokens(
+            self._before, self._encode(self._spec.suffix.replace("{question}", text))
+        )
+
+    def _checked(self, text: str, what: str) -> str:
+        if not isinstance(text, str):
+            raise QuestionError(f"the {what} is a {type(text).__name__}; give text")
+        if len(text) > MAX_QUESTION_CHARS:
+            raise QuestionError(
+                f"the {what} has {len(text)} characters; at most {MAX_QUESTION_CHARS} are allowed"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise QuestionError(f"the {what} is not valid Unicode text") from error
+        for control in self._control:
+            if control in text:
+                raise QuestionError(
+                    f"the {what} contains the model's control token {control!r}; leave it out"
+                )
+        return text
+
+    def _encode(self, text: str) -> NDArray[np.int64]:
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # As when it is made.
+        except BaseException as error:
+            raise self._refused(error) from error
+        return np.array(ids, np.int64)
+
+    def _refused(self, error: BaseException) -> BaseException:
+        """What to raise for an error of the tokenizers library; an interrupt stays what it is."""
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            return error
+        reason = " ".join(str(error).split())[:200]
+        return BundleError(f"{self._path} is no tokenizer that works ({reason}); export it again")
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated tokens, control tokens left out.
+
+        Bytes that are no UTF-8 become U+FFFD one by one, as SentencePiece has it; `tokenizers`
+        would give up the whole run of bytes, the valid ones included.
+        """
+        if self._bytes.keys().isdisjoint(ids):
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        pieces: list[str] = []
+        run = bytearray()
+        for token in (*ids, None):
+            if token is not None and token in self._bytes:
+                run.append(self._bytes[token])
+                continue
+            if run:
+                pieces.append(run.decode("utf-8", errors="replace"))
+                run.clear()
+            if token is not None and token not in self._special:
+                pieces.append(str(self._tokenizer.id_to_token(token)))
+        return str(self._tokenizer.decoder.decode(pieces))
+
+    def text_stream(self) -> TextStream:
+        """A new incremental decoder."""
+        return TextStream(self.decode)
+
+
+class TextStream:
+    """Turns generated tokens into text as they come, never splitting a character.
+
+    All tokens are decoded at every step: `tokenizers.decoders.DecodeStream` raises on bytes that
+    turn out to be no UTF-8, which byte-fallback vocabularies (LLaMA's) can always produce.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self.text = ""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._ids.append(token)
+        whole = self._decode(self._ids)
+        return "" if whole.endswith("\ufffd") else self._advance(whole)
+
+    def finish(self) -> str:
+        """What is left when no token follows: an unfinished character as U+FFFD."""
+        return self._advance(self._decode(self._ids))
+
+    def _advance(self, whole: str) -> str:
+        piece = whole[len(self.text) :]
+        self.text += piece
+        return piece

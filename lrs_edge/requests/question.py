@@ -1,0 +1,558 @@
+"""One question on its way through the stages: search, prefill, decode, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.answer.answer import Answer, FinishReason, SegmentReport, Timings
+from lrs_edge.answer.evidence import (
+    level_reports,
+    regions,
+    segment_reports,
+    token_counts,
+    unplaced_warning,
+)
+from lrs_edge.answer.trace import Trace
+from lrs_edge.baselines.inside import PruningPlan, plan_pruning
+from lrs_edge.baselines.prumerge import PruMerge
+from lrs_edge.baselines.segments import SegmentCaches
+from lrs_edge.baselines.tower import CompressedTiles, Rule
+from lrs_edge.baselines.visionzip import DROPPED, VisionZip
+from lrs_edge.engines.placement import Stages
+from lrs_edge.errors import BackendError, BundleError, ReadStoppedError, UsageError
+from lrs_edge.language.kv_cache import KVCache, TokenKind
+from lrs_edge.language.prompt import PromptTokens
+from lrs_edge.language.sampling import Sampler
+from lrs_edge.language.sequence import Sequence, build_prefix, build_suffix, concatenate
+from lrs_edge.pyramid.levels import Pyramid, build_pyramid, reference_fails
+from lrs_edge.requests.budget import FIRST_TOKENS, Budget, ModelCosts
+from lrs_edge.requests.cache_pool import CachePool
+from lrs_edge.requests.clock import Clock
+from lrs_edge.requests.memory import peak_memory
+from lrs_edge.requests.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
+from lrs_edge.requests.progress import OnProgress, ProgressTeller
+from lrs_edge.search.context import SearchContext, no_tiles
+from lrs_edge.search.result import SearchResult
+from lrs_edge.search.rfm import token_scores
+from lrs_edge.search.scorers import MAX_KEPT_BYTES
+from lrs_edge.search.search import Search, trim
+from lrs_edge.vision.tiles import TileSource
+
+if TYPE_CHECKING:
+    from lrs_edge.raster.raster import Raster
+
+
+class Caches:
+    """KV caches of the RFM and the LLM of one scene, kept between its questions.
+
+    Args:
+        rfm: Cache of the RFM.
+        llm: Cache of the LLM.
+        resampling: How the global view in their prefix was read.
+        pool: Counts them between questions.
+    """
+
+    def __init__(self, rfm: KVCache, llm: KVCache, resampling: Resampling, pool: CachePool) -> None:
+        self.rfm = rfm
+        self.llm = llm
+        self.resampling = resampling
+        self._prefix = 0
+        self._pool = pool
+
+    def take(self) -> None:
+        """Work with the caches: they must not leave while a question does."""
+        for name in ("rfm", "llm"):
+            self._pool.forget(self, name)
+
+    def expect(self, prefix: int) -> None:
+        """Say how many tokens at the start are the same for every question."""
+        self._prefix = prefix
+
+    def release(self) -> None:
+        """Give back the memory of what no later question can use.
+
+        Kept are the RFM's base level and the language model's prompt without the answer; of caches
+        that would be too large, the prefix alone. Never fails: an answer that is finished must not
+        be lost because there is no memory to tidy up after it.
+        """
+        for name, cache in (("rfm", self.rfm), ("llm", self.llm)):
+            length = cache.known
+            if length * cache.bytes_per_token > MAX_KEPT_BYTES:
+                length = min(length, self._prefix)
+            # A cache that cannot be moved is left empty.
+            with suppress(BackendError, MemoryError):
+                cache.release(length)
+            if not self._pool.hold(self, name, cache.buffers.nbytes):
+                self.drop(name)
+
+    def drop(self, key: Hashable) -> None:
+        """Empty one of the caches; the pool asks for it."""
+        with suppress(BackendError, MemoryError):
+            (self.rfm if key == "rfm" else self.llm).release(0)
+
+    def close(self) -> None:
+        """Count no longer."""
+        self.take()
+
+
+class _TimeUpError(Exception):
+    """The time limit passed before the language model had seen the global view."""
+
+
+class _PrefillCutError(Exception):
+    """The rest of a prefill would overrun; `places` of the sequence are in the cache."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__(places)
+        self.places = places
+
+
+class Request:
+    """One question on its way through the stages: search, prefill, decode.
+
+    Made when the question is submitted: the time limit counts from there.
+
+    Args:
+        stages: The model.
+        raster: The image.
+        tiles: Gives tokens of its tiles.
+        question: As asked.
+        prompt: The text around the image.
+        options: How.
+        trace: Collects arrays, None for no trace.
+
+    Raises:
+        UsageError: The bundle cannot do what the options ask for.
+        BundleError: The same.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        raster: Raster,
+        tiles: TileSource,
+        question: str,
+        prompt: PromptTokens,
+        options: AskOptions,
+        trace: Trace | None,
+    ) -> None:
+        self._stages = stages
+        self._raster = raster
+        self._question = question
+        self._prompt = prompt
+        self._options = options
+        self._trace = trace
+        self._clock = Clock(options.timeout)
+        self._warnings = [*stages.warnings, *raster.warnings]
+        if options.policy == "reference" and raster.info.orientation != 1:
+            self._warnings.append(
+                "the image was turned by its EXIF orientation, which the authors' code does not "
+                "do; open it with orientation 'stored' for the reference policy"
+            )
+        self._plan = self._plan_pruning()
+        self._pyramid = self._build_pyramid()
+        self._source = tiles
+        self._check_tower()
+        self._compressed: CompressedTiles | None = None
+        self._ids: list[int] = []
+        self._text = ""
+        self._evicted = 0
+        self._finish: FinishReason = "stop"
+        self._sent = self._text_tokens = 0
+        self._result: SearchResult | None = None
+        self._segments: tuple[SegmentReport, ...] = ()
+
+    @property
+    def deadline(self) -> float | None:
+        """When the time limit is over, by `time.monotonic`; None without one."""
+        return self._clock.deadline
+
+    def _build_pyramid(self) -> Pyramid:
+        manifest, raster = self._stages.manifest, self._raster
+        size = {"tile": manifest.vision.tile, "base_side": manifest.search.base_side}
+        if self._options.policy == "reference":
+            pyramid = build_pyramid(raster.height, raster.width, policy="reference", **size)
+            if not reference_fails(pyramid, self._stages.vision.per_tile):
+                return pyramid
+            self._options = merged_options(self._options, {"policy": "full"})
+            self._warnings.append(
+                "the reference implementation fails on images of this shape; answered with the "
+                "full policy"
+            )
+        return build_pyramid(raster.height, raster.width, policy="full", **size)
+
+    def _plan_pruning(self) -> PruningPlan | None:
+        if self._options.prune not in INSIDE:
+            return None
+        if self._stages.kv_cache != "float":
+            raise UsageError(
+                f"--prune {self._options.prune} drops tokens between layers of the language model, "
+                "which has no int8 KV cache for that; use --kv-cache float"
+            )
+        return plan_pruning(self._options, self._stages.manifest.llm.segments)
+
+    def _check_tower(self) -> None:
+        if self._options.prune in TOWER and self._stages.tower is None:
+            raise BundleError(
+                f"--prune {self._options.prune} chooses tokens by attention inside a CLIP vision "
+                "tower, which this bundle does not give out; export one that has such a tower with "
+                "--vision-attention"
+            )
+
+    def _compressed_tiles(self, progress: ProgressTeller) -> CompressedTiles | None:
+        stages, options = self._stages, self._options
+        if options.prune not in TOWER or stages.tower is None:
+            return None
+        ratio = options.prune_ratio
+        rule: Rule = VisionZip(DROPPED if ratio is None else ratio)
+        if options.prune == "prumerge":
+            rule = PruMerge(ratio)
+        return CompressedTiles(
+            stages.tower,
+            stages.vision,
+            self._raster,
+            rule,
+            options.resampling,
+            self._clock,
+            progress.on_tile,
+        )
+
+    def pieces(
+        self,
+        caches: Caches,
+        on_progress: OnProgress | None,
+        is_given_up: Callable[[], bool] = lambda: False,
+    ) -> Iterator[str]:
+        """Do the work; yields the answer's text as it comes.
+
+        Args:
+            caches: Of the scene.
+            on_progress: Told about every step.
+            is_given_up: True when nobody wants the answer any more.
+
+        Raises:
+            CancelledError: Nobody does.
+        """
+        self._caches = caches
+        self._budget = budget = self._new_budget(is_given_up)
+        self._progress = ProgressTeller(on_progress, len(self._pyramid.levels), budget.check)
+        self._tiles = self._source.session(
+            self._options.resampling, self._clock, self._progress.on_tile
+        )
+        self._compressed = self._compressed_tiles(self._progress)
+        after = self._stages.embeddings.lookup(self._prompt.after)
+        budget.asked(len(after))
+        try:
+            prefix = self._prefix()
+            if self._compressed is None:
+                caches.expect(len(prefix))
+            if budget.is_timed:
+                self._fill_prefix(prefix)
+            cache, logits = self._prompted(prefix, after)
+        except (_TimeUpError, ReadStoppedError) as error:
+            budget.check()
+            if isinstance(error, ReadStoppedError):
+                self._warnings.append(str(error))
+            self._finish = "timeout"
+            if self._result is None:
+                self._result = self._nothing()
+            return
+        yield from self._decode(cache, logits)
+
+    def _new_budget(self, is_given_up: Callable[[], bool]) -> Budget:
+        stages, manifest = self._stages, self._stages.manifest
+        int8 = stages.kv_cache != "float" and manifest.llm.int8_kv_graph is not None
+        costs = ModelCosts(
+            vision=manifest.vision.graph,
+            rfm=manifest.rfm.graph,
+            llm=str(manifest.llm.int8_kv_graph) if int8 else manifest.llm.graph,
+            rfm_share=manifest.rfm.layers / max(manifest.llm.layers, 1),
+            per_tile=stages.vision.per_tile**2,
+            keep_ratio=stages.search_model.keep_ratio,
+        )
+        return Budget(
+            self._options, self._clock, stages.meter.rates, costs, is_given_up=is_given_up
+        )
+
+    def _fill_prefix(self, prefix: Sequence) -> None:
+        """Under a time limit the prompt's beginning is prefilled before the search.
+
+        It is needed in any case, and shows how long the rest will take: the search can then leave
+        time for it.
+        """
+
+        def on_part(*_: int) -> None:
+            self._budget.check()
+            if self._clock.expired():
+                raise _TimeUpError
+
+        on_part()
+        if self._plan is not None or self._compressed is not None:
+            return
+        llm, cache = self._stages.llm, self._caches.llm
+        with self._clock.stage("prefill"):
+            llm.fill_prefix(cache, prefix.embeds, prefix.tokens, on_part)
+            if not self._budget.knows_steps:
+                llm.try_step(cache)
+
+    def _prompted(
+        self, prefix: Sequence, after: NDArray[np.float32]
+    ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
+        """Search, and prefill what was found."""
+        context = SearchContext(
+            model=self._stages.search_model,
+            pyramid=self._pyramid,
+            tiles=self._tiles,
+            prefix=prefix,
+            after=after,
+            options=self._options,
+            budget=self._budget,
+            on_level=self._progress.on_level,
+            traced=self._trace is not None,
+        )
+        result = self._result = Search(context, self._caches.rfm, self._compressed).run()
+        self._warnings += result.warnings
+        sequence = self._final_sequence(prefix, after, result)
+        if self._budget.is_timed:
+            sequence = self._fitted_to_time(prefix, after, result, sequence)
+        if self._trace is not None:
+            self._trace.add_way(self._options.search, self._options.prune)
+            self._trace.add_search(result, prefix, after)
+            self._trace.add_final(sequence)
+        self._progress.tell("prefill")
+        with self._clock.stage("prefill"):
+            return self._prefill(sequence, prefix, after, result)
+
+    def _fitted_to_time(
+        self,
+        prefix: Sequence,
+        after: NDArray[np.float32],
+        result: SearchResult,
+        sequence: Sequence,
+    ) -> Sequence:
+        """The sequence without the lowest-scored tokens whose prefill would overrun."""
+        budget, cache = self._budget, self._caches.llm
+        if budget.expired() and not budget.answers_late():
+            budget.check()
+            raise _TimeUpError
+        most = budget.affordable_tokens()
+        if most is None or len(result.final) <= most:
+            return sequence
+        if self._compressed is None and self._plan is None:
+            shared = min(len(prefix), len(sequence) - 1)
+            llm = self._stages.llm
+            if llm.remembers(cache, sequence.embeds, sequence.tokens, shared):
+                return sequence
+        trim(result, most, "the time limit", "timeout")
+        return self._final_sequence(prefix, after, result)
+
+    def _prefill(
+        self,
+        sequence: Sequence,
+        prefix: Sequence,
+        after: NDArray[np.float32],
+        result: SearchResult,
+    ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
+        """The caches that hold the prompt, pruned as asked, and the logits [V] after it."""
+        llm, cache = self._stages.llm, self._caches.llm
+        if self._compressed is not None:
+            # Its global view is another one, and may have the labels of the one that is shared.
+            cache = llm.new_cache()
+        if self._plan is not None:
+            pruned, logits = llm.prefill_pruned(sequence.embeds, sequence.tokens, self._plan)
+            self._segments = segment_reports(self._stages.manifest.llm.segments, pruned)
+            if self._trace is not None:
+                self._trace.add_segments(pruned.tokens)
+            return pruned, logits
+        shared = min(len(prefix), len(sequence) - 1)
+        end = len(prefix) + len(result.final)
+
+        def on_part(first: int, behind: int) -> None:
+            self._budget.check()
+            if len(prefix) <= first < end and not self._budget.can_run(behind - first):
+                raise _PrefillCutError(first)
+
+        try:
+            logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared, on_part)
+        except _PrefillCutError as cut:
+            sequence = self._cut_short(prefix, after, result, cut.places - len(prefix))
+            logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared)
+        self._apply_kv_budget(cache, prefix, result)
+        return cache, logits
+
+    def _cut_short(
+        self, prefix: Sequence, after: NDArray[np.float32], result: SearchResult, sent: int
+    ) -> Sequence:
+        """The sequence with only the first local tokens: the prefill took longer than expected."""
+        self._warnings.append(
+            f"only the first {sent} of {len(result.final)} kept local tokens were sent: prefill "
+            "took longer than the time limit allows"
+        )
+        if result.end == "finest_level":
+            result.end = "timeout"
+        result.final = result.final.take(np.arange(sent))
+        result.final_scores = result.final_scores[:sent]
+        return self._final_sequence(prefix, after, result)
+
+    def _prefix(self) -> Sequence:
+        stages = self._stages
+        self._progress.tell("encode")
+        shown = self._tiles if self._compressed is None else self._compressed
+        global_tokens = shown.global_tokens(self._pyramid.global_view)
+        separator = np.array([stages.manifest.prompt.separator_id], np.int64)
+        prefix = build_prefix(
+            stages.embeddings.lookup(self._prompt.before),
+            global_tokens,
+            stages.embeddings.lookup(separator),
+        )
+        if self._trace is not None:
+            self._trace.add_prompt(self._prompt)
+            self._trace.add_pyramid(self._pyramid)
+            self._trace.add_global(global_tokens)
+        return prefix
+
+    def _final_sequence(
+        self, prefix: Sequence, after: NDArray[np.float32], result: SearchResult
+    ) -> Sequence:
+        """Prefix, kept local tokens, text after the image; positions without gaps."""
+        start, kept = len(prefix), result.final
+        local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
+        whole = concatenate(prefix, local, build_suffix(after, start + len(kept)))
+        limit = self._stages.manifest.limits.max_length
+        if len(whole) > limit:
+            # Only the reference policy gets here: it cuts the end, the question included.
+            self._warnings.append(
+                f"the sequence of {len(whole)} tokens was cut to the model's {limit}; the "
+                "reference policy cuts the end of the question"
+            )
+            whole = Sequence(whole.embeds[:limit], whole.tokens[:limit])
+            sent = max(limit - start, 0)
+            result.final = kept.take(np.arange(min(sent, len(kept))))
+            result.final_scores = result.final_scores[:sent]
+        text = np.isin(whole.tokens["kind"], (TokenKind.SYSTEM, TokenKind.QUESTION)).sum()
+        self._text_tokens, self._sent = int(text), len(whole) - int(text)
+        return whole
+
+    def _apply_kv_budget(self, cache: KVCache, prefix: Sequence, result: SearchResult) -> None:
+        budget = self._options.kv_budget
+        if budget is None or len(cache) <= budget:
+            return
+        scores = np.zeros(len(cache), np.float32)
+        if result.passes:
+            views = np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
+            inside = views < len(cache)
+            scores[views[inside]] = token_scores(result.passes[-1].global_logits)[inside]
+            kept = result.final_scores
+            scores[len(prefix) : len(prefix) + len(kept)] = kept
+        self._evicted = cache.evict(scores, budget)
+        if len(cache) > budget:
+            self._warnings.append(
+                f"the KV budget of {budget} tokens cannot hold the prompt's text; {len(cache)} "
+                "tokens were kept"
+            )
+
+    def _decode(self, cache: KVCache | SegmentCaches, logits: NDArray[np.float32]) -> Iterator[str]:
+        options = self._options
+        sampler = Sampler(
+            options.temperature,
+            options.top_p,
+            options.seed,
+            self._stages.manifest.repetition_penalty,
+            self._stages.manifest.penalised_ids,
+        )
+        seen: list[NDArray[np.float32]] = []
+        self._progress.tell("decode")
+        room = self._stages.manifest.limits.max_length - self._sent - self._text_tokens
+        most = options.max_tokens
+        if options.policy == "full" and room < most:
+            most = max(room, 1)
+        steps = self._stages.llm.generate(
+            cache,
+            logits,
+            sampler,
+            max_tokens=most,
+            expired=self._must_end,
+            on_logits=seen.append if self._trace is not None else None,
+        )
+        while True:
+            with self._clock.stage("decode"):
+                step = next(steps, None)
+            if step is None:
+                break
+            if step.token is not None:
+                self._ids.append(step.token)
+            self._finish = step.finish_reason or self._finish
+            if step.text:
+                self._text += step.text
+                yield step.text
+        if self._trace is not None:
+            self._trace.add_decode(seen, self._ids)
+
+    def _must_end(self) -> bool:
+        """True when no further token is to be generated.
+
+        A question that was searched and prefilled is not left without an answer for a few tokens.
+        """
+        self._budget.check()
+        if not self._budget.expired():
+            return False
+        first = len(self._ids) < FIRST_TOKENS and not self._text.strip()
+        return not (first and self._budget.answers_late())
+
+    def _nothing(self) -> SearchResult:
+        result = no_tiles(self._stages.search_model, self._pyramid)
+        result.end_by("timeout", 0)
+        self._warnings += result.warnings
+        return result
+
+    def too_late(self) -> Answer:
+        """The answer to a question whose time limit passed before its turn came: none."""
+        self._finish, self._result = "timeout", self._nothing()
+        self._warnings.append("the time limit passed while the question waited for its turn")
+        return self.answer()
+
+    def answer(self) -> Answer:
+        """The finished answer."""
+        result, clock = self._result, self._clock
+        assert result is not None
+        raster, vision = self._raster, self._stages.vision
+        located = regions(result, self._pyramid, raster.place)
+        return Answer(
+            text=self._text.strip(),
+            question=self._question,
+            finish_reason=self._finish,
+            search_end=result.end,
+            regions=located,
+            levels=level_reports(result),
+            tokens=token_counts(
+                result,
+                global_tokens=vision.spec.grid**2,
+                local_per_tile=vision.per_tile**2,
+                sent=self._sent,
+                text=self._text_tokens,
+                evicted=self._evicted,
+                generated=len(self._ids),
+            ),
+            timings=Timings(
+                read=clock.seconds("read"),
+                encode=clock.seconds("encode"),
+                score=clock.seconds("prefix") + clock.seconds("score"),
+                prefill=clock.seconds("prefill"),
+                decode=clock.seconds("decode"),
+                total=clock.elapsed,
+            ),
+            peak_memory=peak_memory(),
+            warnings=tuple(dict.fromkeys((*self._warnings, *unplaced_warning(located)))),
+            token_ids=tuple(self._ids),
+            model=self._stages.manifest.name,
+            policy=self._options.policy,
+            image_size=(raster.width, raster.height),
+            search=self._options.search,
+            prune=self._options.prune,
+            segments=self._segments,
+        )

@@ -1,0 +1,209 @@
+"""How much a vision token matters: the RFM, and what it is compared with.
+
+Every scorer gives logits, which a softmax over the tokens of a level turns into scores: the RFM one
+row per attention head, the others a single row of logarithms, whose softmax is the score's share.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.errors import UsageError
+from lrs_edge.language.kv_cache import KVCache
+from lrs_edge.language.sequence import LocalTokens, build_suffix, concatenate, global_places
+from lrs_edge.language.sequence import Sequence as TokenSequence
+from lrs_edge.requests.budget import Budget
+from lrs_edge.requests.options import AskOptions, Prune
+from lrs_edge.search.rfm import RegionFocus, dense_bias
+
+#: Below the norm of any token that shows something; keeps logarithms finite.
+_TINY = 1e-30
+
+
+class TokenLogits(NamedTuple):
+    """Logits of the local tokens float32 [H, n] and of the global view's float32 [H, T]."""
+
+    local: NDArray[np.float32]
+    global_view: NDArray[np.float32]
+
+
+class Scorer(Protocol):
+    """Scores tokens for one question."""
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """Logits of local tokens of one level, and of the global view before them."""
+        ...
+
+    def global_view(self) -> NDArray[np.float32]:
+        """Logits float32 [H, T] of the global view's tokens, without any local token."""
+        ...
+
+    def unseen(self, local: int) -> int:
+        """Tokens to run before the question's, of the prefix and so many of the base level."""
+        ...
+
+
+#: A cache larger than this in bytes is not held twice, and only its prefix is kept for later.
+MAX_KEPT_BYTES = 128 << 20
+
+
+class RfmScorer:
+    """The Region Focus Module: attention of the prompt's last token.
+
+    The base level is the same for every question on a scene, so the scene's cache keeps its keys
+    and values; other passes work behind a copy of the prefix, which is gone after the question.
+
+    Args:
+        focus: The RFM.
+        cache: The scene's cache.
+        prefix: Text before the image, global view, separator.
+        after: float32 [a, D], embeddings of the text after the image.
+        budget: Time is counted as `prefix` and `score`; asked whether to go on.
+    """
+
+    def __init__(
+        self,
+        focus: RegionFocus,
+        cache: KVCache,
+        prefix: TokenSequence,
+        after: NDArray[np.float32],
+        budget: Budget,
+    ) -> None:
+        self._focus = focus
+        self._cache = cache
+        self._other: KVCache | None = None
+        self._prefix = prefix
+        self._after = after
+        self._budget = budget
+        self._views = global_places(prefix)
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """One pass of the RFM; hidden tokens are masked as keys (the reference's dense pass)."""
+        start = len(self._prefix)
+        shown = local.sequence(start + local.offsets)
+        suffix = build_suffix(self._after, start + local.span)
+        ends, bias = [start], None
+        if local.hidden.any():
+            hidden = np.concatenate([local.hidden, np.zeros(len(suffix), bool)])
+            bias = dense_bias(start, hidden)
+        elif local.level == 0:
+            ends += [start + len(shown), start + len(shown) + len(suffix)]
+        logits = self._logits(concatenate(self._prefix, shown, suffix), ends, bias)
+        return TokenLogits(logits[:, start : start + len(local)], logits[:, self._views])
+
+    def global_view(self) -> NDArray[np.float32]:
+        """One pass of the RFM over the question alone."""
+        start = len(self._prefix)
+        whole = concatenate(self._prefix, build_suffix(self._after, start))
+        return self._logits(whole, [start], None)[:, self._views]
+
+    def unseen(self, local: int) -> int:
+        """What the scene's cache does not hold."""
+        return max(len(self._prefix) + local - self._cache.known, 0)
+
+    def _logits(
+        self, whole: TokenSequence, ends: list[int], bias: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        def on_part(*_: int) -> None:
+            self._budget.check()
+
+        clock, prefix = self._budget.clock, self._prefix
+        with clock.stage("prefix"):
+            self._focus.fill_prefix(self._cache, prefix.embeds, prefix.tokens, on_part)
+        with clock.stage("score"):
+            cache = self._cache if len(ends) > 1 else self._passing()
+            return self._focus.logits(cache, whole.embeds, whole.tokens, ends, bias, on_part)
+
+    def _passing(self) -> KVCache:
+        """The cache for what no later question can use."""
+        if self._other is None:
+            if self._cache.buffers.nbytes > MAX_KEPT_BYTES:
+                return self._cache
+            self._other = self._cache.copy(len(self._prefix))
+        return self._other
+
+
+class RandomScorer:
+    """Independent scores, uniform between 0 and 1: what is lost by not looking.
+
+    Args:
+        seed: The request's seed.
+        prefix: Text before the image, global view, separator.
+        after: float32 [a, D]; every question draws numbers of its own, the same every time.
+    """
+
+    def __init__(self, seed: int, prefix: TokenSequence, after: NDArray[np.float32]) -> None:
+        self._random = np.random.default_rng([seed, zlib.crc32(after.tobytes())])
+        self._views = len(global_places(prefix))
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """New numbers at every call."""
+        return TokenLogits(self._draw(len(local)), self._draw(self._views))
+
+    def global_view(self) -> NDArray[np.float32]:
+        """New numbers at every call."""
+        return self._draw(self._views)
+
+    def unseen(self, local: int) -> int:  # noqa: ARG002
+        """Nothing runs."""
+        return 0
+
+    def _draw(self, count: int) -> NDArray[np.float32]:
+        return np.log(1.0 - self._random.random((1, count))).astype(np.float32)
+
+
+class NormScorer:
+    """L2 norm of a token's embedding: saliency that knows no question.
+
+    Args:
+        prefix: Text before the image, global view, separator.
+    """
+
+    def __init__(self, prefix: TokenSequence) -> None:
+        self._views = _log_norms(prefix.embeds[global_places(prefix)])
+
+    def local(self, local: LocalTokens) -> TokenLogits:
+        """Logarithms of the norms."""
+        return TokenLogits(_log_norms(local.embeds), self._views)
+
+    def global_view(self) -> NDArray[np.float32]:
+        """Logarithms of the norms."""
+        return self._views
+
+    def unseen(self, local: int) -> int:  # noqa: ARG002
+        """Nothing runs."""
+        return 0
+
+
+def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(embeds.astype(np.float64), axis=1)
+    logits: NDArray[np.float32] = np.log(np.maximum(norms, _TINY)).astype(np.float32)[None]
+    return logits
+
+
+def make_scorer(
+    options: AskOptions,
+    focus: RegionFocus,
+    cache: KVCache,
+    prefix: TokenSequence,
+    after: NDArray[np.float32],
+    budget: Budget,
+) -> Scorer:
+    """The scorer that `options.prune` names.
+
+    Raises:
+        UsageError: That way to prune scores no tokens before the language model.
+    """
+    makers: dict[Prune, Callable[[], Scorer]] = {
+        "rfm": lambda: RfmScorer(focus, cache, prefix, after, budget),
+        "random": lambda: RandomScorer(options.seed, prefix, after),
+        "norm": lambda: NormScorer(prefix),
+    }
+    if options.prune not in makers:
+        raise UsageError(f"--prune {options.prune} has no scores; use one of {', '.join(makers)}")
+    return makers[options.prune]()

@@ -1,0 +1,1 @@
+"""Tiles to tokens: reading ahead, encoding, the feature cache, image positions."""

@@ -1,0 +1,183 @@
+"""Tiles to tokens: normalising, padding, encoding, pooling, and the tile-feature cache."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.bundle.manifest import VisionSpec
+from lrs_edge.engines.base import Graph
+from lrs_edge.errors import BundleError, OutOfMemoryError
+from lrs_edge.requests.cache_pool import CachePool
+from lrs_edge.vision.positions import ImagePositions
+
+#: Tiles encoded in one run at most.
+MOST_BATCH = 16
+
+Features = NDArray[np.float32]
+
+
+class VisionEncoder:
+    """The vision encoder with its projector.
+
+    Args:
+        graph: The graph; its inputs are checked against `spec`.
+        spec: Tile size, token grid, normalisation.
+        hidden: Width D of a token.
+        positions: Added to tokens where the model was trained so.
+
+    Raises:
+        BundleError: The graph's input or output is not that of its role.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        spec: VisionSpec,
+        hidden: int,
+        positions: ImagePositions | None = None,
+    ) -> None:
+        self.spec = spec
+        self.positions = positions
+        self._graph = graph
+        self._hidden = hidden
+        self._batch = 1 if graph.provider == "cpu" else MOST_BATCH
+        self._mean = np.array(spec.mean, np.float32)
+        self._std = np.array(spec.std, np.float32)
+        wanted = (None, 3, spec.tile, spec.tile)
+        pixels = graph.inputs.get("pixel_values")
+        if pixels is None or len(graph.inputs) != 1 or pixels.dtype != "float32":
+            found = ", ".join(sorted(graph.inputs))
+            raise BundleError(
+                f"{spec.graph} must have the one input pixel_values (float32), it has {found}; "
+                "export the bundle again"
+            )
+        if not _fits(pixels.shape, wanted):
+            raise BundleError(
+                f"{spec.graph} takes pixel_values {pixels.shape}, the manifest says {wanted}; "
+                "export the bundle again"
+            )
+        if "tokens" not in graph.outputs:
+            raise BundleError(
+                f"{spec.graph} has no output named tokens, only {', '.join(graph.outputs)}; "
+                "export the bundle again"
+            )
+
+    @property
+    def per_tile(self) -> int:
+        """Local tokens along a tile's side, after pooling."""
+        return self.spec.grid // self.spec.local_pool
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles encoded in one run: as many as have fitted into the device's memory so far.
+
+        One by one on a CPU: activations of one tile stay in its caches, those of four do not
+        (docs/benchmarks.md), and they would all be in memory.
+        """
+        return self._batch
+
+    def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One tile, ready for the encoder.
+
+        Args:
+            pixels: float32 [rows, cols, 3] of 0..1, at most a tile on each side.
+
+        Returns:
+            float32 [3, S, S], normalised, then padded with zeros at the bottom and right (zero is
+            the mean colour; algorithm.md, "Pyramid" 5).
+        """
+        tile = np.zeros((3, self.spec.tile, self.spec.tile), np.float32)
+        rows, cols = pixels.shape[:2]
+        shown = tile[:, :rows, :cols]
+        np.subtract(pixels.transpose(2, 0, 1), self._mean[:, None, None], out=shown)
+        shown /= self._std[:, None, None]
+        return tile
+
+    def encode(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
+        """Tokens float32 [N, T, D] of normalised tiles [3, S, S], row-major in each tile.
+
+        Where the device's memory does not hold a batch, it goes through in halves, and later
+        batches are as small.
+
+        Raises:
+            BackendError: The engine fails.
+            OutOfMemoryError: There is not memory enough for a single tile.
+            BundleError: The graph's tokens have another shape than the manifest says.
+        """
+        try:
+            return self._run(tiles)
+        except OutOfMemoryError:
+            if len(tiles) == 1:
+                raise
+            self._batch = half = (len(tiles) + 1) // 2
+            return np.concatenate([self.encode(tiles[:half]), self.encode(tiles[half:])])
+
+    def _run(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
+        (tokens,) = self._graph.run({"pixel_values": np.stack(tiles)}, ["tokens"])
+        if tokens.shape != (len(tiles), self.spec.grid**2, self._hidden):
+            raise BundleError(
+                f"{self.spec.graph} gives tokens {tokens.shape}, the manifest says "
+                f"{(len(tiles), self.spec.grid**2, self._hidden)}; export the bundle again"
+            )
+        return tokens
+
+    def pool(self, tokens: Features) -> Features:
+        """Local tokens [per_tile**2, D] of one tile's [T, D]: the mean of pool x pool neighbours.
+
+        Equals the reference's bilinear halving of the 24 x 24 grid.
+        """
+        pool, side = self.spec.local_pool, self.per_tile
+        blocks = tokens.reshape(side, pool, side, pool, -1)
+        return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(side * side, -1))
+
+
+def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        a is None or b is None or a == b for a, b in zip(shape, wanted, strict=True)
+    )
+
+
+class FeatureCache:
+    """Tokens of one scene's tiles, kept as long as the engine's bound allows.
+
+    Tokens of a tile depend only on the tile, so they serve every question on a scene.
+
+    Args:
+        pool: Counts them, with all else that is kept.
+    """
+
+    def __init__(self, pool: CachePool) -> None:
+        self._pool = pool
+        self._entries: dict[Hashable, Features] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(tokens.nbytes for tokens in self._entries.values())
+
+    def get(self, key: Hashable) -> Features | None:
+        """The tokens stored under a key, which becomes the most recently used; None if absent."""
+        self._pool.touch(self, key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, tokens: Features) -> None:
+        """Store tokens; what was used longest ago leaves when the bytes do not suffice."""
+        self._entries[key] = tokens
+        if not self._pool.hold(self, key, tokens.nbytes):
+            del self._entries[key]
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the tokens stored under a key; the pool asks for it."""
+        self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for key in list(self._entries):
+            self._pool.forget(self, key)
+            self._entries.pop(key, None)

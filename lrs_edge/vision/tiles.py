@@ -1,0 +1,176 @@
+"""From tile to tokens: reads tiles of a scene, encodes them, and remembers their tokens."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.errors import ReadStoppedError
+from lrs_edge.pyramid.levels import Level, TileIndex
+from lrs_edge.requests.clock import Clock
+from lrs_edge.requests.options import Resampling
+from lrs_edge.vision.encoder import FeatureCache, Features, VisionEncoder
+from lrs_edge.vision.readahead import reading_ahead
+
+if TYPE_CHECKING:
+    from lrs_edge.raster.raster import Raster
+
+#: Told about every step: stage, tiles read so far, tiles encoded so far.
+OnTile = Callable[[Literal["read", "encode"], int, int], None]
+
+
+class TileSource:
+    """Tokens of the tiles of one image.
+
+    Args:
+        raster: The image.
+        encoder: Turns tiles into tokens.
+        cache: Shared by all questions on the image.
+    """
+
+    def __init__(self, raster: Raster, encoder: VisionEncoder, cache: FeatureCache) -> None:
+        self._raster = raster
+        self._encoder = encoder
+        self._cache = cache
+
+    def session(self, resampling: Resampling, clock: Clock, on_tile: OnTile) -> TileSession:
+        """A view for one question, with counts of its own."""
+        return TileSession(self._raster, self._encoder, self._cache, resampling, clock, on_tile)
+
+
+class TileSession:
+    """Reads and encodes tiles for one question; the next tiles are read while one is encoded.
+
+    The clock's `read` is the time that encoding waited for tiles.
+
+    Attributes:
+        read: Tiles taken from the image; up to two batches more may have been read and not used
+            where the time ran out.
+        encoded: Tiles encoded.
+        from_cache: Tiles whose tokens were remembered.
+    """
+
+    def __init__(
+        self,
+        raster: Raster,
+        encoder: VisionEncoder,
+        cache: FeatureCache,
+        resampling: Resampling,
+        clock: Clock,
+        on_tile: OnTile,
+    ) -> None:
+        self._raster = raster
+        self._encoder = encoder
+        self._cache = cache
+        self._resampling = resampling
+        self._clock = clock
+        self._on_tile = on_tile
+        self.read = self.encoded = self.from_cache = 0
+
+    @property
+    def looked_at(self) -> int:
+        """Tiles whose tokens were asked for, remembered or not."""
+        return self.encoded + self.from_cache
+
+    def remembers(self, level: Level, tiles: Sequence[TileIndex]) -> int:
+        """How many of these tiles of a level need not be encoded, for their tokens are known."""
+        keys = (self._key(level, tile, "local") for tile in tiles)
+        return sum(self._cache.get(key) is not None for key in keys)
+
+    def global_tokens(self, level: Level) -> Features:
+        """Tokens [T, D] of the global view, not pooled."""
+        return self._tokens(level, [TileIndex(0, 0)], "global")[TileIndex(0, 0)]
+
+    def local_tokens(
+        self, level: Level, tiles: Sequence[TileIndex], stop: Callable[[], bool] | None = None
+    ) -> dict[TileIndex, Features]:
+        """Tokens [per_tile**2, D] of tiles of a level, pooled as the model wants it.
+
+        Args:
+            level: The level.
+            tiles: Tiles to look at.
+            stop: Asked before every batch and while tiles are read; tiles after a True are left
+                out.
+
+        Raises:
+            ImageError: A tile cannot be read.
+            BackendError: The encoder fails.
+        """
+        return self._tokens(level, tiles, "local", stop)
+
+    def _tokens(
+        self,
+        level: Level,
+        tiles: Sequence[TileIndex],
+        role: Literal["global", "local"],
+        stop: Callable[[], bool] | None = None,
+    ) -> dict[TileIndex, Features]:
+        found: dict[TileIndex, Features] = {}
+        missing = []
+        for tile in tiles:
+            tokens = self._cache.get(self._key(level, tile, role))
+            if tokens is None:
+                missing.append(tile)
+            else:
+                found[tile] = tokens
+        self.from_cache += len(found)
+        step = self._encoder.batch_size
+        given_up = threading.Event()
+        over = self._clock.expired if stop is None else stop
+        read_tile = partial(self._pixels, level, lambda: given_up.is_set() or over())
+        with reading_ahead(read_tile, missing, 2 * step, given_up) as pixels:
+            for start in range(0, len(missing), step):
+                if stop is not None and stop():
+                    break
+                batch = missing[start : start + step]
+                read = []
+                try:
+                    for _ in batch:
+                        with self._clock.stage("read"):
+                            read.append(next(pixels))
+                        self.read += 1
+                        self._on_tile("read", self.read, self.encoded)
+                except ReadStoppedError:
+                    # Without the global view there is nothing to answer from.
+                    if stop is None:
+                        raise
+                    break
+                found.update(self._encode(level, batch, read, role))
+        return found
+
+    def _pixels(
+        self, level: Level, stop: Callable[[], bool], tile: TileIndex
+    ) -> NDArray[np.float32]:
+        """A tile, read and normalised: float32 [3, S, S]."""
+        size, window = (level.height, level.width), level.tile_window(tile)
+        return self._encoder.normalise(self._raster.read(size, window, self._resampling, stop))
+
+    def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
+        return (role, self._resampling, level.height, level.width, tile)
+
+    def _encode(
+        self,
+        level: Level,
+        tiles: Sequence[TileIndex],
+        pixels: Sequence[NDArray[np.float32]],
+        role: Literal["global", "local"],
+    ) -> dict[TileIndex, Features]:
+        found = {}
+        with self._clock.stage("encode"):
+            batch = self._encoder.encode(pixels)
+            for tile, tokens in zip(tiles, batch, strict=True):
+                kept = self._encoder.pool(tokens) if role == "local" else tokens.copy()
+                if self._encoder.positions is not None:
+                    side = math.isqrt(len(kept))
+                    kept += self._encoder.positions.of_tile(level, tile, side)
+                self._cache.put(self._key(level, tile, role), kept)
+                found[tile] = kept
+        self.encoded += len(tiles)
+        self._on_tile("encode", self.read, self.encoded)
+        return found
