@@ -340,7 +340,7 @@ class Embeddings:
         try:
             self._file: Any = safe_open(str(path), framework="numpy")
             small = path.stat().st_size <= HELD_BYTES
-            read = self._file.get_tensor if small else self._file.get_slice
+            read: Any = self._file.get_tensor if small else self._file.get_slice
             self._rows: Any = read(EMBED_TOKENS)
             newline = self._file.get_tensor(IMAGE_NEWLINE)
             tables = [self._file.get_tensor(name).astype(np.float32) for name in names]
