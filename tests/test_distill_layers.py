@@ -1,4 +1,4 @@
-"""Packed sequences and the streamed teacher against the plain PyTorch of `export.reference`."""
+"""Packed sequences and the streamed teacher against one sequence per question, whole."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from lrs_edge.search.rfm import token_scores
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
-from lrs_edge_export.checkpoints.model import DecoderStage, Model
-from lrs_edge_export.distill import layers, teacher
-from lrs_edge_export.distill.layers import PackedInput
+from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Model
+from lrs_edge_export.distill import teacher
+from lrs_edge_export.distill.packing import PackedInput, pack
 from lrs_edge_export.distill.start import with_start_layers
 from lrs_edge_export.distill.student import Student
 from lrs_edge_export.families.registry import read_model
-from lrs_edge_export.parity import reference
+from lrs_edge_export.torch_model import stages
 from tests.checkpoints import HIDDEN, LAYERS, write_nano, write_qwen
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def packed(
     image: int = 30, local: tuple[int, int] = (10, 30), texts: tuple[int, ...] = (4, 1, 7)
 ) -> PackedInput:
-    """Random tokens; local positions have gaps, and every text starts behind them."""
+    """Random tokens; local positions have gaps, and every text starts after them."""
     rng = np.random.default_rng(image)
     places = np.sort(rng.choice(3 * image, image, replace=False))
     starts = [places[-1] + 1 + np.arange(length) for length in texts]
@@ -61,7 +61,7 @@ def alone(whole: PackedInput, question: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def scores_alone(stage: DecoderStage, whole: PackedInput, question: int) -> np.ndarray:
-    logits = reference.rfm_logits(stage, *alone(whole, question)).numpy()
+    logits = stages.rfm_logits(stage, *alone(whole, question)).numpy()
     return token_scores(logits[:, slice(*whole.local)])
 
 
@@ -82,8 +82,8 @@ def test_packed_questions_equal_questions_alone(model: Model) -> None:
 def test_what_a_question_sees(image: int, texts: list[int], data: st.DataObject) -> None:
     first = data.draw(st.integers(0, image - 1))
     whole = packed(image, (first, image), tuple(texts))
-    config = layers.DecoderConfig(1, HIDDEN, 4, 2, 16, 8, 1e-6, 1e4, qkv_bias=False)
-    packing = layers.packing(config, whole, CPU)
+    config = DecoderConfig(1, HIDDEN, 4, 2, 16, 8, 1e-6, 1e4, qkv_bias=False)
+    packing = pack(config, whole, CPU)
     mask = packing.mask.numpy()
     assert mask.shape == (sum(texts), image + sum(texts))
     for question, length in enumerate(texts):
@@ -110,17 +110,17 @@ def test_the_streamed_teacher_equals_the_whole_one(model: Model) -> None:
 def test_the_teacher_holds_one_layer_at_a_time(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, held, asked = layers.read_layer, [], []
+    read, held, asked = teacher.read_layer, [], []
 
     def watched(stage: DecoderStage, layer: int, *rest: object, **more: object) -> object:
         gc.collect()
-        assert not any(reference() is not None for reference in held)
+        assert not any(weight() is not None for weight in held)
         asked.append(layer)
         weights = read(stage, layer, *rest, **more)
         held.extend(weakref.ref(tensor) for tensor in weights.values())
         return weights
 
-    monkeypatch.setattr(layers, "read_layer", watched)
+    monkeypatch.setattr(teacher, "read_layer", watched)
     list(teacher.attention_by_layer(model.llm, [packed()], (1,), CPU))
     assert asked == [0, 1]  # never beyond the last one that is wanted
     asked.clear()

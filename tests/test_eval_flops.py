@@ -29,7 +29,7 @@ import lrs_edge
 from lrs_edge_export import ExportOptions, export_bundle
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.families.registry import read_model
-from lrs_edge_export.parity import reference
+from lrs_edge_export.torch_model import stages, vision
 from tests.test_engine import picture
 
 NO_PARITY = ExportOptions(parity=False)
@@ -63,15 +63,15 @@ def test_formulas_equal_what_torch_counts(bundles: dict[str, tuple[Path, Path]],
 
     tile = manifest.vision.tile
     pixels = torch.zeros(1, 3, tile, tile)
-    vision = counted(lambda: reference.vision_tokens(model.vision, pixels))
-    assert costs["vision.onnx"].per_tile == manifest.vision.flops == vision
+    towers = counted(lambda: vision.vision_tokens(model.vision, pixels))
+    assert costs["vision.onnx"].per_tile == manifest.vision.flops == towers
     length = 7
     embeds = torch.randn(length, manifest.llm.hidden)
     # Torch counts all pairs of a causal attention; here only those that are seen count.
     work = GraphWork(runs=1, tokens=length, pairs=length * length)
-    llm = counted(lambda: reference.llm_logits(model.llm, model.lm_head(), embeds, 1))
+    llm = counted(lambda: stages.llm_logits(model.llm, model.lm_head(), embeds, 1))
     assert costs["llm.onnx"].of(work) == llm
-    rfm = counted(lambda: reference.rfm_logits(model.rfm, embeds))
+    rfm = counted(lambda: stages.rfm_logits(model.rfm, embeds))
     scores = 2 * manifest.rfm.heads * manifest.rfm.head_dim * length
     assert costs["rfm.onnx"].of(work) + scores == rfm
     assert costs["rfm_masked.onnx"] == costs["rfm.onnx"]

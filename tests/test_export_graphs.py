@@ -24,7 +24,7 @@ from lrs_edge_export.graphs.decoder_graph import LanguageHead, write_llm, write_
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.vision_graph import write_vision
 from lrs_edge_export.graphs.weight_file import WeightFile, quantize
-from lrs_edge_export.parity import reference
+from lrs_edge_export.torch_model import stages, vision
 
 Open = Callable[..., DecoderSession]
 
@@ -63,8 +63,8 @@ def embeds() -> np.ndarray:
 def expected(model: Model, name: str, embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     x, places = torch.from_numpy(embeds), torch.from_numpy(positions)
     if name == "llm":
-        return reference.llm_logits(model.llm, model.lm_head(), x, 1, places).numpy()
-    return reference.rfm_logits(model.rfm, x, places).numpy()
+        return stages.llm_logits(model.llm, model.lm_head(), x, 1, places).numpy()
+    return stages.rfm_logits(model.rfm, x, places).numpy()
 
 
 def causal(queries: int, keys: int) -> np.ndarray:
@@ -158,7 +158,7 @@ def test_decoding_step_by_step(model: Model, opened: Open, embeds: np.ndarray) -
     graph = opened("llm")
     graph.run(embeds[:20])
     steps = [graph.run(embeds[i : i + 1]) for i in range(20, 26)]
-    wanted = reference.llm_logits(
+    wanted = stages.llm_logits(
         model.llm, model.lm_head(), torch.from_numpy(embeds[:26]), last=6
     ).numpy()
     close(np.concatenate(steps), wanted)
@@ -182,7 +182,7 @@ def test_vision_towers(write: Callable[[Path], Path], tmp_path: Path) -> None:
     shape = (3, 3, stage.tile, stage.tile)
     pixels = np.random.default_rng(8).standard_normal(shape).astype(np.float32)
     found = session.run(["tokens"], {"pixel_values": pixels})[0]
-    close(found, reference.vision_tokens(stage, torch.from_numpy(pixels)).numpy(), 1e-4)
+    close(found, vision.vision_tokens(stage, torch.from_numpy(pixels)).numpy(), 1e-4)
     alone = session.run(["tokens"], {"pixel_values": pixels[1:2]})[0]
     close(alone, found[1:2])
 
@@ -198,7 +198,7 @@ def test_efficientnet_equals_its_package(tmp_path: Path) -> None:
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = tower.extract_features(pixels).flatten(2).transpose(1, 2)
-        found = reference._efficientnet(stage.tower, pixels)
+        found = vision._efficientnet(stage.tower, pixels)
     close(found.numpy(), wanted.numpy())
 
 

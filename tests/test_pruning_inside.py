@@ -37,7 +37,7 @@ from lrs_edge_export.bundle.writer import ExportOptions, Precisions, export_bund
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.registry import read_model
-from lrs_edge_export.parity import reference
+from lrs_edge_export.torch_model import decoder, stages
 from tests.checkpoints import HIDDEN, LAYERS, write_qwen
 
 SYSTEM, VIEW, TEXT = 5, 30, 6
@@ -145,42 +145,23 @@ class Masked:
                 left.append(np.setdiff1d(np.arange(prompt_length), np.setdiff1d(vision, alive)))
             before, self._earlier = x, visible
             x = self._layer(x, layer, visible)
-        normed = reference._rms_norm(
-            x[-1:], reference._read(self._stage.tensors, "norm.weight"), self._stage.config.eps
-        )
+        normed = stages.final_norm(self._stage, x[-1:])
         return left, F.linear(normed, torch.from_numpy(self._model.lm_head()))[0].numpy()
-
-    def _projected(self, x: torch.Tensor, layer: int) -> tuple[torch.Tensor, ...]:
-        stage, config = self._stage, self._stage.config
-        norm = reference._read(stage.tensors, f"layers.{layer}.input_layernorm.weight")
-        normed = reference._rms_norm(x, norm, config.eps)
-        cos, sin = reference.rope(config, len(x), None)
-        query = reference._rotate(reference._heads(stage, layer, "q", normed), cos, sin)
-        key = reference._rotate(reference._heads(stage, layer, "k", normed), cos, sin)
-        value = reference._heads(stage, layer, "v", normed)
-        group = config.heads // config.kv_heads
-        return query, key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
 
     def _last_row(
         self, x: torch.Tensor, layer: int, length: int, visible: torch.Tensor
     ) -> np.ndarray:
         """Attention of the prompt's last token to the prompt, mean over heads."""
-        query, key, _ = self._projected(x, layer)
-        products = torch.einsum("hd,htd->ht", query[:, length - 1], key)
-        products = products / self._stage.config.head_dim**0.5
+        weights, turns = stages.StoredLayer(self._stage, layer), stages.rope(self._stage, len(x))
+        last = slice(length - 1, length)
+        products = decoder.attention_logits(self._stage.config, weights, x, turns, last)[:, 0]
         products = products.masked_fill(~visible[length - 1], -torch.inf)
         return products.softmax(-1).mean(0).numpy()
 
     def _layer(self, x: torch.Tensor, layer: int, visible: torch.Tensor) -> torch.Tensor:
-        stage, name = self._stage, f"layers.{layer}"
-        mixed = F.scaled_dot_product_attention(*self._projected(x, layer), attn_mask=visible)
-        flat = mixed.transpose(0, 1).reshape(len(x), -1)
-        x = x + reference._linear(stage.tensors, f"{name}.self_attn.o_proj", flat)
-        norm = reference._read(stage.tensors, f"{name}.post_attention_layernorm.weight")
-        normed = reference._rms_norm(x, norm, stage.config.eps)
-        gate = F.silu(reference._linear(stage.tensors, f"{name}.mlp.gate_proj", normed))
-        wide = gate * reference._linear(stage.tensors, f"{name}.mlp.up_proj", normed)
-        return x + reference._linear(stage.tensors, f"{name}.mlp.down_proj", wide)
+        weights, turns = stages.StoredLayer(self._stage, layer), stages.rope(self._stage, len(x))
+        attend = decoder.masked(visible)
+        return decoder.decoder_layer(self._stage.config, weights, x, turns, attend)
 
 
 def close(found: np.ndarray, wanted: np.ndarray, limit: float = 2e-5) -> None:

@@ -24,7 +24,6 @@ from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.families.registry import read_model
-from lrs_edge_export.parity import reference
 from lrs_edge_export.quantization import (
     CalibrationData,
     DecoderCalibrator,
@@ -33,6 +32,9 @@ from lrs_edge_export.quantization import (
     static_vision,
 )
 from lrs_edge_export.quantization.statistics import InputObserver
+from lrs_edge_export.torch_model import stages
+from lrs_edge_export.torch_model.decoder import Observer
+from lrs_edge_export.torch_model.vision import vision_tokens
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def write_image(path: Path, seed: int = 0, side: int = 80) -> None:
 
 
 def observed(run: object) -> dict[str, list[np.ndarray]]:
-    """Inputs by name, as an observer sees them in one pass of the reference."""
+    """Inputs by name, as an observer sees them in one pass of the model."""
     seen: dict[str, list[np.ndarray]] = {}
 
     def observe(name: str, x: torch.Tensor) -> None:
@@ -77,9 +79,9 @@ def check(found: list[Array], wanted: list[np.ndarray]) -> None:
 def test_observing_changes_nothing_and_names_every_linear(model: Model) -> None:
     embeds = torch.from_numpy(model.embed_tokens()[:12])
     head = model.lm_head()
-    plain = reference.llm_logits(model.llm, head, embeds, 2)
+    plain = stages.llm_logits(model.llm, head, embeds, 2)
     names: list[str] = []
-    found = reference.llm_logits(
+    found = stages.llm_logits(
         model.llm, head, embeds, 2, observe=lambda name, _: names.append(name)
     )
     assert torch.equal(plain, found)
@@ -93,10 +95,10 @@ def test_observing_changes_nothing_and_names_every_linear(model: Model) -> None:
 def test_decoder_statistics_are_those_of_one_pass(model: Model, data: CalibrationData) -> None:
     head = model.lm_head()
 
-    def run(observe: reference.Observer) -> None:
+    def run(observe: Observer) -> None:
         for x in data.pruned:
             text = torch.from_numpy(x)
-            reference.llm_logits(model.llm, head, text, min(64, len(x)), observe=observe)
+            stages.llm_logits(model.llm, head, text, min(64, len(x)), observe=observe)
 
     wanted = observed(run)
     calibrator = DecoderCalibrator(model.llm, data.pruned, second_moments=True, head=True)
@@ -114,9 +116,9 @@ def test_decoder_statistics_are_those_of_one_pass(model: Model, data: Calibratio
 
 
 def test_rfm_statistics_include_the_scoring_layer(model: Model, data: CalibrationData) -> None:
-    def run(observe: reference.Observer) -> None:
+    def run(observe: Observer) -> None:
         for x in data.sequences:
-            reference.rfm_logits(model.rfm, torch.from_numpy(x), observe=observe)
+            stages.rfm_logits(model.rfm, torch.from_numpy(x), observe=observe)
 
     wanted = observed(run)
     calibrator = DecoderCalibrator(model.rfm, data.sequences, second_moments=True)
@@ -134,7 +136,7 @@ def test_rfm_statistics_include_the_scoring_layer(model: Model, data: Calibratio
 
 def test_vision_statistics_are_those_of_one_pass(model: Model, data: CalibrationData) -> None:
     wanted = observed(
-        lambda observe: reference.vision_tokens(model.vision, torch.from_numpy(data.tiles), observe)
+        lambda observe: vision_tokens(model.vision, torch.from_numpy(data.tiles), observe)
     )
     calibrator = VisionCalibrator(model.vision, data.tiles, second_moments=True)
     assert "encoder.layers.0.self_attn.out_proj" in wanted

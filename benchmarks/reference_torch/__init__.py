@@ -2,8 +2,8 @@
 
 Written after the description of their released code, quirks included, and as that code goes about
 it: the whole image in memory, all levels built, dense padded sequences, nothing reused between
-questions. It shares no code with the runtime; the towers are those of
-`lrs_edge_export.parity.reference`.
+questions. It shares no code with the runtime; towers and decoder layers are the exporter's
+PyTorch ones (`lrs_edge_export.torch_model`).
 `tests/test_reference_torch.py` holds it to the authors' golden runs.
 
     from benchmarks.reference_torch import Reference

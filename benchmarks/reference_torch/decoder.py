@@ -1,21 +1,21 @@
-"""Decoder layers in PyTorch: dense, causal, keys and values concatenated as they come."""
+"""Decoder layers over weights in memory: dense, keys and values appended as they come."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from benchmarks.reference_torch.weights import DecoderWeights
+from lrs_edge_export.torch_model import decoder
+from lrs_edge_export.torch_model.decoder import Attend, Rope
 
 #: Keys and values [kv_heads, T, head_dim] of each layer.
 Cache = list[tuple[Tensor, Tensor]]
 
 
 class Decoder:
-    """A LLaMA-like stack: RMSNorm, grouped-query attention, rotate-half RoPE, SwiGLU.
+    """A stack of decoder layers, and what is made of their output.
 
     Args:
         weights: Its sizes and tensors.
@@ -23,7 +23,8 @@ class Decoder:
 
     def __init__(self, weights: DecoderWeights) -> None:
         self._config = weights.config
-        self._tensors = weights.tensors
+        self._layers = weights.layers
+        self._norm = weights.norm
 
     def states(
         self, x: Tensor, first: int = 0, mask: Tensor | None = None, cache: Cache | None = None
@@ -36,40 +37,31 @@ class Decoder:
             mask: bool [L, L], True where a token may look; None for causal.
             cache: Keys and values of the tokens before; the new ones are appended. None for none.
         """
-        angles = self._angles(first, len(x))
+        turns = self._turns(first, len(x))
         for layer in range(self._config.layers):
-            normed = self._norm(x, f"layers.{layer}.input_layernorm")
-            x = x + self._attention(normed, layer, angles, mask, cache)
-            normed = self._norm(x, f"layers.{layer}.post_attention_layernorm")
-            gate = F.silu(self._linear(normed, f"layers.{layer}.mlp.gate_proj"))
-            wide = gate * self._linear(normed, f"layers.{layer}.mlp.up_proj")
-            x = x + self._linear(wide, f"layers.{layer}.mlp.down_proj")
+            weights, attend = self._layers[layer], _attend(layer, mask, cache)
+            x = decoder.decoder_layer(self._config, weights, x, turns, attend)
         return x
 
     def last_logits(self, x: Tensor, lm_head: Tensor) -> Tensor:
         """Logits [V] after the last of the states [L, D]."""
-        return F.linear(self._norm(x[-1:], "norm"), lm_head)[0]
+        assert self._norm is not None
+        return F.linear(decoder.rms_norm(x[-1:], self._norm, self._config.eps), lm_head)[0]
 
     def scores(self, x: Tensor) -> Tensor:
         """Scaled query-key products [H, L] of the last token at layer n, for states [L, D]."""
-        config, layer = self._config, self._config.layers
-        normed = self._norm(x, f"layers.{layer}.input_layernorm")
-        cos, sin = self._angles(0, len(x))
-        query = _rotated(self._heads(normed[-1:], layer, "q"), cos[-1:], sin[-1:])
-        key = self._repeated(_rotated(self._heads(normed, layer, "k"), cos, sin))
-        return (query @ key.transpose(1, 2))[:, 0] / math.sqrt(config.head_dim)
+        weights, last = self._layers[self._config.layers], slice(len(x) - 1, None)
+        turns = self._turns(0, len(x))
+        return decoder.attention_logits(self._config, weights, x, turns, last)[:, 0]
 
-    def _attention(
-        self,
-        x: Tensor,
-        layer: int,
-        angles: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: Cache | None,
-    ) -> Tensor:
-        query = _rotated(self._heads(x, layer, "q"), *angles)
-        key = _rotated(self._heads(x, layer, "k"), *angles)
-        value = self._heads(x, layer, "v")
+    def _turns(self, first: int, count: int) -> Rope:
+        return decoder.rope(self._config, torch.arange(first, first + count))
+
+
+def _attend(layer: int, mask: Tensor | None, cache: Cache | None) -> Attend:
+    """One layer's attention over what its cache holds and the new tokens, which are appended."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if cache is not None:
             if layer < len(cache):
                 key = torch.cat((cache[layer][0], key), dim=1)
@@ -77,41 +69,8 @@ class Decoder:
                 cache[layer] = key, value
             else:
                 cache.append((key, value))
-        mixed = F.scaled_dot_product_attention(
-            query[None],
-            self._repeated(key)[None],
-            self._repeated(value)[None],
-            attn_mask=mask,
-            # One new token may look at all before it; more come only without a cache.
-            is_causal=mask is None and len(x) > 1,
-        )[0]
-        flat = mixed.transpose(0, 1).reshape(len(x), -1)
-        return self._linear(flat, f"layers.{layer}.self_attn.o_proj")
+        # One new token may look at all before it; more come only without a cache.
+        is_causal = mask is None and query.shape[1] > 1
+        return decoder.attention(query, key, value, mask, is_causal=is_causal)
 
-    def _heads(self, x: Tensor, layer: int, part: str) -> Tensor:
-        """Query, key or value [heads, L, head_dim]."""
-        projected = self._linear(x, f"layers.{layer}.self_attn.{part}_proj")
-        return projected.view(len(x), -1, self._config.head_dim).transpose(0, 1)
-
-    def _repeated(self, x: Tensor) -> Tensor:
-        return x.repeat_interleave(self._config.heads // self._config.kv_heads, 0)
-
-    def _angles(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [count, head_dim] of the positions."""
-        config = self._config
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        places = torch.arange(first, first + count, dtype=torch.float32)
-        angles = torch.outer(places, 1.0 / config.theta**exponents).repeat(1, 2)
-        return angles.cos(), angles.sin()
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self._config.eps)
-        return scaled * self._tensors[f"{name}.weight"]
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias"))
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return attend

@@ -26,7 +26,7 @@ from benchmarks.reference_torch.tokens import (
     with_positions,
 )
 from benchmarks.reference_torch.weights import load_weights
-from lrs_edge_export.parity.reference import vision_tokens
+from lrs_edge_export.torch_model.vision import vision_tokens
 
 #: Share of the local tokens kept in both selections (algorithm.md).
 KEEP_RATIO = 0.25

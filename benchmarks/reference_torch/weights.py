@@ -13,14 +13,23 @@ from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Model, VisionStage
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.torch_model.decoder import LayerWeights
+from lrs_edge_export.torch_model.stages import read_layer
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A stack of decoder layers: sizes, and tensors by their names in the stack."""
+    """A stack of decoder layers.
+
+    Attributes:
+        config: Sizes.
+        layers: Weights of each layer; an RFM's scoring layer comes last.
+        norm: Of the last layer's output, float32 [D]; None for an RFM.
+    """
 
     config: DecoderConfig
-    tensors: dict[str, Tensor]
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,9 @@ class Weights:
 
     Attributes:
         model: Its description (prompt, limits, normalisation).
-        vision: Tower and projector, as `lrs_edge_export.parity.reference.vision_tokens` takes them.
+        vision: Tower and projector, as `lrs_edge_export.torch_model.vision` takes them.
         rfm: Region Focus Module.
-        llm: Language model's layers and `norm.weight`.
+        llm: Language model.
         embed_tokens: float32 [V, D].
         lm_head: float32 [V, D].
         newline: float32 [D].
@@ -95,7 +104,10 @@ def _in_memory(tensors: Scoped) -> Scoped:
 
 
 def _decoder(stage: DecoderStage) -> DecoderWeights:
-    wanted = ("layers.", "norm.")
-    names = [name for name in stage.tensors.names() if name.startswith(wanted)]
-    tensors = {name: torch.from_numpy(stage.tensors.read(name)) for name in names}
-    return DecoderWeights(stage.config, tensors)
+    cpu, count = torch.device("cpu"), stage.config.layers
+    layers: list[LayerWeights] = [read_layer(stage, layer, cpu) for layer in range(count)]
+    if stage.scoring:
+        layers.append(read_layer(stage, count, cpu, scoring=True))
+        return DecoderWeights(stage.config, tuple(layers), None)
+    norm = torch.from_numpy(stage.tensors.read("norm.weight"))
+    return DecoderWeights(stage.config, tuple(layers), norm)

@@ -68,10 +68,10 @@ class DecoderStage:
     def check(self, what: str) -> None:
         """Check all tensors against the config. Raises ExportError."""
         shapes: Shapes = {}
-        for layer in range(self.config.layers):
-            shapes |= _layer_shapes(self.config, layer)
-        if self.scoring:
-            shapes |= _attention_shapes(self.config, self.config.layers, ("q", "k"))
+        for layer in range(self.config.layers + self.scoring):
+            scoring = layer == self.config.layers
+            for name, shape in layer_shapes(self.config, scoring=scoring).items():
+                shapes[f"layers.{layer}.{name}"] = shape
         self.tensors.require(shapes, what)
         self._refuse_more_layers(what)
         known = {name.split(".", 2)[2] for name in _layer_shapes(self.config, 0)}
@@ -96,25 +96,30 @@ class DecoderStage:
         return self.tensors.read(f"layers.{layer}.{name}")
 
 
-def _attention_shapes(config: DecoderConfig, layer: int, parts: tuple[str, ...]) -> Shapes:
-    prefix = f"layers.{layer}"
-    shapes: Shapes = {f"{prefix}.input_layernorm.weight": (config.hidden,)}
-    for part in parts:
-        width = config.head_dim * (config.heads if part == "q" else config.kv_heads)
-        shapes[f"{prefix}.self_attn.{part}_proj.weight"] = (width, config.hidden)
-        if config.qkv_bias:
-            shapes[f"{prefix}.self_attn.{part}_proj.bias"] = (width,)
-    return shapes
+def layer_shapes(config: DecoderConfig, *, scoring: bool = False) -> Shapes:
+    """Shapes of one layer's weights, by names such as `self_attn.q_proj.weight`.
 
-
-def _layer_shapes(config: DecoderConfig, layer: int) -> Shapes:
-    prefix, hidden, wide = f"layers.{layer}", config.hidden, config.intermediate
-    return _attention_shapes(config, layer, ("q", "k", "v")) | {
-        f"{prefix}.self_attn.o_proj.weight": (hidden, config.heads * config.head_dim),
-        f"{prefix}.post_attention_layernorm.weight": (hidden,),
-        f"{prefix}.mlp.gate_proj.weight": (wide, hidden),
-        f"{prefix}.mlp.up_proj.weight": (wide, hidden),
-        f"{prefix}.mlp.down_proj.weight": (hidden, wide),
+    Args:
+        config: Sizes.
+        scoring: Only those that a scoring layer's scores depend on.
+    """
+    hidden, wide = config.hidden, config.intermediate
+    inner, narrow = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    shapes: Shapes = {"input_layernorm.weight": (hidden,)}
+    widths = {"q": inner, "k": narrow}
+    if not scoring:
+        shapes["post_attention_layernorm.weight"] = (hidden,)
+        widths["v"] = narrow
+    shapes |= {f"self_attn.{part}_proj.weight": (width, hidden) for part, width in widths.items()}
+    if config.qkv_bias:
+        shapes |= {f"self_attn.{part}_proj.bias": (width,) for part, width in widths.items()}
+    if scoring:
+        return shapes
+    return shapes | {
+        "self_attn.o_proj.weight": (hidden, inner),
+        "mlp.gate_proj.weight": (wide, hidden),
+        "mlp.up_proj.weight": (wide, hidden),
+        "mlp.down_proj.weight": (hidden, wide),
     }
 
 

@@ -23,7 +23,7 @@ from lrs_edge.vision.encoder import VisionEncoder
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.distill.evidence import KEEP_RATIO, Mask, evidence_tokens
 from lrs_edge_export.distill.features import ImageTokens
-from lrs_edge_export.distill.layers import PackedInput
+from lrs_edge_export.distill.packing import PackedInput
 from lrs_edge_export.distill.questions import Question
 
 

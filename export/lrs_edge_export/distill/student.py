@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
-from lrs_edge_export.distill import layers
-from lrs_edge_export.distill.layers import PackedInput
+from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, layer_shapes
+from lrs_edge_export.distill.packing import PackedInput, layer_scores, pack, run_layer
+from lrs_edge_export.torch_model.stages import read_layer
 
 
 class Student:
@@ -38,7 +38,7 @@ class Student:
         self._layers = [
             {
                 name: weights[f"layers.{layer}.{name}"].detach().clone().to(device)
-                for name in layers.layer_names(config, scoring=layer == config.layers)
+                for name in layer_shapes(config, scoring=layer == config.layers)
             }
             for layer in range(config.layers + 1)
         ]
@@ -49,7 +49,7 @@ class Student:
         weights: dict[str, Tensor] = {}
         for layer in range(stage.config.layers + 1):
             last = layer == stage.config.layers
-            found = layers.read_layer(stage, layer, torch.device("cpu"), scoring=last)
+            found = read_layer(stage, layer, torch.device("cpu"), scoring=last)
             weights |= {f"layers.{layer}.{name}": value for name, value in found.items()}
         return cls(stage.config, weights, device, half=half)
 
@@ -77,15 +77,14 @@ class Student:
         Gradients flow where the weights ask for them.
         """
         found = []
-        packing = layers.packing(self.config, packed, self.device)
+        packing = pack(self.config, packed, self.device)
         with self._autocast():
             x = torch.from_numpy(packed.embeds).to(self.device)
             for place, weights in enumerate(self._layers):
                 if place > 0:
-                    logits = layers.attention_logits(self.config, weights, x, packing)
-                    found.append(layers.attention_scores(logits))
+                    found.append(layer_scores(self.config, weights, x, packing))
                 if place < self.config.layers:
-                    x = layers.run_layer(self.config, weights, x, packing)
+                    x = run_layer(self.config, weights, x, packing)
         return found
 
     def _autocast(self) -> AbstractContextManager[object]:

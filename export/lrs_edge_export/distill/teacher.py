@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lrs_edge_export.checkpoints.model import DecoderStage
-from lrs_edge_export.distill import layers
-from lrs_edge_export.distill.layers import PackedInput
+from lrs_edge_export.distill.packing import PackedInput, layer_scores, pack, run_layer
+from lrs_edge_export.torch_model.stages import read_layer
 
 
 def attention_by_layer(
@@ -38,20 +38,19 @@ def attention_by_layer(
     """
     config, last = stage.config, max(wanted)
     with torch.inference_mode():
-        packings = [layers.packing(config, packed, device) for packed in inputs]
+        packings = [pack(config, packed, device) for packed in inputs]
         states = [torch.from_numpy(packed.embeds).to(device) for packed in inputs]
     for layer in range(last + 1):
         # Generators must not hold inference mode open between their steps.
         with torch.inference_mode():
-            weights = layers.read_layer(stage, layer, device, scoring=layer == last)
+            weights = read_layer(stage, layer, device, scoring=layer == last)
             found = []
             if layer in wanted:
                 for state, packing in zip(states, packings, strict=True):
-                    logits = layers.attention_logits(config, weights, state, packing)
-                    found.append(layers.attention_scores(logits).cpu())
+                    found.append(layer_scores(config, weights, state, packing).cpu())
             if layer < last:
                 for place, packing in enumerate(packings):
-                    states[place] = layers.run_layer(config, weights, states[place], packing)
+                    states[place] = run_layer(config, weights, states[place], packing)
             # The next layer is read only when this one is gone.
             del weights
         if layer in wanted:

@@ -22,11 +22,11 @@ from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.weight_file import WeightFile
 from lrs_edge_export.parity import layers as parity_layers
-from lrs_edge_export.parity import reference
 from lrs_edge_export.parity.images import Sample, load_samples
 from lrs_edge_export.parity.report import Mode, ParityReport, ParityRow, StageParity
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores, top_places
 from lrs_edge_export.quantization.precision import Precision
+from lrs_edge_export.torch_model.vision import vision_tokens
 
 __all__ = ["LIMITS", "Graphs", "Limits", "ParityReport", "ParityRow", "compare"]
 
@@ -121,9 +121,7 @@ def compare(
         ExportError: A graph cannot be run, or the images cannot be read.
     """
     samples, described = load_samples(model.vision, folder)
-    tokens = [
-        reference.vision_tokens(model.vision, torch.from_numpy(s.tiles)).numpy() for s in samples
-    ]
+    tokens = [vision_tokens(model.vision, torch.from_numpy(s.tiles)).numpy() for s in samples]
     vision, rfm, llm = precisions
     stages = [StageParity("vision", vision, _size(graphs.vision), "whole")]
     rows = _compare_vision(graphs.vision, samples, tokens, LIMITS[vision])

@@ -21,7 +21,7 @@ from lrs_edge_export.graphs import layer_graphs
 from lrs_edge_export.graphs.decoder_graph import LanguageHead
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.weight_file import WeightFile
-from lrs_edge_export.parity import reference
+from lrs_edge_export.torch_model import stages
 
 #: Rows of the output projection that the reference has in memory at once.
 _HEAD_ROWS = 1 << 14
@@ -81,10 +81,10 @@ def reference_states(stage: DecoderStage, inputs: Sequence[Array]) -> list[Tenso
     """Output [T, D] of the last full layer for each input [T, D], by PyTorch."""
     with torch.inference_mode():
         states = [torch.from_numpy(x) for x in inputs]
-        turns = [reference.rope(stage.config, len(x), None) for x in states]
+        turns = [stages.rope(stage, len(x)) for x in states]
         for layer in range(stage.config.layers):
             states = [
-                reference.decoder_layer(stage, layer, x, *turn)
+                stages.run_layer(stage, layer, x, turn)
                 for x, turn in zip(states, turns, strict=True)
             ]
         return states
@@ -93,7 +93,7 @@ def reference_states(stage: DecoderStage, inputs: Sequence[Array]) -> list[Tenso
 def reference_logits(model: Model, states: Tensor) -> Array:
     """Logits [n, V] of outputs [n, D] of the language model's last layer, in chunks of rows."""
     with torch.inference_mode():
-        x = reference.final_norm(model.llm, states)
+        x = stages.final_norm(model.llm, states)
         parts = [
             torch.nn.functional.linear(x, torch.from_numpy(rows)).numpy()
             for rows in model.lm_head.chunks(_HEAD_ROWS)
@@ -107,8 +107,8 @@ def reference_scores(stage: DecoderStage, inputs: Sequence[Array]) -> list[Array
     found = []
     with torch.inference_mode():
         for x in reference_states(stage, inputs):
-            turn = reference.rope(stage.config, len(x), None)
-            found.append(reference.scoring_logits(stage, x, *turn).numpy())
+            turn = stages.rope(stage, len(x))
+            found.append(stages.scoring_logits(stage, x, turn).numpy())
     return found
 
 

@@ -25,10 +25,10 @@ from lrs_edge.raster.raster import Raster
 from lrs_edge_export.checkpoints.model import ClipTower, DecoderStage, Model, VisionStage
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
-from lrs_edge_export.parity import reference
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores
 from lrs_edge_export.quantization.calibrators import TILE_BATCH
 from lrs_edge_export.quantization.kept_tensors import KeptTensors
+from lrs_edge_export.torch_model import stages, vision
 
 MOST_IMAGES = 16
 MOST_TILES = 128
@@ -211,18 +211,18 @@ def _vision_tokens(stage: VisionStage, tiles: Array) -> Array:
     states = torch.split(torch.from_numpy(tiles), TILE_BATCH)
     with torch.inference_mode():
         if isinstance(tower, ClipTower):
-            states = tuple(reference.clip_embeddings(tower, x) for x in states)
+            states = tuple(vision.clip_embeddings(tower, x) for x in states)
             for layer in range(tower.layers):
                 weights.forget()
-                states = tuple(reference.clip_layer(tower, layer, x) for x in states)
-            states = tuple(map(reference.clip_features, states))
+                states = tuple(vision.clip_layer(tower, layer, x) for x in states)
+            states = tuple(map(vision.clip_features, states))
         else:
             kept = replace(stage, tower=tower)
-            states = tuple(reference.vision_features(kept, x) for x in states)
+            states = tuple(vision.vision_features(kept, x) for x in states)
         count, features = len(tiles), tower.grid**2
         tokens = np.empty((count, features, stage.hidden), np.float32)
         for i, x in enumerate(states):
-            tokens[i * TILE_BATCH : (i + 1) * TILE_BATCH] = reference.project(stage, x).numpy()
+            tokens[i * TILE_BATCH : (i + 1) * TILE_BATCH] = vision.project(stage, x).numpy()
         return tokens
 
 
@@ -231,16 +231,16 @@ def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
     weights = KeptTensors(stage.tensors)
     stage = replace(stage, tensors=Scoped(weights, ""))
     states = [torch.from_numpy(sequence) for sequence in sequences]
-    ropes = [reference.rope(stage.config, len(x), None) for x in states]
+    ropes = [stages.rope(stage, len(x)) for x in states]
     with torch.inference_mode():
         for layer in range(stage.config.layers):
             weights.forget()
             states = [
-                reference.decoder_layer(stage, layer, x, *rope)
+                stages.run_layer(stage, layer, x, rope)
                 for x, rope in zip(states, ropes, strict=True)
             ]
         return [
-            reference.scoring_logits(stage, x, *rope).numpy()
+            stages.scoring_logits(stage, x, rope).numpy()
             for x, rope in zip(states, ropes, strict=True)
         ]
 
@@ -253,7 +253,7 @@ def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array
     for prompt in prompts:
         text = prompt
         for _ in range(ANSWER_TOKENS):
-            token = int(reference.llm_logits(stage, head, torch.from_numpy(text), 1)[0].argmax())
+            token = int(stages.llm_logits(stage, head, torch.from_numpy(text), 1)[0].argmax())
             if token in stops:
                 break
             text = np.concatenate([text, table[[token]]])

@@ -1,7 +1,7 @@
-"""Runs the reference over calibration data, layer by layer, as statistics are asked for.
+"""Runs the PyTorch model over calibration data, layer by layer, as statistics are asked for.
 
 Graph writers ask in the order of layers, so one pass over the data is enough: what is held is the
-states behind the last layer, and one layer's weights and statistics. Asking for an earlier layer
+states after the last layer, and one layer's weights and statistics. Asking for an earlier layer
 starts again from the first. Every layer sees what the unquantized layers before it give.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lrs_edge_export.checkpoints.model import ClipTower, DecoderStage, VisionStage
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
-from lrs_edge_export.parity import reference
 from lrs_edge_export.quantization.kept_tensors import KeptTensors
 from lrs_edge_export.quantization.statistics import InputObserver, InputStatistics
+from lrs_edge_export.torch_model import stages, vision
 
 #: Last places of a sequence that count for `lm_head`: end of the question, and answer.
 HEAD_PLACES = 64
@@ -32,7 +32,7 @@ _SAME_SCORING = {"q_proj": "k_proj"}
 
 
 class _Step:
-    """Statistics of one layer's linears, gathered while the reference runs.
+    """Statistics of one layer's linears, gathered while the PyTorch model runs.
 
     Args:
         same: Linears left out, and whose statistics stand for theirs.
@@ -85,7 +85,7 @@ class DecoderCalibrator:
         self._stage = replace(stage, tensors=Scoped(self._weights, ""))
         self._sequences = sequences
         self._moments = second_moments
-        # A layer behind the last full one: the scoring layer, or the language model's head.
+        # A layer after the last full one: the scoring layer, or the language model's head.
         self._count = stage.config.layers + (stage.scoring or head)
         self._restart()
 
@@ -131,17 +131,17 @@ class DecoderCalibrator:
         full = layer < stage.config.layers
         step = _Step(_SAME_INPUT if full else _SAME_SCORING, second_moments=self._moments)
         for i, x in enumerate(self._states):
-            cos, sin = reference.rope(stage.config, len(x), None)
+            turns = stages.rope(stage, len(x))
             if full:
-                self._states[i] = reference.decoder_layer(stage, layer, x, cos, sin, step.observe)
+                self._states[i] = stages.run_layer(stage, layer, x, turns, step.observe)
             elif stage.scoring:
-                reference.scoring_logits(stage, x, cos, sin, step.observe)
+                stages.scoring_logits(stage, x, turns, step.observe)
             else:
-                step.observe("lm_head", reference.final_norm(stage, x[-HEAD_PLACES:]))
+                step.observe("lm_head", stages.final_norm(stage, x[-HEAD_PLACES:]))
         self._weights.forget()
         self._found = step.results()
         if layer == self._count - 1:
-            # Nothing comes behind; statistics of earlier layers would start again anyway.
+            # Nothing comes after; statistics of earlier layers would start again anyway.
             self._states = []
 
 
@@ -195,7 +195,7 @@ class VisionCalibrator:
         self._found: dict[str, InputStatistics] = {}
 
     def _advance(self) -> None:
-        """Run the next layer over all tiles; the projector comes behind the tower's last."""
+        """Run the next layer over all tiles; the projector comes after the tower's last."""
         if self._layer < 0:
             self._states = [self._first(tiles) for tiles in torch.split(self._tiles, TILE_BATCH)]
         self._layer += 1
@@ -206,13 +206,13 @@ class VisionCalibrator:
             weights = KeptTensors(tower.tensors)
             kept = replace(tower, tensors=Scoped(weights, ""))
             for i, x in enumerate(self._states):
-                self._states[i] = reference.clip_layer(kept, self._layer, x, step.observe)
+                self._states[i] = vision.clip_layer(kept, self._layer, x, step.observe)
         else:
             projector = Scoped(KeptTensors(self._stage.projector), "")
             stage = replace(self._stage, projector=projector)
             for x in self._states:
-                features = reference.clip_features(x) if self._layers else x
-                reference.project(stage, features, step.observe)
+                features = vision.clip_features(x) if self._layers else x
+                vision.project(stage, features, step.observe)
         self._found = step.results()
         if self._layer == self._layers:
             self._states = []
@@ -221,5 +221,5 @@ class VisionCalibrator:
         """What the first encoder layer is given; of an EfficientNet, its features."""
         tower = self._stage.tower
         if isinstance(tower, ClipTower):
-            return reference.clip_embeddings(tower, tiles)
-        return reference.vision_features(self._stage, tiles)
+            return vision.clip_embeddings(tower, tiles)
+        return vision.vision_features(self._stage, tiles)

@@ -1,4 +1,4 @@
-"""The nano model in plain torch: projector, LLaMA layers, and the RFM's scoring.
+"""The nano model in plain torch: projector, positions, and the exporter's decoder layers.
 
 Attention takes an explicit mask and explicit positions, so that one sequence may hold several
 questions that share an image prefix (see `sequences.py`).
@@ -12,6 +12,10 @@ import torch
 from common import FEATURES, POSITIONS
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lrs_edge_export.checkpoints.model import DecoderConfig
+from lrs_edge_export.torch_model import decoder
+from lrs_edge_export.torch_model.decoder import Rope
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,21 @@ class ModelConfig:
         """Size of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The sizes as the exporter names them."""
+        return DecoderConfig(
+            layers=self.num_hidden_layers,
+            hidden=self.hidden_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            intermediate=self.intermediate_size,
+            eps=self.rms_norm_eps,
+            theta=self.rope_theta,
+            qkv_bias=False,
+        )
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation with a weight, computed in float32."""
@@ -43,85 +62,43 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised and weighted, float32."""
-        wide = x.float()
-        return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
-
-
-def rope(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, 1, T, head_dim] for positions [B, T]."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = positions.float()[..., None] * (config.rope_theta**-half)
-    angles = torch.cat((angles, angles), -1)[:, None]
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the rotate-half layout."""
-    a, b = x.chunk(2, -1)
-    return x * cos.to(x.dtype) + torch.cat((-b, a), -1) * sin.to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.head_dim
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * width, bias=False)
-        self.o_proj = nn.Linear(self.heads * width, config.hidden_size, bias=False)
-
-    def queries_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated queries [B, heads, T, d] and keys repeated to all heads."""
-        b, t, _ = x.shape
-        q = rotate(self.q_proj(x).view(b, t, self.heads, -1).transpose(1, 2), cos, sin)
-        k = rotate(self.k_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2), cos, sin)
-        return q, k.repeat_interleave(self.heads // self.kv_heads, 1)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """Causal (or masked) self-attention over [B, T, hidden]."""
-        b, t, _ = x.shape
-        q, k = self.queries_keys(x, cos, sin)
-        v = self.v_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)
-        v = v.repeat_interleave(self.heads // self.kv_heads, 1)
-        if mask is not None:
-            mask = mask.to(q.dtype)
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None
-        )
-        return self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1))
-
-
-class Mlp(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Feed-forward part."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return decoder.rms_norm(x, self.weight, self.eps)
 
 
 class Layer(nn.Module):
-    """One pre-norm decoder layer."""
+    """The weights of one decoder layer, by the names of checkpoints; run by `torch_model`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = Mlp(config)
+        self.config = config.decoder
+        hidden, wide, width = config.hidden_size, config.intermediate_size, config.head_dim
+        inner, narrow = width * config.num_attention_heads, width * config.num_key_value_heads
+        self.input_layernorm = RMSNorm(hidden, config.rms_norm_eps)
+        self.self_attn = nn.ModuleDict({
+            "q_proj": nn.Linear(hidden, inner, bias=False),
+            "k_proj": nn.Linear(hidden, narrow, bias=False),
+            "v_proj": nn.Linear(hidden, narrow, bias=False),
+            "o_proj": nn.Linear(inner, hidden, bias=False),
+        })  # fmt: skip
+        self.post_attention_layernorm = RMSNorm(hidden, config.rms_norm_eps)
+        self.mlp = nn.ModuleDict({
+            "gate_proj": nn.Linear(hidden, wide, bias=False),
+            "up_proj": nn.Linear(hidden, wide, bias=False),
+            "down_proj": nn.Linear(wide, hidden, bias=False),
+        })  # fmt: skip
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention and feed-forward, each added to its input."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def queries_keys(self, x: Tensor, turns: Rope) -> tuple[Tensor, Tensor]:
+        """Rotated queries [B, heads, T, d] and keys repeated to all heads, of the layer's input."""
+        weights, normed = dict(self.named_parameters()), self.input_layernorm(x)
+        query = decoder.rotated_heads(self.config, weights, "q", normed, turns)
+        key = decoder.rotated_heads(self.config, weights, "k", normed, turns)
+        return query, decoder.spread(key, self.config.heads)
+
+    def forward(self, x: Tensor, turns: Rope, mask: Tensor | None) -> Tensor:
+        """Attention (causal without a mask) and feed-forward, each added to [B, T, hidden]."""
+        attend = decoder.causal if mask is None else decoder.masked(mask)
+        weights = dict(self.named_parameters())
+        return decoder.decoder_layer(self.config, weights, x, turns, attend)
 
 
 class LanguageModel(nn.Module):
@@ -145,10 +122,10 @@ class LanguageModel(nn.Module):
         """Hidden states before layer `first`, the next, ... and after the last one that is run."""
         if positions is None:
             positions = torch.arange(x.shape[1])[None]
-        cos, sin = rope(positions, self.config)
+        turns = decoder.rope(self.config.decoder, positions)
         found = [x]
         for layer in list(self.layers)[first:layers]:
-            x = layer(x, cos, sin, mask)
+            x = layer(x, turns, mask)
             found.append(x)
         return found
 

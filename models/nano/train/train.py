@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from checkpoint import load_checkpoint, save_checkpoint, start_model
 from common import Paths
-from model import LanguageModel, Nano, rope
+from model import LanguageModel, Nano
 from sequences import Batch, Writer, collate
 from store import Store
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from warmup import align, decode, warmed_model
+
+from lrs_edge_export.torch_model.decoder import rope
 
 MIX = {"scene": 0.24, "large": 0.52, "search": 0.10, "photo": 0.14}
 """Share of the steps of each kind."""
@@ -62,9 +64,8 @@ def attention_loss(
     tokens, and everything (where the evidence is the words that name what is looked for).
     """
     b = batch.query_batch
-    part = llm.layers[layer]
-    cos, sin = rope(batch.positions, llm.config)
-    q, k = part.self_attn.queries_keys(part.input_layernorm(state), cos, sin)
+    turns = rope(llm.config.decoder, batch.positions)
+    q, k = llm.layers[layer].queries_keys(state, turns)
     logits = torch.einsum("nhd,nhtd->nht", q[b, :, batch.query_places].float(), k[b].float())
     logits = logits / llm.config.head_dim**0.5
     found = []
@@ -172,13 +173,13 @@ def start_copying(model: Nano, words: dict[str, Tensor], batch: Batch) -> None:
     part = model.llm.layers[RFM_LAYERS]
     values, out = part.self_attn.v_proj.weight, part.self_attn.o_proj.weight
     width = model.llm.config.head_dim
-    sharing = part.self_attn.heads // part.self_attn.kv_heads
+    sharing = part.config.heads // part.config.kv_heads
     states = model.llm.states(embed(model, batch), batch.positions, batch.mask)
     at = (batch.query_batch, batch.query_places)
     residual = states[RFM_LAYERS + 1][at].norm(dim=-1).mean()
     local = states[RFM_LAYERS].reshape(-1, values.shape[1])[batch.vision_places]
     scale = part.input_layernorm.weight
-    for group in range(part.self_attn.kv_heads):
+    for group in range(part.config.kv_heads):
         columns = [(group * sharing + head) * width for head in range(sharing)]
         here = slice(group * width, (group + 1) * width)
         load = values[here].norm(dim=1) * sum(out[:, c : c + width].norm(dim=0) for c in columns)
@@ -189,7 +190,7 @@ def start_copying(model: Nano, words: dict[str, Tensor], batch: Batch) -> None:
             row = direction / scale.clamp(min=0.3 * float(scale.median()))
             values[group * width + channel] = row / (part.input_layernorm(local) @ row).std()
             for column in columns:
-                out[:, column + channel] = 0.25 * residual / part.self_attn.heads * direction
+                out[:, column + channel] = 0.25 * residual / part.config.heads * direction
 
 
 class Trainer:

@@ -1,0 +1,155 @@
+"""Region focus module and language model of a checkpoint in PyTorch, weights read as they are used.
+
+A model larger than memory can be run: what is held is one weight at a time, if its source keeps
+none. Everything is float32 on the CPU.
+
+Observers are told the names that graphs have: `layers.0.mlp.down_proj`, `lm_head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
+from lrs_edge_export.checkpoints.model import DecoderStage, layer_shapes
+from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.torch_model import decoder
+from lrs_edge_export.torch_model.decoder import Observer, Rope
+
+
+class StoredLayer(Mapping[str, Tensor]):
+    """Weights of one layer, each read whenever it is asked for.
+
+    Args:
+        stage: The stack.
+        layer: Which layer.
+    """
+
+    def __init__(self, stage: DecoderStage, layer: int) -> None:
+        self._stage = stage
+        self._layer = layer
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self._stage.read(self._layer, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(layer_shapes(self._stage.config, scoring=self._is_scoring))
+
+    def __len__(self) -> int:
+        return len(layer_shapes(self._stage.config, scoring=self._is_scoring))
+
+    @property
+    def _is_scoring(self) -> bool:
+        return self._layer == self._stage.config.layers
+
+
+def read_layer(
+    stage: DecoderStage, layer: int, device: torch.device, *, scoring: bool = False
+) -> dict[str, Tensor]:
+    """One layer's weights in memory, float32.
+
+    Args:
+        stage: The stack.
+        layer: Which layer.
+        device: Where they are put.
+        scoring: Only those that a scoring layer's scores depend on.
+
+    Raises:
+        ExportError: A weight is damaged.
+    """
+    stored = StoredLayer(stage, layer)
+    return {name: stored[name].to(device) for name in layer_shapes(stage.config, scoring=scoring)}
+
+
+def rope(stage: DecoderStage, length: int, positions: Tensor | None = None) -> Rope:
+    """Rotations of a sequence's positions [T], 0 .. T-1 for None."""
+    return decoder.rope(stage.config, torch.arange(length) if positions is None else positions)
+
+
+def run_layer(
+    stage: DecoderStage, layer: int, x: Tensor, turns: Rope, observe: Observer | None = None
+) -> Tensor:
+    """Output [T, D] of one full layer for x [T, D], under a causal mask."""
+    weights, observe = StoredLayer(stage, layer), _of_layer(layer, observe)
+    return decoder.decoder_layer(stage.config, weights, x, turns, observe=observe)
+
+
+def run_layers(
+    stage: DecoderStage, x: Tensor, turns: Rope, observe: Observer | None = None
+) -> Tensor:
+    """Output [T, D] of the last full layer for x [T, D], under a causal mask."""
+    for layer in range(stage.config.layers):
+        x = run_layer(stage, layer, x, turns, observe)
+    return x
+
+
+def scoring_logits(
+    stage: DecoderStage, x: Tensor, turns: Rope, observe: Observer | None = None
+) -> Tensor:
+    """Scaled query-key products [H, T] of the last place, for x [T, D] of the last full layer."""
+    config, layer = stage.config, stage.config.layers
+    weights, last = StoredLayer(stage, layer), slice(len(x) - 1, None)
+    observe = _of_layer(layer, observe)
+    return decoder.attention_logits(config, weights, x, turns, last, observe=observe)[:, 0]
+
+
+def final_norm(stage: DecoderStage, x: Tensor) -> Tensor:
+    """What `lm_head` is given, [T, D], of the last layer's output [T, D]."""
+    weight = torch.from_numpy(stage.tensors.read("norm.weight"))
+    return decoder.rms_norm(x, weight, stage.config.eps)
+
+
+def rfm_logits(
+    stage: DecoderStage,
+    embeds: Tensor,
+    positions: Tensor | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Scaled query-key products [H, T] of the last token at the scoring layer.
+
+    Args:
+        stage: The RFM.
+        embeds: [T, D].
+        positions: [T] for RoPE; None for 0 .. T-1.
+        observe: Observer of linears.
+    """
+    with torch.inference_mode():
+        turns = rope(stage, len(embeds), positions)
+        return scoring_logits(stage, run_layers(stage, embeds, turns, observe), turns, observe)
+
+
+def llm_logits(
+    stage: DecoderStage,
+    lm_head: Array,
+    embeds: Tensor,
+    last: int,
+    positions: Tensor | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Logits [last, V] after each of the last places.
+
+    Args:
+        stage: The language model.
+        lm_head: float32 [V, D].
+        embeds: [T, D].
+        last: Number of places.
+        positions: [T] for RoPE; None for 0 .. T-1.
+        observe: Observer of linears.
+    """
+    with torch.inference_mode():
+        turns = rope(stage, len(embeds), positions)
+        x = final_norm(stage, run_layers(stage, embeds, turns, observe)[-last:])
+        if observe is not None:
+            observe("lm_head", x)
+        return F.linear(x, torch.from_numpy(lm_head))
+
+
+def _of_layer(layer: int, observe: Observer | None) -> Observer | None:
+    """An observer of one layer's linears that tells their names in the stack."""
+    if observe is None:
+        return None
+    told = observe
+    return lambda name, x: told(f"layers.{layer}.{name}", x)
