@@ -1,9 +1,9 @@
 """Checkpoints to bundles: `lrs-edge export`.
 
-The way of the data: `checkpoint` finds files, `tensors` reads weights one at a time, a family
-reader (`llava_qwen`, `llava_llama`, `nano`) turns them into the canonical three `stages`,
-`vision_graph` and `decoder_graph` write ONNX, `parity` compares with the PyTorch of `reference`,
-`bundle_writer` puts it all together. Needs the `export` extra; the runtime imports none of it.
+The way of the data: `checkpoints` finds files and reads weights one at a time, `families` turns
+them into the canonical three stages, `graphs` writes ONNX, `quantization` rounds, `parity` compares
+with the PyTorch of `torch_model`, `bundle` puts it all together. `distill` trains a region focus
+module. Needs the `export` extra; the runtime imports none of it.
 
 `scenes` makes large question-answer scenes from labelled tiles; it needs no extra. So that it can
 be imported without torch, the names below are imported when they are first used.

@@ -1,6 +1,6 @@
 """Quantization: calibration data, what it shows of every linear's inputs, and rounding of weights.
 
-`load_calibration` reads data; `DecoderCalibrator` and `VisionCalibrator` run the reference over it;
+`load_calibration` reads data; `DecoderCalibrator` and `VisionCalibrator` run `torch_model` over it;
 `round_to_nearest` and `gptq` turn weights into integers; `static_vision` quantizes a whole vision
 graph with activations. How integers are laid out in files is the graph writers' business.
 """
