@@ -74,7 +74,7 @@ class DecoderStage:
                 shapes[f"layers.{layer}.{name}"] = shape
         self.tensors.require(shapes, what)
         self._refuse_more_layers(what)
-        known = {name.split(".", 2)[2] for name in _layer_shapes(self.config, 0)}
+        known = set(layer_shapes(self.config))
         _refuse_others(self.tensors, r"layers\.\d+\.", known, what)
 
     def _refuse_more_layers(self, what: str) -> None:
