@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,52 +11,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from lrs_edge.bundle.manifest import (
-    SCHEMA_VERSION,
-    DecoderSpec,
-    FileEntry,
-    Limits,
-    Manifest,
-    PromptSpec,
-    SearchSpec,
-    Source,
-    VisionSpec,
-)
+from lrs_edge.bundle.bundle import default_bundle_path
+from lrs_edge.bundle.manifest import Manifest
 from lrs_edge.commands.main import run
 from tests.rasters import UTM, noise, write
-
-FILES = ("vision.onnx", "rfm.onnx", "llm.onnx", "embeddings.safetensors", "tokenizer.json")
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle whose files are noise: whole as far as hashes go."""
+    """A copy of the embedded bundle with a name and a parity figure of its own."""
     root = tmp_path / "bundle"
-    root.mkdir()
-    files = {}
-    for name in FILES:
-        data = name.encode() * 10
-        (root / name).write_bytes(data)
-        files[name] = FileEntry("graph", len(data), hashlib.sha256(data).hexdigest())
-    decoder = DecoderSpec("rfm.onnx", 2, 4, 2, 16, 64)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name="noise",
-        family="llava_qwen",
-        licence="Apache-2.0",
-        source=Source("none", "0" * 64),
-        created="2026-11-23",
-        tools={"torch": "2.13.0"},
-        files=files,
-        vision=VisionSpec("vision.onnx", 336, 24, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        rfm=decoder,
-        llm=msgspec.structs.replace(decoder, graph="llm.onnx", vocabulary=100),
-        prompt=PromptSpec("", "{question}", 0, (1,)),
-        search=SearchSpec(1008),
-        limits=Limits(2048, 4096),
-        parity={"vision_max_error": 1e-6},
-    )
-    (root / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    shutil.copytree(default_bundle_path(), root)
+    path = root / "manifest.json"
+    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    changed = msgspec.structs.replace(manifest, name="copy", parity={"vision_max_error": 1e-6})
+    path.write_bytes(msgspec.json.encode(changed))
     return root
 
 
@@ -82,7 +51,7 @@ def test_image_facts_and_the_levels_of_a_model(image: Path, bundle: Path, printe
     assert (facts["width"], facts["height"], facts["crs"]) == (600, 500, "EPSG:32632")
     assert facts["gsd"] == pytest.approx(0.5, rel=0.01)
     assert facts["nodata"] is None
-    assert facts["model"] == "noise"
+    assert facts["model"] == "copy"
     assert facts["levels"][0]["tiles"] == 4
     assert run(["info", str(image), "-m", str(bundle)]) == 0
     text = printed()
@@ -94,9 +63,9 @@ def test_image_facts_and_the_levels_of_a_model(image: Path, bundle: Path, printe
 def test_bundle_facts(bundle: Path, name: str, printed: Read) -> None:
     assert run(["info", str(bundle / name), "--format", "json"]) == 0
     facts = json.loads(printed())
-    assert facts["name"] == "noise"
+    assert facts["name"] == "copy"
     assert facts["tokens_per_tile"] == 144
-    assert len(facts["files"]) == len(FILES)
+    assert len(facts["files"]) == len(list(bundle.iterdir())) - 1
     assert run(["info", str(bundle / name)]) == 0
     assert "vision" in (text := printed())
     assert "max error 1e-06" in text
@@ -177,7 +146,7 @@ def test_verify_names_the_files_that_differ(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["models", "verify", str(bundle)]) == 0
-    assert capsys.readouterr().out.count("ok ") == len(FILES)
+    assert capsys.readouterr().out.count("ok ") == len(list(bundle.iterdir())) - 1
     (bundle / "llm.onnx").write_bytes(b"x" * 80)
     (bundle / "rfm.onnx").unlink()
     assert run(["models", "verify", str(bundle)]) == 4

@@ -21,6 +21,7 @@ from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.errors import BackendError
 from lrs_edge.files import replacing
 from lrs_edge.pyramid.levels import Level, LevelWindow, Pyramid, TileIndex, build_pyramid
+from lrs_edge.raster.image_thread import Stop
 from lrs_edge.raster.raster import Raster
 from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.clock import Clock
@@ -227,9 +228,13 @@ class _LazyRaster:
         return raster.height, raster.width
 
     def read(
-        self, level_hw: tuple[int, int], window: LevelWindow, resampling: Resampling = "area"
+        self,
+        level_hw: tuple[int, int],
+        window: LevelWindow,
+        resampling: Resampling = "area",
+        stop: Stop | None = None,
     ) -> NDArray[np.float32]:
-        return self._open().read(level_hw, window, resampling)
+        return self._open().read(level_hw, window, resampling, stop)
 
     def close(self) -> None:
         if self._raster is not None:
