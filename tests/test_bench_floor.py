@@ -17,9 +17,7 @@ from lrs_edge.benchmarking.floor import (
 )
 from lrs_edge.benchmarking.measure import Spread, Stopwatch, repeat
 from lrs_edge.benchmarking.peaks import measure_peaks
-from lrs_edge.benchmarking.protobuf import one_node_model
 from lrs_edge.engines.metered import GraphWork
-from lrs_edge.engines.runtime import ort
 from lrs_edge.evaluation.flops import GraphCost
 
 MIB = 1 << 20
@@ -75,23 +73,6 @@ def test_stored_precision_decides_what_may_be_computed(precision: str) -> None:
     assert ("int8" in decoder) == precision.startswith("int8")
     assert ("int8" in vision) == precision.startswith("int8-")
     assert ("fp32" in decoder) == (precision in ("fp32", "fp16", "int8"))
-
-
-def test_models_written_by_hand_are_run_by_the_engine() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.integers(0, 255, (3, 5), np.uint8)
-    b = rng.integers(-128, 127, (5, 4), np.int8)
-    types = {"a": "uint8", "y": "int32"}
-    model = one_node_model("MatMulInteger", ["a", "b"], types, {"b": b})
-    (y,) = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"a": a})
-    np.testing.assert_array_equal(y, a.astype(np.int32) @ b.astype(np.int32))
-
-
-def test_models_written_by_hand_are_valid() -> None:
-    onnx = pytest.importorskip("onnx")
-    types = {"a": "float16", "b": "float16", "y": "float16"}
-    model = onnx.load_from_string(one_node_model("MatMul", ["a", "b"], types, {}))
-    onnx.checker.check_model(model, full_check=True)
 
 
 def test_peaks_of_this_machine() -> None:

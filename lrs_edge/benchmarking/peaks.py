@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lrs_edge.benchmarking.floor import Arithmetic, Peaks
 from lrs_edge.benchmarking.machine import cpu_count, largest_cache
-from lrs_edge.benchmarking.protobuf import one_node_model
 from lrs_edge.engines.cores import thread_count
+from lrs_edge.engines.one_node_model import one_node_model
 from lrs_edge.engines.runtime import ort
 
 #: Sides of the matrices: the fastest counts. Those of a CPU stay inside its caches.

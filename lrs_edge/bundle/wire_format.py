@@ -1,8 +1,8 @@
-"""Reading protobuf's wire format with limits, without the protobuf package.
+"""Protobuf's wire format without the protobuf package: reading with limits, and writing.
 
-Stricter than protobuf's own readers, so that no file means one thing here and another there: fields
-of an unexpected type, groups, and single fields that come twice are errors, where those readers
-would skip or merge them.
+Reading is stricter than protobuf's own readers, so that no file means one thing here and another
+there: fields of an unexpected type, groups, and single fields that come twice are errors, where
+those readers would skip or merge them.
 """
 
 from __future__ import annotations
@@ -135,3 +135,28 @@ class Reader:
 def signed(value: int) -> int:
     """A 64-bit pattern as a signed integer."""
     return value - (1 << 64) if value >> 63 else value
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A varint field of a message; `value` >= 0."""
+    return _encoded(number << 3 | VARINT) + _encoded(value)
+
+
+def bytes_field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a message: bytes, or another message."""
+    return _encoded(number << 3 | BYTES) + _encoded(len(content)) + content
+
+
+def text_field(number: int, text: str) -> bytes:
+    """A length-delimited field of a message: UTF-8 text."""
+    return bytes_field(number, text.encode())
+
+
+def _encoded(value: int) -> bytes:
+    """A varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

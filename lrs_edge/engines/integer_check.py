@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from lrs_edge.benchmarking.protobuf import one_node_model
 from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.engines.one_node_model import one_node_model
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError
 
