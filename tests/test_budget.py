@@ -11,6 +11,7 @@ from lrs_edge.requests.budget import (
     ANSWER_TOKENS,
     FIRST_TOKENS,
     GRACE,
+    LEAST_ANSWER_TOKENS,
     MARGIN,
     SEARCH_SHARE,
     Budget,
@@ -96,7 +97,7 @@ def test_the_search_leaves_what_prefill_and_an_answer_need() -> None:
     budget = budget_of(2.0, time)
     budget.asked(100)
     budget.found(300)
-    needed = MARGIN * (0.001 * 400 + 0.01 * 65)
+    needed = MARGIN * (0.001 * 400 + 0.01 * (1 + ANSWER_TOKENS))
     time.now += 2.0 - needed - 0.01
     assert not budget.search_over()
     time.now += 0.02
@@ -104,16 +105,16 @@ def test_the_search_leaves_what_prefill_and_an_answer_need() -> None:
     assert not budget.expired()
 
 
-def test_slow_answers_are_left_a_share_and_never_less_than_a_few_tokens() -> None:
-    time = Time()
-    budget = budget_of(10, time, measured(step=1.0, token=1e-6))
-    assert 10 - MARGIN * (1 + ANSWER_TOKENS) < 0
-    assert budget.search_over()
-    budget = budget_of(100, time, measured(step=1.0, token=1e-6))
-    time.now += 100 - MARGIN * 40 - 0.1
-    assert not budget.search_over()
-    time.now += 0.2
-    assert budget.search_over()
+def test_the_search_leaves_time_for_answers_as_long_as_they_have_been() -> None:
+    time, rates = Time(), measured(step=1.0, token=1e-6)
+    for tokens, left_for in ((None, ANSWER_TOKENS), (2, LEAST_ANSWER_TOKENS), (500, 64)):
+        if tokens is not None:
+            rates.answered(tokens)
+        budget = budget_of(1000, time, rates)
+        time.now += 1000 - MARGIN * (1 + left_for) - 0.1
+        assert not budget.search_over()
+        time.now += 0.2
+        assert budget.search_over()
 
 
 def test_before_anything_is_measured_the_search_has_a_share() -> None:

@@ -18,15 +18,16 @@ from lrs_edge.requests.rates import Rates
 from lrs_edge.requests.sharing import share_tiles
 
 #: Share of the time left when a question's turn comes that the search may use where nothing is
-#: measured yet, or where answers of `max_tokens` would take more than the rest.
+#: measured yet.
 SEARCH_SHARE = 0.6
 
 #: Measured times are multiplied by this before anything is promised on them: the machine may be
 #: busier in a moment, and longer prompts cost more per token.
 MARGIN = 1.3
 
-#: Tokens of an answer that the search leaves time for in any case.
-ANSWER_TOKENS = 16
+#: Tokens of an answer that the search leaves time for before any answer was seen; afterwards twice
+#: what answers have had, and never fewer than the second number.
+ANSWER_TOKENS, LEAST_ANSWER_TOKENS = 32, 16
 
 #: Tokens of an answer that a prefill leaves time for, and that are generated even where the prefill
 #: took longer than it should have.
@@ -186,11 +187,11 @@ class Budget:
         return self.clock.left - MARGIN * self._answer_seconds(self._kept if kept is None else kept)
 
     def _answer_seconds(self, sent: int) -> float:
-        """Prefill of local tokens and question, and an answer: a whole one if that is not long."""
-        most = self._options.max_tokens
-        least = self._step * (1 + min(ANSWER_TOKENS, most))
-        whole = min(self._step * (1 + most), self._rest)
-        return self._prefill * (sent + self._question) + max(least, whole)
+        """Prefill of local tokens and question, and a usual answer."""
+        usual = None if self._rates is None else self._rates.answer_tokens
+        tokens = ANSWER_TOKENS if usual is None else max(2 * usual, LEAST_ANSWER_TOKENS)
+        steps = 1 + min(tokens, self._options.max_tokens)
+        return self._prefill * (sent + self._question) + self._step * steps
 
     def _first_seconds(self) -> float:
         """Prefill of the question, and the first tokens."""

@@ -490,6 +490,8 @@ class Request:
             if step.text:
                 self._text += step.text
                 yield step.text
+        if self._finish == "stop":
+            self._stages.meter.rates.answered(len(self._ids))
         if self._trace is not None:
             self._trace.add_decode(seen, self._ids)
 

@@ -14,10 +14,20 @@ FEWEST_TOKENS = 32
 
 
 class Rates:
-    """Seconds per tile, per token of a long run, and per run of a single token, of each graph."""
+    """Seconds per tile, per token of a long run, and per run of a single token, of each graph.
+
+    Also how long answers get: a search that left time for `max_tokens` would leave far too much.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, str], float] = {}
+        #: Tokens of a usual answer; None before the first one that came to its end.
+        self.answer_tokens: float | None = None
+
+    def answered(self, tokens: int) -> None:
+        """Learn how long an answer that came to its end was."""
+        known = tokens if self.answer_tokens is None else self.answer_tokens
+        self.answer_tokens = NEWEST * tokens + (1 - NEWEST) * known
 
     def measured(self, graph: str, seconds: float, *, tiles: int = 0, tokens: int = 0) -> None:
         """Learn from one run.
