@@ -23,7 +23,7 @@ from lrs_edge.engines.placement import unpacks_weights
 
 BARE = """
 import sys
-from lrs_edge.backends.runtime import ort
+from lrs_edge.engines.runtime import ort
 sessions = []
 for path, unpack in zip(sys.argv[1::2], sys.argv[2::2]):
     options = ort.SessionOptions()

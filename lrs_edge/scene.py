@@ -16,8 +16,9 @@ from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.memory import give_back
 from lrs_edge.requests.options import AskOptions, Resampling, merged_options
 from lrs_edge.requests.progress import OnProgress
-from lrs_edge.requests.question import Caches, Request
+from lrs_edge.requests.question_run import QuestionRun
 from lrs_edge.requests.queue import RequestQueue
+from lrs_edge.requests.scene_caches import SceneCaches
 from lrs_edge.requests.stream import AnswerStream
 from lrs_edge.requests.ticket import Ticket, Work
 from lrs_edge.vision.encoder import FeatureCache
@@ -44,7 +45,7 @@ class Scene:
         self._features = FeatureCache(pool)
         self._pool = pool
         self._tiles = TileSource(raster, stages.vision, self._features)
-        self._caches: Caches | None = None
+        self._caches: SceneCaches | None = None
         # Stands for this scene in the queue, which does not keep the scene alive.
         self._mark = object()
 
@@ -151,14 +152,14 @@ class Scene:
         prompt = stages.prompt.tokens(question, chosen.end_str)
         target = None if trace is None else check_target(trace)
         collected = None if target is None else Trace()
-        request = Request(stages, self.raster, self._tiles, question, prompt, chosen, collected)
+        asked = QuestionRun(stages, self.raster, self._tiles, question, prompt, chosen, collected)
 
         def run(ticket: Ticket[str | Progress, Answer]) -> Answer:
             tell = None if on_progress is None else ticket.tell
             caches = self._caches_for(self._open_stages(), chosen.resampling)
             caches.take()
             try:
-                for piece in request.pieces(caches, tell, lambda: ticket.is_given_up):
+                for piece in asked.pieces(caches, tell, lambda: ticket.is_given_up):
                     ticket.tell(piece)
             except MemoryError as error:
                 raise out_of_memory("the question cannot be answered", error) from error
@@ -166,9 +167,9 @@ class Scene:
                 caches.release()
             if collected is not None and target is not None:
                 collected.write(target)
-            return request.answer()
+            return asked.answer()
 
-        work = Work(run, request.too_late, request.deadline)
+        work = Work(run, asked.too_late, asked.deadline)
         ticket = self._queue.submit(work, self._mark)
         return AnswerStream(ticket, on_progress)
 
@@ -203,7 +204,7 @@ class Scene:
             raise UsageError("the scene is closed; open the image again")
         return self._stages
 
-    def _caches_for(self, stages: Stages, resampling: Resampling) -> Caches:
+    def _caches_for(self, stages: Stages, resampling: Resampling) -> SceneCaches:
         """KV caches kept between questions for their common prefix.
 
         The prefix shows the global view, so it is another one under another resampling.
@@ -211,7 +212,7 @@ class Scene:
         if self._caches is None or self._caches.resampling != resampling:
             if self._caches is not None:
                 self._caches.close()
-            self._caches = Caches(
+            self._caches = SceneCaches(
                 stages.focus.new_cache(), stages.llm.new_cache(), resampling, self._pool
             )
         return self._caches

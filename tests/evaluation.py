@@ -13,10 +13,10 @@ from lrs_edge.evaluation.results import (
     SCHEMA_VERSION,
     FinestLevel,
     FlopCounts,
-    Header,
     QuestionSource,
     Result,
     Results,
+    RunHeader,
     Work,
 )
 
@@ -58,7 +58,7 @@ def write_lines(path: Path, *rows: Any) -> Path:
     return path
 
 
-def make_header(**changes: Any) -> Header:
+def make_header(**changes: Any) -> RunHeader:
     values: dict[str, Any] = {
         "schema": SCHEMA_NAME,
         "schema_version": SCHEMA_VERSION,
@@ -70,7 +70,7 @@ def make_header(**changes: Any) -> Header:
         "questions": QuestionSource("questions.jsonl", "cd" * 32, "lrs-vqa", 4),
         "options": {"policy": "full", "max_tiles": None},
     }
-    return Header(**(values | changes))
+    return RunHeader(**(values | changes))
 
 
 def make_work(**changes: Any) -> Work:

@@ -224,7 +224,7 @@ def test_stages_add_up_even_when_they_fail() -> None:
     clock = Clock(None, time)
     for _ in range(2):
         try:
-            with clock.stage("read"):
+            with clock.step("read"):
                 time.now += 2
                 raise OSError
         except OSError:

@@ -27,7 +27,7 @@ from lrs_edge_export.checkpoints.tensors import open_tensors
 from lrs_edge_export.distill import DistillOptions, LossWeights, Sampling, TrainOptions, distill
 from lrs_edge_export.distill.features import open_encoder
 from lrs_edge_export.distill.questions import Question
-from lrs_edge_export.distill.sequences import Assembler, Group
+from lrs_edge_export.distill.sequences import Assembler, QuestionGroup
 from lrs_edge_export.distill.start import PRUNER
 from lrs_edge_export.distill.student import Student
 from lrs_edge_export.distill.train import Trainer
@@ -153,7 +153,7 @@ def test_the_bundle_scores_as_the_student_does(
         assert levels
         for level in levels:
             tiles = tuple(TileIndex(int(row), int(col)) for row, col in trace[f"rfm{level}_tiles"])
-            group = Group(f"g{level}", "new.png", level - 1, tiles, (0, 1, 2))
+            group = QuestionGroup(f"g{level}", "new.png", level - 1, tiles, (0, 1, 2))
             made = assembler.build(group)
             scores = student.scores(made.packed)[-1][1].numpy()
             np.testing.assert_array_equal(made.indices, trace[f"rfm{level}_local_indices"])

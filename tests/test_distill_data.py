@@ -31,7 +31,7 @@ from lrs_edge_export.distill.localise import Row, choose_layers
 from lrs_edge_export.distill.loss import LossWeights, distillation_loss, divergence
 from lrs_edge_export.distill.questions import image_folder, question_files, read_questions
 from lrs_edge_export.distill.safetensors_copy import copy_with, dtype_of
-from lrs_edge_export.distill.sequences import Group, TextEmbeddings
+from lrs_edge_export.distill.sequences import QuestionGroup, TextEmbeddings
 from lrs_edge_export.distill.start import check_layer_list
 from lrs_edge_export.distill.work import Work
 
@@ -242,7 +242,7 @@ def test_a_damaged_file_is_not_copied(tmp_path: Path, content: bytes) -> None:
 
 def test_targets_come_back(tmp_path: Path) -> None:
     targets = Targets(tmp_path / "t")
-    group = Group("n-0-0", "a.png", 1, (TileIndex(0, 1), TileIndex(2, 0)), (3, 5))
+    group = QuestionGroup("n-0-0", "a.png", 1, (TileIndex(0, 1), TileIndex(2, 0)), (3, 5))
     scores = np.random.default_rng(0).random((2, 2, 9), np.float32)
     targets.put(group, scores)
     assert not targets.has("a.png")

@@ -95,7 +95,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     monkeypatch.setattr(OnnxGraph, "run", slow)
     monkeypatch.setattr(metered, "time", Timer)
-    monkeypatch.setattr("lrs_edge.requests.question.Clock", partial(Clock, now=world))
+    monkeypatch.setattr("lrs_edge.requests.question_run.Clock", partial(Clock, now=world))
     return world
 
 

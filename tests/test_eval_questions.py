@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrs_edge.errors import UsageError
-from lrs_edge.evaluation import questions
-from lrs_edge.evaluation.questions import read_questions, stays_inside
+from lrs_edge.evaluation import question_rows, questions
+from lrs_edge.evaluation.question_formats import EvalQuestion
+from lrs_edge.evaluation.question_rows import stays_inside
+from lrs_edge.evaluation.questions import read_questions
 from tests.evaluation import lrs_row, mme_row, write_lines
 
 
-def read_one(folder: Path, row: dict[str, Any]) -> questions.Question:
+def read_one(folder: Path, row: dict[str, Any]) -> EvalQuestion:
     (question,) = read_questions(write_lines(folder / "q.jsonl", row)).questions
     return question
 
@@ -154,14 +156,14 @@ def test_hostile_files_are_refused(tmp_path: Path, content: bytes, message: str)
 
 def test_giant_lines_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_bytes(b'{"text": "' + b"a" * questions.MAX_LINE_BYTES + b'"}\n')
+    path.write_bytes(b'{"text": "' + b"a" * question_rows.MAX_LINE_BYTES + b'"}\n')
     with pytest.raises(UsageError, match="line 1 is longer"):
         read_questions(path)
-    monkeypatch.setattr(questions, "MAX_ARRAY_BYTES", 100)
+    monkeypatch.setattr(question_rows, "MAX_ARRAY_BYTES", 100)
     (tmp_path / "q.json").write_text(json.dumps([mme_row()]))
     with pytest.raises(UsageError, match="is a JSON array of more than"):
         read_questions(tmp_path / "q.json")
-    monkeypatch.setattr(questions, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(question_rows, "MAX_FILE_BYTES", 1000)
     with pytest.raises(UsageError, match="larger than"):
         read_questions(path)
     monkeypatch.setattr(questions, "MAX_QUESTIONS", 2)

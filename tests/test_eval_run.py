@@ -15,7 +15,8 @@ from lrs_edge.commands import eval_progress
 from lrs_edge.commands.eval_progress import EvalProgress
 from lrs_edge.commands.main import run
 from lrs_edge.errors import BackendError, OutOfMemoryError
-from lrs_edge.evaluation.questions import MME_END_STR, read_questions
+from lrs_edge.evaluation.question_formats import MME_END_STR
+from lrs_edge.evaluation.questions import read_questions
 from lrs_edge.evaluation.results import read_results
 from lrs_edge.evaluation.runner import RunSettings, chosen_questions
 from lrs_edge.requests.options import AskOptions

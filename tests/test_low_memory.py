@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMITED = """
 import re, resource, sys
 from pathlib import Path
-from lrs_edge.cli import run
+from lrs_edge.commands.main import run
 line = ["ask", sys.argv[1], "What is this?", "-q", "--max-tokens", "1", "--threads", "1"]
 line += ["--provider", "cpu"]
 assert run(line) == 0

@@ -299,10 +299,10 @@ def test_one_uncompressed_strip_is_not_read_again_for_every_window(folder: Path)
     strip = {"interleave": "band", "blockysize": side}
     path = write(folder / "strip.tif", data, **strip)
     source = GdalSource(path, 10)
-    assert source.read([1, 2, 3], (0, 8, 0, 8))[0].shape == (3, 8, 8)
+    assert source.read([1, 2, 3], (0, 0, 8, 8))[0].shape == (3, 8, 8)
     read = _bytes_read()
     for row in range(0, side - 100, 100):
-        got, _ = source.read([1, 2, 3], (row, row + 8, row, row + 8))
+        got, _ = source.read([1, 2, 3], (row, row, row + 8, row + 8))
         np.testing.assert_array_equal(got, data[:, row : row + 8, row : row + 8])
     if read is not None:
         assert (_bytes_read() or 0) - read < 3 * data.nbytes
@@ -331,7 +331,7 @@ def test_a_photograph_is_the_same_from_memory_and_in_windows(folder: Path) -> No
 
 DRIVERS = """
 import rasterio
-from lrs_edge.io.gdal_env import DRIVERS, restrict_drivers
+from lrs_edge.raster.gdal_env import DRIVERS, restrict_drivers
 import os
 os.environ["no_proxy"] = "localhost"
 gone = restrict_drivers()

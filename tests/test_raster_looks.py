@@ -403,7 +403,7 @@ def test_gdal_is_asked_for_masks_of_the_image(tmp_path: Path) -> None:
         source = raster._source
         size = source.size(0)
         assert size == own.shape
-        _, seen = source.read([1], (0, size[0], 0, size[1]), overview=0)
-        _, part = source.read([1], (31, 201, 17, 333), overview=0)
+        _, seen = source.read([1], (0, 0, size[1], size[0]), overview=0)
+        _, part = source.read([1], (17, 31, 333, 201), overview=0)
     np.testing.assert_array_equal(seen, own)
     np.testing.assert_array_equal(part, own[31:201, 17:333])

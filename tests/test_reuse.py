@@ -166,7 +166,7 @@ def test_a_cache_that_is_too_large_keeps_its_prefix_only(
 ) -> None:
     with engine.open(IMAGE) as scene:
         wanted = traced(scene, tmp_path / "t.npz", QUESTIONS[1])
-    monkeypatch.setattr("lrs_edge.requests.question.MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr("lrs_edge.requests.scene_caches.MAX_KEPT_BYTES", 1000)
     monkeypatch.setattr("lrs_edge.search.scorers.MAX_KEPT_BYTES", 1000)
     with engine.open(IMAGE) as scene:
         scene.ask(QUESTIONS[0], max_tokens=1)

@@ -102,8 +102,8 @@ def test_a_file_that_lacks_a_tensor_or_shrinks(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from lrs_edge.export.tensors import SafetensorsSource
-from lrs_edge.memory import peak_memory
+from lrs_edge_export.checkpoints.tensors import SafetensorsSource
+from lrs_edge.requests.memory import peak_memory
 path = Path(sys.argv[1])
 source = SafetensorsSource({f"x{i}": path for i in range(16)})
 source.read("x0")

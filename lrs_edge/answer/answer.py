@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lrs_edge.pyramid.box import Box
 from lrs_edge.requests.options import Prune, SearchMode
-
-#: Pixel rectangle in the source image: x0, y0, x1, y1 from the top left, x to the right.
-Bounds = tuple[float, float, float, float]
 
 #: Closed ring of (x, y) points; (longitude, latitude) in WGS 84.
 Ring = tuple[tuple[float, float], ...]
@@ -48,8 +46,8 @@ class Region:
     level: int
     row: int
     col: int
-    bounds: Bounds
-    peak: Bounds
+    bounds: Box
+    peak: Box
     score: float
     kept: bool
     tokens_kept: int
@@ -76,7 +74,7 @@ class LevelReport:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens at every stage of one question.
+    """Tokens at every step of one question.
 
     Attributes:
         seen: Vision tokens that encoding every tile of the searched levels would have given.
@@ -118,7 +116,7 @@ class SegmentReport:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds spent per stage; `total` also holds what lies between the stages.
+    """Seconds spent per step; `total` also holds what lies between the steps.
 
     `read` is the time that encoding waited for tiles, which a thread reads beside it.
     """
@@ -143,7 +141,7 @@ class Answer:
         regions: Tiles looked at, finest level first, best score first.
         levels: The searched levels from coarse to fine.
         tokens: Token counts.
-        timings: Seconds per stage.
+        timings: Seconds per step.
         peak_memory: Peak resident memory of the process in bytes, so far.
         warnings: One sentence each.
         token_ids: The generated tokens, the stop token not included.
@@ -179,7 +177,7 @@ class Progress:
     """A step of the search or of the answer, for progress displays.
 
     Attributes:
-        stage: What happens now.
+        stage: The step that happens now.
         level: Search level, or None outside the search.
         levels: Number of levels the search may visit.
         tiles_read: Tiles read from the image so far.

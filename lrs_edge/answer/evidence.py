@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer.answer import Bounds, LevelReport, Region, SegmentReport, TokenCounts
+from lrs_edge.answer.answer import LevelReport, Region, SegmentReport, TokenCounts
 from lrs_edge.baselines.inside import VISION
 from lrs_edge.baselines.segments import SegmentCaches
 from lrs_edge.bundle.manifest import SegmentSpec
+from lrs_edge.pyramid.box import Box
 from lrs_edge.pyramid.levels import Level, LevelWindow, Pyramid, TileIndex
 from lrs_edge.search.result import LevelPass, SearchResult
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from lrs_edge.raster.georeference import Place
 
 #: Where a pixel window lies; None without georeference.
-ToPlace = Callable[[Bounds], "Place | None"]
+ToPlace = Callable[[Box], "Place | None"]
 
 #: Most tiles that are looked for a place before the model runs.
 _MOST_LOOKED_UP = 1024
@@ -75,7 +76,7 @@ def _regions(
         )
 
 
-def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Bounds:
+def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Box:
     level, grid = scored.level, scored.grid
     row, col = divmod(index, grid.width)
     cell = level.tile // grid.per_tile
@@ -86,7 +87,7 @@ def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Bounds:
     )
 
 
-def source_bounds(pyramid: Pyramid, level: Level, window: LevelWindow) -> Bounds:
+def source_bounds(pyramid: Pyramid, level: Level, window: LevelWindow) -> Box:
     """A window of a level as x0, y0, x1, y1 in pixels of the source image."""
     across, down = pyramid.image_width / level.width, pyramid.image_height / level.height
     return (
@@ -127,7 +128,7 @@ def unplaced_warning(found: tuple[Region, ...]) -> tuple[str, ...]:
     )
 
 
-def _has_area(bounds: Bounds) -> bool:
+def _has_area(bounds: Box) -> bool:
     x0, y0, x1, y1 = bounds
     return x0 < x1 and y0 < y1
 

@@ -185,7 +185,7 @@ def _region(region: Region) -> RegionRecord:
 
 
 def _rounded_timings(timings: Timings) -> Timings:
-    return Timings(**{stage: round(value, 4) for stage, value in asdict(timings).items()})
+    return Timings(**{step: round(value, 4) for step, value in asdict(timings).items()})
 
 
 def _rounded(ring: Ring | None) -> Ring | None:

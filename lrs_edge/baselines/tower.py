@@ -181,13 +181,13 @@ class CompressedTiles:
             ImageError: The tile cannot be read.
             BackendError: An engine fails.
         """
-        with self._clock.stage("read"):
+        with self._clock.step("read"):
             window = level.tile_window(tile)
             size = (level.height, level.width)
             pixels = self._raster.read(size, window, self._resampling, self._clock.expired)
             normalised = self._vision.normalise(pixels)
         self._on_tile("read", self.looked_at + 1, self.looked_at)
-        with self._clock.stage("encode"):
+        with self._clock.step("encode"):
             found = self._encoder.encode(normalised, inside, self.rule)
         self.looked_at += 1
         self._on_tile("encode", self.looked_at, self.looked_at)

@@ -50,7 +50,7 @@ _NOWHERE = "every tile reaches to where the image's CRS leads to no place on the
 
 
 @dataclass(frozen=True)
-class Request:
+class AskArguments:
     """What the user typed, apart from the options of the search itself."""
 
     image: Path
@@ -111,13 +111,13 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
         values["output"] = None
     options = take_ask_options(values)
     view = view_for(options.policy, take_view(values))
-    request = Request(**values, view=view)
-    check_value_range(request.value_range)
-    check_output(request.output, request.image)
-    check_output(request.trace, request.image)
-    if request.trace is not None and request.trace == request.output:
-        raise UsageError(f"--trace and --output both name {request.trace}; name two files")
-    answer = _answer(request, _question(request.question), options)
+    typed = AskArguments(**values, view=view)
+    check_value_range(typed.value_range)
+    check_output(typed.output, typed.image)
+    check_output(typed.trace, typed.image)
+    if typed.trace is not None and typed.trace == typed.output:
+        raise UsageError(f"--trace and --output both name {typed.trace}; name two files")
+    answer = _answer(typed, _question(typed.question), options)
     if answer.finish_reason == "timeout":
         ctx.exit(EXIT_TIMED_OUT)
 
@@ -138,7 +138,7 @@ def _question(argument: str) -> str:
         raise UsageError(f"the question on standard input is not UTF-8 text ({error})") from error
 
 
-def _answer(request: Request, question: str, options: AskOptions) -> Answer:
+def _answer(typed: AskArguments, question: str, options: AskOptions) -> Answer:
     """Run the engine, and write the answer as it comes."""
     import lrs_edge
     from lrs_edge.answer import report
@@ -147,29 +147,29 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
 
     restrict_image_formats()
     with (
-        ProgressDisplay(enabled=not request.quiet and _is_terminal(sys.stderr)) as display,
+        ProgressDisplay(enabled=not typed.quiet and _is_terminal(sys.stderr)) as display,
         lrs_edge.load(
-            request.bundle,
-            provider=request.provider,
-            threads=request.threads,
-            kv_cache=request.kv_cache,
-            verify=request.verify,
+            typed.bundle,
+            provider=typed.provider,
+            threads=typed.threads,
+            kv_cache=typed.kv_cache,
+            verify=typed.verify,
         ) as engine,
     ):
         clock = Clock(options.timeout)
         opened = engine.open(
-            request.image,
-            bands=request.bands,
-            value_range=request.value_range,
-            crs=request.crs,
+            typed.image,
+            bands=typed.bands,
+            value_range=typed.value_range,
+            crs=typed.crs,
             timeout=options.timeout,
-            **request.view,
+            **typed.view,
         )
         with opened as scene:
             info = scene.raster.info
             size = (info.width, info.height)
-            facts = report.ImageFacts(str(request.image), *size, info.crs, info.gsd)
-            if request.output_format == "geojson":
+            facts = report.ImageFacts(str(typed.image), *size, info.crs, info.gsd)
+            if typed.output_format == "geojson":
                 reason = info.unlocated or ("" if scene.can_be_placed() else _NOWHERE)
                 if reason:
                     raise UsageError(report.no_geojson(facts.path, reason))
@@ -177,13 +177,13 @@ def _answer(request: Request, question: str, options: AskOptions) -> Answer:
                 question,
                 _less_time(options, clock),
                 on_progress=display.update,
-                trace=request.trace,
+                trace=typed.trace,
             )
             for piece in stream:
-                if request.streams:
+                if typed.streams:
                     display.stop()
                     write_result(printable(piece), None)
-    _finish(request, stream.answer, facts)
+    _finish(typed, stream.answer, facts)
     return stream.answer
 
 
@@ -198,17 +198,17 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def _finish(request: Request, answer: Answer, facts: ImageFacts) -> None:
+def _finish(typed: AskArguments, answer: Answer, facts: ImageFacts) -> None:
     """Write what is written when the whole answer is there."""
     from lrs_edge.answer import report
 
-    if request.streams:
+    if typed.streams:
         write_result("\n", None)
-    elif request.output_format == "text":
-        write_result(printable(answer.text) + "\n", request.output)
-    elif request.output_format == "json":
-        write_result(report.to_json(answer, facts), request.output)
+    elif typed.output_format == "text":
+        write_result(printable(answer.text) + "\n", typed.output)
+    elif typed.output_format == "json":
+        write_result(report.to_json(answer, facts), typed.output)
     else:
-        write_result(report.to_geojson(answer, facts), request.output)
-    if request.output_format == "text" and not request.quiet:
+        write_result(report.to_geojson(answer, facts), typed.output)
+    if typed.output_format == "text" and not typed.quiet:
         click.echo(printable(report.evidence(answer)), err=True, nl=False)

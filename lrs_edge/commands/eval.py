@@ -32,7 +32,7 @@ from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from lrs_edge.evaluation.matching import Matcher
-    from lrs_edge.evaluation.questions import QuestionFormat
+    from lrs_edge.evaluation.question_formats import QuestionFormat
     from lrs_edge.evaluation.results import Result, Results
     from lrs_edge.evaluation.runner import RunSettings
 

@@ -8,7 +8,7 @@ from math import comb
 
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.matching import Matcher
-from lrs_edge.evaluation.results import Header, Results
+from lrs_edge.evaluation.results import Results, RunHeader
 from lrs_edge.evaluation.scoring import (
     CostFigures,
     RegionFigures,
@@ -55,8 +55,8 @@ class Comparison:
         costs: Mean costs of A and of B on the questions that neither failed; None without any.
     """
 
-    first: Header
-    second: Header
+    first: RunHeader
+    second: RunHeader
     overall: GroupChange
     categories: tuple[GroupChange, ...]
     datasets: tuple[GroupChange, ...]

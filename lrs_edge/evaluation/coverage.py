@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.evaluation.questions import Box
+from lrs_edge.pyramid.box import Box
 from lrs_edge.pyramid.levels import Level
 
 #: Evidence counts as looked at where this share of its area was.

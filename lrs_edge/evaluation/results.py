@@ -17,7 +17,8 @@ import msgspec
 
 from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.errors import LrsEdgeError, UsageError
-from lrs_edge.evaluation.questions import Box, QuestionFormat
+from lrs_edge.evaluation.question_formats import QuestionFormat
+from lrs_edge.pyramid.box import Box
 
 SCHEMA_NAME: Final = "lrs-edge/eval-results"
 SCHEMA_VERSION: Final = 1
@@ -44,7 +45,7 @@ class QuestionSource(msgspec.Struct, frozen=True):
     count: Count
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     """First line of a results file: everything that decides the answers.
 
     Attributes:
@@ -79,7 +80,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     num_chunks: int = 1
     chunk: int = 0
 
-    def differences(self, other: Header, *, chunks: bool = True) -> list[str]:
+    def differences(self, other: RunHeader, *, chunks: bool = True) -> list[str]:
         """What differs between two headers, as `name: this, not that`.
 
         Args:
@@ -95,7 +96,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def _flat(header: Header) -> dict[str, Any]:
+def _flat(header: RunHeader) -> dict[str, Any]:
     flat: dict[str, Any] = msgspec.to_builtins(header)
     questions, options = flat.pop("questions"), flat.pop("options")
     return {**flat, "question file": questions["sha256"][:12], **options}
@@ -134,7 +135,7 @@ class Work(msgspec.Struct, frozen=True):
         tiles_encoded: Tiles encoded for this question, the global view not counted.
         tiles_from_cache: Tiles looked at whose tokens earlier questions had left.
         tokens: Token counts.
-        seconds: Seconds per stage.
+        seconds: Seconds per step.
         flops: Operations really computed; None where the bundle does not say what they are.
         finest: None where only the global view was looked at.
     """
@@ -197,7 +198,7 @@ class Results:
         by_index: Results by the index of their question; of several for one question, the last.
     """
 
-    header: Header
+    header: RunHeader
     by_index: dict[int, Result]
 
     def __iter__(self) -> Iterator[Result]:
@@ -239,7 +240,7 @@ class ResultsWriter:
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
-    def append(self, line: Result | Header) -> None:
+    def append(self, line: Result | RunHeader) -> None:
         """Write one line; it is in the operating system's hands when this returns.
 
         Raises:
@@ -252,7 +253,7 @@ class ResultsWriter:
             raise LrsEdgeError(f"{self._path} cannot be written ({error.strerror})") from error
 
 
-def open_results(path: Path, header: Header) -> tuple[Results, ResultsWriter]:
+def open_results(path: Path, header: RunHeader) -> tuple[Results, ResultsWriter]:
     """Open a results file to go on with it, or begin one.
 
     A line cut off at the end of the file is removed.
@@ -309,7 +310,7 @@ def _lock(path: Path, stream: BinaryIO) -> None:
         return
 
 
-def _check_same(path: Path, found: Header, wanted: Header) -> None:
+def _check_same(path: Path, found: RunHeader, wanted: RunHeader) -> None:
     differences = found.differences(wanted)
     if differences:
         raise UsageError(
@@ -318,7 +319,7 @@ def _check_same(path: Path, found: Header, wanted: Header) -> None:
         )
 
 
-def _is_begun(path: Path, header: Header) -> bool:
+def _is_begun(path: Path, header: RunHeader) -> bool:
     """Whether a file holds no more than the beginning of its header: the run was killed there."""
     line = msgspec.json.encode(header)
     try:
@@ -330,7 +331,7 @@ def _is_begun(path: Path, header: Header) -> bool:
 
 def _read(path: Path) -> tuple[Results, int]:
     """A results file, and the place behind its last whole line."""
-    header: Header | None = None
+    header: RunHeader | None = None
     found: dict[int, Result] = {}
     end = 0
     try:
@@ -362,10 +363,10 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _parsed(where: str, line: bytes, *, first: bool) -> Header | Result:
+def _parsed(where: str, line: bytes, *, first: bool) -> RunHeader | Result:
     try:
         if first or line.startswith(b'{"schema"'):
-            return msgspec.json.decode(line, type=Header)
+            return msgspec.json.decode(line, type=RunHeader)
         return msgspec.json.decode(line, type=Result)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
@@ -373,7 +374,7 @@ def _parsed(where: str, line: bytes, *, first: bool) -> Header | Result:
         ) from error
 
 
-def _same_run(path: Path, first: Header, other: Header) -> None:
+def _same_run(path: Path, first: RunHeader, other: RunHeader) -> None:
     differences = first.differences(other, chunks=False)
     if differences:
         raise UsageError(

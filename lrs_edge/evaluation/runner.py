@@ -25,17 +25,18 @@ from lrs_edge.errors import (
     out_of_memory,
 )
 from lrs_edge.evaluation.flops import count_flops, graph_costs
-from lrs_edge.evaluation.questions import MME_END_STR, Question, QuestionFile
+from lrs_edge.evaluation.question_formats import MME_END_STR, EvalQuestion
+from lrs_edge.evaluation.questions import QuestionFile
 from lrs_edge.evaluation.results import (
     SCHEMA_NAME,
     SCHEMA_VERSION,
     FinestLevel,
     FlopCounts,
-    Header,
     QuestionSource,
     Result,
     Results,
     ResultsWriter,
+    RunHeader,
     Work,
 )
 from lrs_edge.requests.options import INSIDE, AskOptions, view_for
@@ -105,7 +106,7 @@ def question_options(questions: QuestionFile, options: AskOptions) -> AskOptions
     return options
 
 
-def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> Header:
+def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> RunHeader:
     """The header of a run's results file.
 
     Args:
@@ -115,7 +116,7 @@ def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> H
     """
     root = default_bundle_path() if bundle is None else bundle
     questions = settings.questions
-    return Header(
+    return RunHeader(
         schema=SCHEMA_NAME,
         schema_version=SCHEMA_VERSION,
         lrs_edge=__version__,
@@ -178,7 +179,7 @@ def check_images(settings: RunSettings) -> None:
         )
 
 
-def chosen_questions(settings: RunSettings) -> list[Question]:
+def chosen_questions(settings: RunSettings) -> list[EvalQuestion]:
     """The questions of this run's chunk, those about one image together.
 
     Chunks are as even as can be and, apart from the images at their ends, hold whole images, so
@@ -194,7 +195,7 @@ def chosen_questions(settings: RunSettings) -> list[Question]:
     return ordered[start:end]
 
 
-def unanswered(settings: RunSettings, known: Results) -> list[Question]:
+def unanswered(settings: RunSettings, known: Results) -> list[EvalQuestion]:
     """Those of `chosen_questions` that an earlier run left to be asked."""
     return [
         question
@@ -236,7 +237,7 @@ def run(
 
 
 def _image_results(
-    engine: Engine, settings: RunSettings, image: str, questions: Sequence[Question]
+    engine: Engine, settings: RunSettings, image: str, questions: Sequence[EvalQuestion]
 ) -> Iterable[Result]:
     path = settings.images / image
     try:
@@ -258,7 +259,7 @@ def _image_results(
             yield _answered(engine, scene, question, settings.options)
 
 
-def _answered(engine: Engine, scene: Scene, question: Question, options: AskOptions) -> Result:
+def _answered(engine: Engine, scene: Scene, question: EvalQuestion, options: AskOptions) -> Result:
     before = engine.meter.read()
     try:
         answer = scene.ask(question.text, options)
@@ -317,7 +318,9 @@ def _finest(answer: Answer) -> FinestLevel | None:
     )
 
 
-def _result(question: Question, text: str, *, error: str = "", work: Work | None = None) -> Result:
+def _result(
+    question: EvalQuestion, text: str, *, error: str = "", work: Work | None = None
+) -> Result:
     return Result(
         index=question.index,
         question_id=question.question_id,

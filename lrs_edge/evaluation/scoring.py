@@ -9,7 +9,7 @@ from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.coverage import Coverage, coverage
 from lrs_edge.evaluation.matching import Match, Matcher
-from lrs_edge.evaluation.results import FinestLevel, Header, Result, Results
+from lrs_edge.evaluation.results import FinestLevel, Result, Results, RunHeader
 from lrs_edge.pyramid.levels import Level
 
 #: Upper bounds of the bins of images by their long side in pixels; LRS-VQA's reach 27,328.
@@ -42,7 +42,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupAccuracy:
     """Accuracy of some questions.
 
     Attributes:
@@ -124,17 +124,17 @@ class Score:
         cost: None where nothing was answered.
     """
 
-    header: Header
-    overall: Group
+    header: RunHeader
+    overall: GroupAccuracy
     exact: int
     synonyms: int
     knows_synonyms: bool
     errors: int
     timeouts: int
     missing: int
-    categories: tuple[Group, ...]
-    datasets: tuple[Group, ...]
-    sizes: tuple[Group, ...]
+    categories: tuple[GroupAccuracy, ...]
+    datasets: tuple[GroupAccuracy, ...]
+    sizes: tuple[GroupAccuracy, ...]
     regions: RegionFigures | None
     cost: CostFigures | None
 
@@ -211,23 +211,23 @@ def _timed_out(result: Result) -> bool:
     return result.work is not None and result.work.finish_reason == "timeout"
 
 
-def _group(name: str, scored: Sequence[Scored]) -> Group:
+def _group(name: str, scored: Sequence[Scored]) -> GroupAccuracy:
     by_category: dict[str, list[bool]] = {}
     for item in scored:
         by_category.setdefault(item.result.category, []).append(item.correct)
     shares = [sum(right) / len(right) for right in by_category.values()]
     correct = sum(item.correct for item in scored)
-    return Group(name, len(scored), correct, sum(shares) / len(shares) if shares else 0.0)
+    return GroupAccuracy(name, len(scored), correct, sum(shares) / len(shares) if shares else 0.0)
 
 
-def _groups(scored: Iterable[Scored], name: Callable[[Scored], str]) -> tuple[Group, ...]:
+def _groups(scored: Iterable[Scored], name: Callable[[Scored], str]) -> tuple[GroupAccuracy, ...]:
     members: dict[str, list[Scored]] = {}
     for item in scored:
         members.setdefault(name(item), []).append(item)
     return tuple(_group(key, members[key]) for key in sorted(members))
 
 
-def _size_groups(scored: Iterable[Scored]) -> tuple[Group, ...]:
+def _size_groups(scored: Iterable[Scored]) -> tuple[GroupAccuracy, ...]:
     groups = {group.name: group for group in _groups(scored, _size_bin)}
     return tuple(groups[name] for name in (*_bin_names(), UNKNOWN_SIZE) if name in groups)
 

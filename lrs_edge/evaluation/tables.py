@@ -12,8 +12,8 @@ import msgspec
 
 from lrs_edge.evaluation.comparison import Comparison, GroupChange
 from lrs_edge.evaluation.coverage import COVERED_SHARE
-from lrs_edge.evaluation.results import Header
-from lrs_edge.evaluation.scoring import Group, Score
+from lrs_edge.evaluation.results import RunHeader
+from lrs_edge.evaluation.scoring import GroupAccuracy, Score
 
 TableFormat = Literal["table", "json", "csv"]
 
@@ -81,7 +81,7 @@ def comparison_facts(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _run_facts(header: Header) -> dict[str, Any]:
+def _run_facts(header: RunHeader) -> dict[str, Any]:
     facts: dict[str, Any] = msgspec.to_builtins(header)
     return {name: facts[name] for name in ("model", "manifest_sha256", "lrs_edge", "provider")} | {
         "questions": facts["questions"],
@@ -89,7 +89,7 @@ def _run_facts(header: Header) -> dict[str, Any]:
     }
 
 
-def _group_facts(group: Group) -> dict[str, Any]:
+def _group_facts(group: GroupAccuracy) -> dict[str, Any]:
     return {
         "questions": group.questions,
         "correct": group.correct,
@@ -187,7 +187,7 @@ def _score_table(score: Score) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run_lines(title: str, header: Header) -> list[str]:
+def _run_lines(title: str, header: RunHeader) -> list[str]:
     from lrs_edge.requests.options import AskOptions
 
     usual = msgspec.to_builtins(asdict(AskOptions()))
@@ -203,7 +203,7 @@ def _run_lines(title: str, header: Header) -> list[str]:
     ]
 
 
-def _group_lines(title: str, groups: Sequence[Group], *, average: bool) -> list[str]:
+def _group_lines(title: str, groups: Sequence[GroupAccuracy], *, average: bool) -> list[str]:
     if not groups:
         return []
     header = [title, "questions", "correct", "accuracy", *(["average"] if average else [])]

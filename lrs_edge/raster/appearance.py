@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.errors import ImageError
 from lrs_edge.raster.bands import BandChoice
-from lrs_edge.raster.source import Header, Source
+from lrs_edge.raster.source import ImageHeader, Source
 from lrs_edge.raster.stretch import Tone, percentile_ranges
 from lrs_edge.raster.window import WindowReader
 
@@ -125,7 +125,7 @@ def find_appearance(
 
 def _needs_sample(
     reader: WindowReader,
-    header: Header,
+    header: ImageHeader,
     nodata: tuple[float | None, ...],
     choice: BandChoice,
     value_range: tuple[float, float] | None,
@@ -144,7 +144,7 @@ def _needs_sample(
 
 
 def _tone(
-    header: Header,
+    header: ImageHeader,
     choice: BandChoice,
     nodata: tuple[float | None, ...],
     value_range: tuple[float, float] | None,
@@ -163,7 +163,7 @@ def _tone(
 
 
 def _black_first(
-    ranges: tuple[tuple[float, float], ...], header: Header, choice: BandChoice
+    ranges: tuple[tuple[float, float], ...], header: ImageHeader, choice: BandChoice
 ) -> tuple[tuple[float, float], ...]:
     """Low and high as black and white: exchanged where the file counts down from white."""
     if header.white_is_zero and choice.shown == (1,) and not choice.palette:
@@ -187,7 +187,7 @@ def _is_no_alpha(alpha: NDArray[Any]) -> bool:
 
 def _hidden_note(
     reader: WindowReader,
-    header: Header,
+    header: ImageHeader,
     nodata: tuple[float | None, ...],
     visible: NDArray[np.bool_] | None,
     counts: NDArray[np.bool_] | None,

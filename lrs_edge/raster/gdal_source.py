@@ -15,13 +15,14 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from lrs_edge.errors import ImageError
+from lrs_edge.pyramid.box import PixelBox
 from lrs_edge.raster.gdal_env import CACHE_BYTES, environment, open_dataset, overviews_of
 from lrs_edge.raster.image_thread import check_stopped
 from lrs_edge.raster.locating import locate
 from lrs_edge.raster.orientation import read_orientation
 from lrs_edge.raster.pages import choose_page
 from lrs_edge.raster.references import check_overviews
-from lrs_edge.raster.source import Box, Header, Pixels
+from lrs_edge.raster.source import ImageHeader, Pixels
 
 #: Codecs that decode from the first line on: going back means starting again.
 _SEQUENTIAL = {"PNG", "JPEG", "GIF", "BIGGIF", "WEBP", "JPEGXL", "AVIF", "HEIF"}
@@ -109,7 +110,7 @@ class GdalSource:
     def read(
         self,
         bands: Sequence[int],
-        box: Box,
+        box: PixelBox,
         *,
         overview: int | None = None,
         shape: tuple[int, int] | None = None,
@@ -119,9 +120,9 @@ class GdalSource:
         dataset = self._at(overview)
         if dataset is None:
             raise ImageError(f"{self.path} has no usable overview {overview}; read the image")
-        row0, row1, col0, col1 = box
-        window = Window(col0, row0, col1 - col0, row1 - row0)
-        size = shape or (row1 - row0, col1 - col0)
+        x0, y0, x1, y1 = box
+        window = Window(x0, y0, x1 - x0, y1 - y0)
+        size = shape or (y1 - y0, x1 - x0)
         raw: NDArray[Any] = np.empty((len(bands), *size), dtype=self.header.dtype(bands))
         mask: NDArray[np.bool_] | None = None
         with environment(self.path, "decoded", **self._settings):
@@ -131,12 +132,12 @@ class GdalSource:
                 mask = self._visible(bands, self._in_image(box, overview), size)
         return raw, mask
 
-    def _in_image(self, box: Box, overview: int | None) -> Window:
+    def _in_image(self, box: PixelBox, overview: int | None) -> Window:
         """A window of an overview as a window of the image."""
-        row0, row1, col0, col1 = box
+        x0, y0, x1, y1 = box
         height, width = self.size(overview) or (self.header.height, self.header.width)
         down, right = self.header.height / height, self.header.width / width
-        return Window(col0 * right, row0 * down, (col1 - col0) * right, (row1 - row0) * down)
+        return Window(x0 * right, y0 * down, (x1 - x0) * right, (y1 - y0) * down)
 
     def _visible(
         self, bands: Sequence[int], window: Window, size: tuple[int, int]
@@ -162,7 +163,7 @@ class GdalSource:
             self._stack.close()
 
 
-def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) -> Header:
+def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) -> ImageHeader:
     count = dataset.count
     if not 1 <= count <= max_bands:
         raise ImageError(
@@ -180,7 +181,7 @@ def _header(path: Path, dataset: DatasetReader, max_bands: int, directory: int) 
     compressed = structure.get("COMPRESSION", "NONE").upper() != "NONE"
     overviews = dataset.overviews(1)
     located = locate(dataset)
-    return Header(
+    return ImageHeader(
         driver=dataset.driver,
         height=dataset.height,
         width=dataset.width,

@@ -19,6 +19,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform as transform_points
 
+from lrs_edge.pyramid.box import Box
 from lrs_edge.raster.footprint import (
     Point,
     Polygons,
@@ -35,8 +36,6 @@ from lrs_edge.raster.footprint import (
     unrolled,
     wrapped,
 )
-
-Bounds = tuple[float, float, float, float]
 
 #: Pieces each edge of a window is cut into at first; more where it bends.
 EDGE_PIECES = 8
@@ -108,7 +107,7 @@ class Georeference:
         short = " ".join((quoted.group(1) if quoted else name).split())[:80]
         return "its CRS" if short.lower() in ("", "unknown", "unnamed") else short
 
-    def place(self, bounds: Bounds) -> Place | None:
+    def place(self, bounds: Box) -> Place | None:
         """Where a pixel window lies.
 
         A window of which any part has no place in WGS 84 has no polygon there.
@@ -155,7 +154,7 @@ class Georeference:
         metres = math.sqrt(sides[0] * sides[1]) * _EARTH_RADIUS_M
         return metres if math.isfinite(metres) and metres > 0 else None
 
-    def _outline(self, bounds: Bounds) -> tuple[Ring, Polygons] | None:
+    def _outline(self, bounds: Box) -> tuple[Ring, Polygons] | None:
         """The outline of a window in WGS 84 as one ring and as valid polygons, or None."""
         if bounds[0] >= bounds[2] or bounds[1] >= bounds[3]:
             return None
@@ -236,7 +235,7 @@ class Georeference:
         curve = unrolled([place for _, place in nodes])
         return [curve[0], curve[-1]] if is_straight(curve, tolerance) else curve
 
-    def _clear_of_poles(self, bounds: Bounds) -> tuple[Bounds, bool, bool]:
+    def _clear_of_poles(self, bounds: Box) -> tuple[Box, bool, bool]:
         """A window that no pole touches, and whether the north and the south pole lie inside.
 
         At a pole itself the longitude jumps, so an edge that meets one is moved inwards by a

@@ -14,7 +14,13 @@ from lrs_edge.raster.claims import MAX_BLOCK_BYTES
 from lrs_edge.raster.gdal_source import GdalSource
 from lrs_edge.raster.pillow_source import check_progressive, decode_jpeg
 from lrs_edge.raster.references import check_references
-from lrs_edge.raster.source import Header, MemorySource, Source, is_plain_jpeg, open_with_pillow
+from lrs_edge.raster.source import (
+    ImageHeader,
+    MemorySource,
+    Source,
+    is_plain_jpeg,
+    open_with_pillow,
+)
 
 #: From here on (pixels) a file without overviews or tiles is worth a warning.
 _BIG = 50_000_000
@@ -72,7 +78,7 @@ def open_source(path: Path, limits: RasterLimits, page: int | None = None) -> So
     return source
 
 
-def _check_size(path: Path, header: Header, limits: RasterLimits) -> None:
+def _check_size(path: Path, header: ImageHeader, limits: RasterLimits) -> None:
     size = f"{path} has {header.width}x{header.height} pixels"
     if max(header.width, header.height) > limits.max_side:
         raise ImageError(f"{size}; the longest side allowed is {limits.max_side}: cut it up")
@@ -96,7 +102,7 @@ def _check_size(path: Path, header: Header, limits: RasterLimits) -> None:
         )
 
 
-def check_dtype(path: Path, header: Header, bands: Sequence[int]) -> np.dtype[Any]:
+def check_dtype(path: Path, header: ImageHeader, bands: Sequence[int]) -> np.dtype[Any]:
     """The common type of some bands (1-based).
 
     Raises:
@@ -150,13 +156,13 @@ def settle(
         return MemorySource(header, bands, pixels, source.bytes_read, source), []
     if not header.sequential:
         # The last block of a truncated file is missing.
-        last = (header.height - 1, header.height, header.width - 1, header.width)
+        last = (header.width - 1, header.height - 1, header.width, header.height)
         source.read(bands, last)
     note = _slowness(header) if header.height * header.width >= _BIG else None
     return source, [f"{path.name} {note}; gdal_translate -of COG makes one"] if note else []
 
 
-def _slowness(header: Header) -> str | None:
+def _slowness(header: ImageHeader) -> str | None:
     """Why a big file is slow to read."""
     if header.sequential:
         return (

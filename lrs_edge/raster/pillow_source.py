@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrs_edge.errors import ImageError
+from lrs_edge.pyramid.box import PixelBox
 from lrs_edge.raster.image_thread import check_stopped
-from lrs_edge.raster.source import Box, Header, Pixels, Source
+from lrs_edge.raster.source import ImageHeader, Pixels, Source
 
 #: Rows copied out at a time.
 _ROWS = 256
@@ -27,7 +28,7 @@ class PillowSource:
         image: Decoded, in mode L, RGB or RGBA.
     """
 
-    def __init__(self, header: Header, image: Image.Image) -> None:
+    def __init__(self, header: ImageHeader, image: Image.Image) -> None:
         self.header = header
         self.bytes_read = header.width * header.height * len(header.dtypes)
         self._image: Image.Image | None = image
@@ -39,25 +40,25 @@ class PillowSource:
     def read(
         self,
         bands: Sequence[int],
-        box: Box,
+        box: PixelBox,
         *,
         overview: int | None = None,  # noqa: ARG002 (size() offers none)
         shape: tuple[int, int] | None = None,
     ) -> Pixels:
         """See `Source.read`."""
         assert self._image is not None, "the source was closed"
-        row0, row1, col0, col1 = box
+        x0, y0, x1, y1 = box
         down = across = 1
         if shape is not None:
-            down, across = -(-(row1 - row0) // shape[0]), -(-(col1 - col0) // shape[1])
-        size = (len(range(row0, row1, down)), len(range(col0, col1, across)))
+            down, across = -(-(y1 - y0) // shape[0]), -(-(x1 - x0) // shape[1])
+        size = (len(range(y0, y1, down)), len(range(x0, x1, across)))
         out: NDArray[Any] = np.empty((len(bands), *size), np.uint8)
         step = max(_ROWS // down, 1) * down
-        for top in range(row0, row1, step):
+        for top in range(y0, y1, step):
             check_stopped()
-            strip = self._image.crop((col0, top, col1, min(top + step, row1)))
+            strip = self._image.crop((x0, top, x1, min(top + step, y1)))
             part = np.asarray(strip).reshape(strip.height, strip.width, -1)[::down, ::across]
-            first = (top - row0) // down
+            first = (top - y0) // down
             for place, band in enumerate(bands):
                 out[place, first : first + len(part)] = part[..., band - 1]
         return out, None
@@ -108,7 +109,7 @@ def decode_jpeg(path: Path, source: Source, in_memory_bytes: int) -> PillowSourc
     return PillowSource(header, kept)
 
 
-def check_progressive(path: Path, header: Header) -> None:
+def check_progressive(path: Path, header: ImageHeader) -> None:
     """Refuses a JPEG whose coefficients all have to be held until its last scan, and are too many.
 
     Raises:

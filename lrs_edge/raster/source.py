@@ -2,7 +2,7 @@
 
 Knows nothing about colours, levels or stretching. A `Source` reads windows of raw pixels from the
 image or from one of its overviews: `gdal_source.py` from the file, `MemorySource` from an array
-that was decoded once. Windows are row0, row1, col0, col1 in pixels of what is read.
+that was decoded once. Boxes are in pixels of what is read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrs_edge.errors import ImageError
+from lrs_edge.pyramid.box import PixelBox
 from lrs_edge.raster.codecs import unopened_format
 from lrs_edge.raster.georeference import Georeference
 from lrs_edge.raster.orientation import EXIF_ORIENTATION, valid_orientation
 
-Box = tuple[int, int, int, int]
 #: Raw pixels [bands, rows, cols] and the file's mask [rows, cols] (None: no mask).
 Pixels = tuple[NDArray[Any], "NDArray[np.bool_] | None"]
 
@@ -30,7 +30,7 @@ _PILLOW_FORMATS = ("JPEG", "JPEG2000", "PNG", "TIFF", "BMP", "GIF", "WEBP", "AVI
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """What a file says about itself.
 
     Attributes:
@@ -90,9 +90,9 @@ class Header:
     backwards: tuple[bool, bool] = (False, False)
 
     @property
-    def full(self) -> Box:
-        """The window of the whole image."""
-        return (0, self.height, 0, self.width)
+    def full(self) -> PixelBox:
+        """The whole image."""
+        return (0, 0, self.width, self.height)
 
     def nbytes(self, bands: Sequence[int]) -> int:
         """Bytes of some bands (1-based) of the whole image, decoded."""
@@ -106,7 +106,7 @@ class Header:
 class Source(Protocol):
     """Raw pixels of one open image. Not safe for threads; `Raster` locks around it."""
 
-    header: Header
+    header: ImageHeader
 
     @property
     def bytes_read(self) -> int:
@@ -118,7 +118,7 @@ class Source(Protocol):
     def read(
         self,
         bands: Sequence[int],
-        box: Box,
+        box: PixelBox,
         *,
         overview: int | None = None,
         shape: tuple[int, int] | None = None,
@@ -144,7 +144,7 @@ class MemorySource:
 
     def __init__(
         self,
-        header: Header,
+        header: ImageHeader,
         bands: Sequence[int],
         pixels: Pixels,
         bytes_read: int = 0,
@@ -173,17 +173,17 @@ class MemorySource:
     def read(
         self,
         bands: Sequence[int],
-        box: Box,
+        box: PixelBox,
         *,
         overview: int | None = None,  # noqa: ARG002 (size() offers none)
         shape: tuple[int, int] | None = None,
     ) -> Pixels:
         """See `Source.read`."""
-        row0, row1, col0, col1 = box
-        rows, cols = slice(row0, row1), slice(col0, col1)
+        x0, y0, x1, y1 = box
+        rows, cols = slice(y0, y1), slice(x0, x1)
         if shape is not None:
-            rows = slice(row0, row1, -(-(row1 - row0) // shape[0]))
-            cols = slice(col0, col1, -(-(col1 - col0) // shape[1]))
+            rows = slice(y0, y1, -(-(y1 - y0) // shape[0]))
+            cols = slice(x0, x1, -(-(x1 - x0) // shape[1]))
         raw = self._raw[[self._places[band] for band in bands], rows, cols]
         return raw, None if self._mask is None else self._mask[rows, cols]
 
@@ -234,7 +234,7 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
             f"{path} is {reason}; give a GeoTIFF, COG, JPEG 2000, NITF, VRT, PNG or JPEG file"
         ) from error
     height, width, count = pixels.shape
-    header = Header(
+    header = ImageHeader(
         driver=kind,
         height=height,
         width=width,
@@ -249,7 +249,7 @@ def open_with_pillow(path: Path, in_memory_bytes: int) -> MemorySource:
     return MemorySource(header, range(1, count + 1), (planes, None), planes.nbytes)
 
 
-def is_plain_jpeg(header: Header) -> bool:
+def is_plain_jpeg(header: ImageHeader) -> bool:
     """True for a JPEG of 8-bit grey or RGB without a mask."""
     plain = len(header.dtypes) in (1, 3) and set(header.dtypes) == {"uint8"}
     return header.driver == "JPEG" and plain and not header.has_mask

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from lrs_edge.pyramid.box import PixelBox
 from lrs_edge.raster.orientation import Turn
-from lrs_edge.raster.source import Box, Header, Pixels, Source
+from lrs_edge.raster.source import ImageHeader, Pixels, Source
 
 
 class TurnedSource:
@@ -37,22 +38,22 @@ class TurnedSource:
     def read(
         self,
         bands: Sequence[int],
-        box: Box,
+        box: PixelBox,
         *,
         overview: int | None = None,
         shape: tuple[int, int] | None = None,
     ) -> Pixels:
         """See `Source.read`."""
         height, width = self.size(overview) or (self.header.height, self.header.width)
-        row0, row1, col0, col1 = box
+        x0, y0, x1, y1 = box
         if self._turn.rows:
-            row0, row1 = height - row1, height - row0
+            y0, y1 = height - y1, height - y0
         if self._turn.cols:
-            col0, col1 = width - col1, width - col0
+            x0, x1 = width - x1, width - x0
         if self._turn.transposed:
-            box, shape = (col0, col1, row0, row1), shape and shape[::-1]
+            box, shape = (y0, x0, y1, x1), shape and shape[::-1]
         else:
-            box = (row0, row1, col0, col1)
+            box = (x0, y0, x1, y1)
         raw, mask = self._source.read(bands, box, overview=overview, shape=shape)
         rows, cols = (slice(None, None, -1 if back else 1) for back in self._reversed)
         if self._turn.transposed:
@@ -71,7 +72,7 @@ class TurnedSource:
         self._source.close()
 
 
-def _turned_header(header: Header, turn: Turn) -> Header:
+def _turned_header(header: ImageHeader, turn: Turn) -> ImageHeader:
     backwards = (turn.rows, turn.cols)
     if not turn.transposed:
         return replace(header, backwards=backwards)

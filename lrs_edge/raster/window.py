@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.pyramid.box import PixelBox
 from lrs_edge.raster.resample import Taps, area_taps, combine, reference_taps
-from lrs_edge.raster.source import Box, Pixels, Source
+from lrs_edge.raster.source import Pixels, Source
 from lrs_edge.raster.stretch import Tone
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class WindowReader:
         return self.bands if self.alpha is None else (*self.bands, self.alpha)
 
     def pixels(
-        self, box: Box, overview: int | None = None, shape: tuple[int, int] | None = None
+        self, box: PixelBox, overview: int | None = None, shape: tuple[int, int] | None = None
     ) -> Pixels:
         """Raw pixels of the bands and their visibility, alpha included. See `Source.read`."""
         raw, visible = self._source.read(self.read_bands, box, overview=overview, shape=shape)
@@ -92,7 +93,7 @@ class WindowReader:
             return self._patches(height, width)
         scale = max(height, width) / SAMPLE_SIDE
         shape = (max(round(height / scale), 1), max(round(width / scale), 1))
-        return self.pixels((0, height, 0, width), overview, shape if scale > 1 else None)
+        return self.pixels((0, 0, width, height), overview, shape if scale > 1 else None)
 
     def _patches(self, height: int, width: int) -> Pixels:
         """A grid of small windows side by side: decodes a bounded number of blocks."""
@@ -100,7 +101,7 @@ class WindowReader:
         found = []
         for y in np.linspace(0, height - side_y, _PATCHES).astype(int).tolist():
             for x in np.linspace(0, width - side_x, _PATCHES).astype(int).tolist():
-                found.append(self.pixels((y, y + side_y, x, x + side_x)))
+                found.append(self.pixels((x, y, x + side_x, y + side_y)))
         visible = [mask for _, mask in found if mask is not None]
         return (
             np.concatenate([raw for raw, _ in found], axis=2),
@@ -202,7 +203,7 @@ class WindowReader:
         backwards = self._source.header.backwards[0]
         for run in reversed(runs) if backwards else runs:
             top, bottom = int(run[0]), int(run[-1]) + 1
-            raw, visible = self.pixels((top, bottom, left, right), overview)
+            raw, visible = self.pixels((left, top, right, bottom), overview)
             if bottom - top != len(run) or right - left != len(cols):
                 pick = np.ix_(run - top, cols - left)
                 raw = raw[:, pick[0], pick[1]]

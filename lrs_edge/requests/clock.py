@@ -1,4 +1,4 @@
-"""Time: the deadline of one question, and the seconds its stages take."""
+"""Time: the deadline of one question, and the seconds its steps take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Started when the question is submitted; measures stages and knows the deadline.
+    """Started when the question is submitted; measures steps and knows the deadline.
 
     Args:
         timeout: Seconds the question may take, None for no limit.
@@ -32,8 +32,8 @@ class Clock:
         self.is_given_up: Callable[[], bool] = lambda: False
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a stage."""
+    def step(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a step, such as `prefill`."""
         start = self._now()
         try:
             yield
@@ -41,7 +41,7 @@ class Clock:
             self._seconds[name] += self._now() - start
 
     def seconds(self, name: str) -> float:
-        """Seconds spent in a stage so far."""
+        """Seconds spent in a step so far."""
         return self._seconds[name]
 
     @property

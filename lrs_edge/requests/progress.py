@@ -8,7 +8,7 @@ from typing import Literal
 from lrs_edge.answer.answer import Progress
 
 OnProgress = Callable[[Progress], None]
-Stage = Literal["read", "encode", "score", "prefill", "decode"]
+Step = Literal["read", "encode", "score", "prefill", "decode"]
 
 
 class ProgressTeller:
@@ -40,20 +40,20 @@ class ProgressTeller:
         self._total += tiles
         self.tell("score")
 
-    def on_tile(self, stage: Literal["read", "encode"], read: int, encoded: int) -> None:
+    def on_tile(self, step: Literal["read", "encode"], read: int, encoded: int) -> None:
         """A tile was read, or encoded."""
         self._read, self._encoded = read, encoded
-        self.tell(stage)
+        self.tell(step)
 
-    def tell(self, stage: Stage) -> None:
+    def tell(self, step: Step) -> None:
         """Say what happens now."""
         self._check()
         if self._on_progress is None:
             return
-        searching = stage in ("read", "encode", "score")
+        searching = step in ("read", "encode", "score")
         self._on_progress(
             Progress(
-                stage=stage,
+                stage=step,
                 level=self._level if searching else None,
                 levels=self._levels,
                 tiles_read=self._read,

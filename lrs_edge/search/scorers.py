@@ -113,9 +113,9 @@ class RfmScorer:
             self._budget.check()
 
         clock, prefix = self._budget.clock, self._prefix
-        with clock.stage("prefix"):
+        with clock.step("prefix"):
             self._focus.fill_prefix(self._cache, prefix.embeds, prefix.tokens, on_part)
-        with clock.stage("score"):
+        with clock.step("score"):
             cache = self._cache if len(ends) > 1 else self._passing()
             return self._focus.logits(cache, whole.embeds, whole.tokens, ends, bias, on_part)
 

@@ -21,7 +21,7 @@ from lrs_edge.vision.readahead import reading_ahead
 if TYPE_CHECKING:
     from lrs_edge.raster.raster import Raster
 
-#: Told about every step: stage, tiles read so far, tiles encoded so far.
+#: Told about every step: its name, tiles read so far, tiles encoded so far.
 OnTile = Callable[[Literal["read", "encode"], int, int], None]
 
 
@@ -132,7 +132,7 @@ class TileSession:
                 read = []
                 try:
                     for _ in batch:
-                        with self._clock.stage("read"):
+                        with self._clock.step("read"):
                             read.append(next(pixels))
                         self.read += 1
                         self._on_tile("read", self.read, self.encoded)
@@ -162,7 +162,7 @@ class TileSession:
         role: Literal["global", "local"],
     ) -> dict[TileIndex, Features]:
         found = {}
-        with self._clock.stage("encode"):
+        with self._clock.step("encode"):
             batch = self._encoder.encode(pixels)
             for tile, tokens in zip(tiles, batch, strict=True):
                 kept = self._encoder.pool(tokens) if role == "local" else tokens.copy()

@@ -22,8 +22,8 @@ from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.distill.chance import seeded
 from lrs_edge_export.distill.evidence import evidence_tiles
 from lrs_edge_export.distill.guidance import choose_tiles, next_tile_scores
-from lrs_edge_export.distill.questions import Question
-from lrs_edge_export.distill.sequences import Assembler, Group, GroupInput, image_key
+from lrs_edge_export.distill.questions import TrainingQuestion
+from lrs_edge_export.distill.sequences import Assembler, GroupInput, QuestionGroup, image_key
 from lrs_edge_export.distill.teacher import attention_by_layer
 
 #: Questions that share one sequence: at the base level, which they all see, and on finer ones,
@@ -62,7 +62,7 @@ class Collector:
     """
 
     def __init__(
-        self, assembler: Assembler, questions: Sequence[Question], sampling: Sampling
+        self, assembler: Assembler, questions: Sequence[TrainingQuestion], sampling: Sampling
     ) -> None:
         self.assembler = assembler
         self._questions = questions
@@ -79,7 +79,7 @@ class Collector:
         numbers: Sequence[int],
         level: int,
         wanted: Mapping[int, NDArray[np.float64]] | None = None,
-    ) -> list[Group]:
+    ) -> list[QuestionGroup]:
         """Groups of one image on one level.
 
         Args:
@@ -110,7 +110,7 @@ class Collector:
                     self._sampling.tiles,
                     seeded(self._sampling.seed, name),
                 )
-            found.append(Group(name, image, level, tiles, chunk))
+            found.append(QuestionGroup(name, image, level, tiles, chunk))
         return found
 
     def wanted(
@@ -129,7 +129,7 @@ class Collector:
 
 
 def in_batches(
-    assembler: Assembler, groups: Sequence[Group], limit: int = MAX_TOKENS
+    assembler: Assembler, groups: Sequence[QuestionGroup], limit: int = MAX_TOKENS
 ) -> Iterator[list[GroupInput]]:
     """Inputs of groups, as many at once as have at most `limit` tokens. Raises ImageError."""
     batch: list[GroupInput] = []
@@ -161,17 +161,17 @@ class Targets:
         """Whether an image is done."""
         return self._index(image).is_file()
 
-    def put(self, group: Group, scores: NDArray[np.float32]) -> None:
+    def put(self, group: QuestionGroup, scores: NDArray[np.float32]) -> None:
         """Store the listed layers' scores float32 [N, Q, n] of a group."""
         with replacing(self._folder / f"{group.name}.npy") as stream:
             np.save(stream, scores, allow_pickle=False)
 
-    def get(self, group: Group) -> NDArray[np.float32]:
+    def get(self, group: QuestionGroup) -> NDArray[np.float32]:
         """Scores float32 [N, Q, n] of a group."""
         found: NDArray[np.float32] = np.load(self._folder / f"{group.name}.npy", allow_pickle=False)
         return found
 
-    def finish(self, image: str, size_hw: tuple[int, int], groups: Sequence[Group]) -> None:
+    def finish(self, image: str, size_hw: tuple[int, int], groups: Sequence[QuestionGroup]) -> None:
         """Mark an image as done."""
         listed = [
             {
@@ -185,7 +185,7 @@ class Targets:
         with replacing(self._index(image)) as stream:
             stream.write(json.dumps({"size_hw": size_hw, "groups": listed}).encode())
 
-    def groups(self, image: str) -> tuple[tuple[int, int], list[Group]]:
+    def groups(self, image: str) -> tuple[tuple[int, int], list[QuestionGroup]]:
         """Height and width of a finished image, and its groups.
 
         Raises:
@@ -196,7 +196,7 @@ class Targets:
             found = json.loads(path.read_bytes())
             height, width = found["size_hw"]
             groups = [
-                Group(
+                QuestionGroup(
                     name=entry["name"],
                     image=image,
                     level=entry["level"],
@@ -221,7 +221,7 @@ def collect(
     device: torch.device,
     targets: Targets,
     progress: OnProgress,
-) -> list[Group]:
+) -> list[QuestionGroup]:
     """Groups of all images with their targets; what is on disk already is not made again.
 
     Args:
@@ -265,7 +265,7 @@ def _collect_part(
     progress: OnProgress,
 ) -> None:
     depth = {image: collector.levels(image) for image in images}
-    made: dict[str, list[Group]] = {image: [] for image in images}
+    made: dict[str, list[QuestionGroup]] = {image: [] for image in images}
     wanted: dict[str, dict[int, NDArray[np.float64]]] = {image: {} for image in images}
     for level in range(max(depth.values())):
         groups = []

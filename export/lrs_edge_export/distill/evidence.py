@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.language.sequence import LocalTokens
+from lrs_edge.pyramid.box import Box
 from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
-from lrs_edge_export.distill.questions import Box
 
 Scores = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -14,7 +14,7 @@ from lrs_edge_export.distill.collect import Targets
 from lrs_edge_export.distill.evidence import Localisation, localisation, top_quarter
 from lrs_edge_export.distill.localise import Row
 from lrs_edge_export.distill.loss import divergence
-from lrs_edge_export.distill.sequences import Assembler, Group, GroupInput
+from lrs_edge_export.distill.sequences import Assembler, GroupInput, QuestionGroup
 from lrs_edge_export.distill.student import Student
 
 #: Scores float32 [Q, n] of a group.
@@ -64,7 +64,10 @@ def random_scorer(seed: int) -> Scorer:
 
 
 def measure(
-    groups: Sequence[Group], assembler: Assembler, targets: Targets, scorers: dict[str, Scorer]
+    groups: Sequence[QuestionGroup],
+    assembler: Assembler,
+    targets: Targets,
+    scorers: dict[str, Scorer],
 ) -> list[Measured]:
     """Measure scorers on groups; `teacher` comes first.
 

@@ -30,8 +30,13 @@ from lrs_edge_export.distill.features import open_encoder
 from lrs_edge_export.distill.localise import Row, choose_layers, measure_layers
 from lrs_edge_export.distill.measure import Measured, measure, random_scorer, student_scorer
 from lrs_edge_export.distill.options import DistillOptions, DistillResult, Precision
-from lrs_edge_export.distill.questions import Question, image_folder, question_files, read_questions
-from lrs_edge_export.distill.sequences import Assembler, Group, by_image
+from lrs_edge_export.distill.questions import (
+    TrainingQuestion,
+    image_folder,
+    question_files,
+    read_questions,
+)
+from lrs_edge_export.distill.sequences import Assembler, QuestionGroup, by_image
 from lrs_edge_export.distill.start import (
     check_layer_list,
     own_layers,
@@ -102,8 +107,8 @@ class _Prepared:
     collector: Collector
     layer_list: tuple[int, ...]
     localisation: tuple[Row, ...] | None
-    learned: list[Group]
-    held: list[Group]
+    learned: list[QuestionGroup]
+    held: list[QuestionGroup]
 
 
 class _Run:
@@ -113,7 +118,7 @@ class _Run:
         self,
         checkpoint: Checkpoint,
         options: DistillOptions,
-        questions: list[Question],
+        questions: list[TrainingQuestion],
         device: torch.device,
         progress: OnProgress,
     ) -> None:

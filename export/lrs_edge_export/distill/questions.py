@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lrs_edge.errors import UsageError
-from lrs_edge.evaluation.questions import MAX_BOXES, MAX_COORDINATE, stays_inside
+from lrs_edge.evaluation.question_formats import MAX_BOXES, MAX_COORDINATE
+from lrs_edge.evaluation.question_rows import stays_inside
+from lrs_edge.pyramid.box import Box
 
 #: A line longer than this is refused; a question is a few hundred bytes.
 MAX_LINE_BYTES = 1 << 20
@@ -18,12 +20,9 @@ MAX_LINE_BYTES = 1 << 20
 #: More questions than this are refused; LRS-VQA has some 7,000.
 MAX_QUESTIONS = 1_000_000
 
-#: Rectangle in image pixels: x0, y0, x1, y1; x to the right, y down, the last two excluded.
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
-class Question:
+class TrainingQuestion:
     """One question.
 
     Attributes:
@@ -54,7 +53,7 @@ def question_files(data: Path) -> list[Path]:
     return files
 
 
-def read_questions(files: list[Path]) -> list[Question]:
+def read_questions(files: list[Path]) -> list[TrainingQuestion]:
     """All questions of some files, in their order.
 
     Fields of a line: `image`, `text`, and `hbox` where known: x0, y0, x1, y1 in pixels, or a list
@@ -63,7 +62,7 @@ def read_questions(files: list[Path]) -> list[Question]:
     Raises:
         UsageError: A file cannot be read or a line is not a question.
     """
-    found: list[Question] = []
+    found: list[TrainingQuestion] = []
     for path in files:
         for where, line in _lines(path):
             found.append(_question(where, line))
@@ -74,7 +73,7 @@ def read_questions(files: list[Path]) -> list[Question]:
     return found
 
 
-def image_folder(data: Path, given: Path | None, questions: list[Question]) -> Path:
+def image_folder(data: Path, given: Path | None, questions: list[TrainingQuestion]) -> Path:
     """Where the images lie: the folder given, else that of the data, or `images` in it.
 
     Raises:
@@ -108,7 +107,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _question(where: str, line: bytes) -> Question:
+def _question(where: str, line: bytes) -> TrainingQuestion:
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -124,7 +123,7 @@ def _question(where: str, line: bytes) -> Question:
             f"{where}: the image {str(image)[:80]!r} is not a path inside the folder of images; "
             "correct the file"
         )
-    return Question(str(image), str(text), _boxes(where, values.get("hbox")))
+    return TrainingQuestion(str(image), str(text), _boxes(where, values.get("hbox")))
 
 
 def _boxes(where: str, value: Any) -> tuple[Box, ...]:

@@ -24,11 +24,11 @@ from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.distill.evidence import KEEP_RATIO, Mask, evidence_tokens
 from lrs_edge_export.distill.features import ImageTokens
 from lrs_edge_export.distill.packing import PackedInput
-from lrs_edge_export.distill.questions import Question
+from lrs_edge_export.distill.questions import TrainingQuestion
 
 
 @dataclass(frozen=True)
-class Group:
+class QuestionGroup:
     """Questions about the same tiles of one level of one image.
 
     Attributes:
@@ -60,7 +60,7 @@ class GroupInput:
         evidence: bool [Q, n], tokens that show each question's evidence.
     """
 
-    group: Group
+    group: QuestionGroup
     packed: PackedInput
     level: Level
     grid: TokenGrid
@@ -105,7 +105,7 @@ class Assembler:
         self,
         model: Model,
         encoder: VisionEncoder,
-        questions: Sequence[Question],
+        questions: Sequence[TrainingQuestion],
         images: Path,
         work: Path,
         table: NDArray[np.float32],
@@ -151,7 +151,7 @@ class Assembler:
         """Height and width of an image that was opened in an earlier run."""
         self._sizes[image] = size_hw
 
-    def build(self, group: Group, tokens: ImageTokens | None = None) -> GroupInput:
+    def build(self, group: QuestionGroup, tokens: ImageTokens | None = None) -> GroupInput:
         """The sequence of a group.
 
         Args:
@@ -166,7 +166,7 @@ class Assembler:
                 return self._build(group, opened)
         return self._build(group, tokens)
 
-    def _build(self, group: Group, tokens: ImageTokens) -> GroupInput:
+    def _build(self, group: QuestionGroup, tokens: ImageTokens) -> GroupInput:
         lookup, level = self._texts.lookup, tokens.pyramid.levels[group.level]
         prefix = build_prefix(lookup(self._before), tokens.global_tokens(), lookup(self._separator))
         texts = [lookup(self._after[number]) for number in group.questions]
@@ -204,7 +204,7 @@ class Assembler:
 
     def _evidence(
         self,
-        group: Group,
+        group: QuestionGroup,
         local: LocalTokens,
         grid: TokenGrid,
         level: Level,
@@ -223,7 +223,9 @@ def image_key(image: str) -> str:
     return hashlib.sha256(image.encode()).hexdigest()[:16]
 
 
-def by_image(questions: Sequence[Question], numbers: Iterable[int]) -> Mapping[str, list[int]]:
+def by_image(
+    questions: Sequence[TrainingQuestion], numbers: Iterable[int]
+) -> Mapping[str, list[int]]:
     """Places of questions under their image, in order."""
     found: dict[str, list[int]] = {}
     for number in numbers:

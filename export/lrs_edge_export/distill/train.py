@@ -17,7 +17,7 @@ from lrs_edge.errors import UsageError
 from lrs_edge_export.distill.chance import seeded
 from lrs_edge_export.distill.collect import OnProgress, Targets
 from lrs_edge_export.distill.loss import LossWeights, distillation_loss
-from lrs_edge_export.distill.sequences import Assembler, Group
+from lrs_edge_export.distill.sequences import Assembler, QuestionGroup
 from lrs_edge_export.distill.student import Student
 
 _WARMUP_STEPS = 20
@@ -74,7 +74,7 @@ class Trainer:
     def __init__(
         self,
         student: Student,
-        groups: Sequence[Group],
+        groups: Sequence[QuestionGroup],
         assembler: Assembler,
         targets: Targets,
         options: TrainOptions,
@@ -151,13 +151,13 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._options.rate * warm * (_FLOOR + (1 - _FLOOR) * cosine)
 
-    def _drawn(self, count: int) -> Group:
+    def _drawn(self, count: int) -> QuestionGroup:
         """The group at a place of an endless sequence: every epoch in an order of its own."""
         epoch, place = divmod(count, len(self._groups))
         order = seeded(self._options.seed, epoch).permutation(len(self._groups))
         return self._groups[int(order[place])]
 
-    def _loss_of(self, group: Group) -> Tensor:
+    def _loss_of(self, group: QuestionGroup) -> Tensor:
         made, device = self._assembler.build(group), self._student.device
         target = torch.from_numpy(self._targets.get(group)).to(device)
         evidence = torch.from_numpy(made.evidence).to(device)

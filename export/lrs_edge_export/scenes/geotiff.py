@@ -58,7 +58,7 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Georeference:
+class InventedPlace:
     """Where a scene is said to lie.
 
     Attributes:
@@ -74,14 +74,14 @@ class Georeference:
     gsd: float
 
 
-def invented_place(plan: ScenePlan) -> Georeference:
+def invented_place(plan: ScenePlan) -> InventedPlace:
     """A place for a scene, always the same for the same name."""
     draw = random.Random(f"place of {plan.name}")  # noqa: S311 - nothing secret
     north = draw.random() < 0.7
     epsg = (32600 if north else 32700) + draw.randint(1, 60)
     x = draw.randrange(300_000, 680_000, 10)
     y = draw.randrange(1_000_000, 6_500_000, 10) if north else draw.randrange(4_000_000, 9_000_000)
-    return Georeference(epsg, float(x), float(y), draw.choice(_GSD))
+    return InventedPlace(epsg, float(x), float(y), draw.choice(_GSD))
 
 
 def read_fingerprint(path: Path) -> str | None:

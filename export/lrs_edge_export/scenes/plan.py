@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lrs_edge.errors import UsageError
+from lrs_edge.pyramid.box import PixelBox
 from lrs_edge_export.scenes.library import LabelledTile, TileLibrary
 from lrs_edge_export.scenes.rules import DEFAULT_RULES, SceneRules
 
-Box = tuple[int, int, int, int]
 Setting = Literal["rural", "urban"]
 
 #: Smallest and largest side of a scene in pixels.
@@ -53,7 +53,7 @@ class Placement:
 
     tile: LabelledTile
     label: str
-    box: Box
+    box: PixelBox
     turn: int
 
     @property
@@ -235,7 +235,7 @@ class _Layout:
         self._margin = max(8, shorter // 200)
         #: Between places that are not meant to be side by side.
         self._apart = min(240, max(60, shorter // 20))
-        self._boxes: list[Box] = []
+        self._boxes: list[PixelBox] = []
 
     def lay(self, library: TileLibrary, wanted: list[str]) -> list[Placement]:
         """A box and a tile for each label; a label for which no room is found is left out."""
@@ -269,7 +269,7 @@ class _Layout:
         shape = min(max(shape, 0.8), 1.25) * self._draw.uniform(0.94, 1.06)
         return max(MIN_PLACE, round(side * shape**0.5)), max(MIN_PLACE, round(side / shape**0.5))
 
-    def _anywhere(self, size: tuple[int, int]) -> Box | None:
+    def _anywhere(self, size: tuple[int, int]) -> PixelBox | None:
         width, height = size
         margin = self._margin
         right, bottom = self._width - width - margin, self._height - height - margin
@@ -282,7 +282,7 @@ class _Layout:
                 return box
         return None
 
-    def _beside(self, neighbour: Box, size: tuple[int, int]) -> Box | None:
+    def _beside(self, neighbour: PixelBox, size: tuple[int, int]) -> PixelBox | None:
         """A box that almost touches a neighbour and keeps away from all others."""
         x0, y0, x1, y1 = neighbour
         width, height = size
@@ -302,7 +302,7 @@ class _Layout:
         return None
 
 
-def gap(one: Box, other: Box) -> float:
+def gap(one: PixelBox, other: PixelBox) -> float:
     """Shortest distance between two boxes in pixels; negative where they overlap."""
     across = max(one[0], other[0]) - min(one[2], other[2])
     down = max(one[1], other[1]) - min(one[3], other[3])

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lrs_edge.errors import UsageError
-from lrs_edge_export.scenes.plan import Box, Placement, ScenePlan, gap
+from lrs_edge.pyramid.box import PixelBox
+from lrs_edge_export.scenes.plan import Placement, ScenePlan, gap
 from lrs_edge_export.scenes.rules import DEFAULT_RULES, SceneRules
 from lrs_edge_export.scenes.wording import (
     BESIDE,
@@ -72,7 +73,7 @@ class SceneQuestion:
     text: str
     answer: str
     category: str
-    boxes: tuple[Box, ...]
+    boxes: tuple[PixelBox, ...]
     focus: str
 
 
@@ -83,7 +84,7 @@ class _Candidate:
     templates: tuple[str, ...]
     about: str
     answer: str
-    boxes: tuple[Box, ...]
+    boxes: tuple[PixelBox, ...]
 
 
 def scene_questions(
@@ -204,7 +205,7 @@ class _Asker:
         no = [self._whether(label, "no", ()) for label in self._plan.absent]
         return {101: yes, 100: no}
 
-    def _whether(self, label: str, answer: str, boxes: tuple[Box, ...]) -> _Candidate:
+    def _whether(self, label: str, answer: str, boxes: tuple[PixelBox, ...]) -> _Candidate:
         """Presence, in the plural now and then where the label has one."""
         if label in self._rules.uncounted or self._draw.random() < _SINGULAR:
             return _Candidate(PRESENCE, label, answer, boxes)
@@ -283,11 +284,11 @@ class _Asker:
         return {501: at_hand, 500: apart}
 
 
-def _boxes(placements: Sequence[Placement]) -> tuple[Box, ...]:
+def _boxes(placements: Sequence[Placement]) -> tuple[PixelBox, ...]:
     return tuple(placement.box for placement in placements)
 
 
-def _share(box: Box, area: tuple[float, float, float, float]) -> float:
+def _share(box: PixelBox, area: tuple[float, float, float, float]) -> float:
     """How much of a box lies in an area."""
     across = max(0.0, min(box[2], area[2]) - max(box[0], area[0]))
     down = max(0.0, min(box[3], area[3]) - max(box[1], area[1]))

@@ -1,9 +1,8 @@
-"""One question on its way through the stages: search, prefill, decode, answer."""
+"""One question on its way: search, prefill, decode, answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,80 +23,26 @@ from lrs_edge.baselines.segments import SegmentCaches
 from lrs_edge.baselines.tower import CompressedTiles, Rule
 from lrs_edge.baselines.visionzip import DROPPED, VisionZip
 from lrs_edge.engines.placement import Stages
-from lrs_edge.errors import BackendError, BundleError, ReadStoppedError, UsageError
+from lrs_edge.errors import BundleError, ReadStoppedError, UsageError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
 from lrs_edge.language.sampling import Sampler
 from lrs_edge.language.sequence import Sequence, build_prefix, build_suffix, concatenate
 from lrs_edge.pyramid.levels import Pyramid, build_pyramid, reference_fails
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget, ModelCosts
-from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.memory import peak_memory
-from lrs_edge.requests.options import INSIDE, TOWER, AskOptions, Resampling, merged_options
+from lrs_edge.requests.options import INSIDE, TOWER, AskOptions, merged_options
 from lrs_edge.requests.progress import OnProgress, ProgressTeller
+from lrs_edge.requests.scene_caches import SceneCaches
 from lrs_edge.search.context import SearchContext, no_tiles
 from lrs_edge.search.result import SearchResult
 from lrs_edge.search.rfm import token_scores
-from lrs_edge.search.scorers import MAX_KEPT_BYTES
 from lrs_edge.search.search import Search, trim
 from lrs_edge.vision.tiles import TileSource
 
 if TYPE_CHECKING:
     from lrs_edge.raster.raster import Raster
-
-
-class Caches:
-    """KV caches of the RFM and the LLM of one scene, kept between its questions.
-
-    Args:
-        rfm: Cache of the RFM.
-        llm: Cache of the LLM.
-        resampling: How the global view in their prefix was read.
-        pool: Counts them between questions.
-    """
-
-    def __init__(self, rfm: KVCache, llm: KVCache, resampling: Resampling, pool: CachePool) -> None:
-        self.rfm = rfm
-        self.llm = llm
-        self.resampling = resampling
-        self._prefix = 0
-        self._pool = pool
-
-    def take(self) -> None:
-        """Work with the caches: they must not leave while a question does."""
-        for name in ("rfm", "llm"):
-            self._pool.forget(self, name)
-
-    def expect(self, prefix: int) -> None:
-        """Say how many tokens at the start are the same for every question."""
-        self._prefix = prefix
-
-    def release(self) -> None:
-        """Give back the memory of what no later question can use.
-
-        Kept are the RFM's base level and the language model's prompt without the answer; of caches
-        that would be too large, the prefix alone. Never fails: an answer that is finished must not
-        be lost because there is no memory to tidy up after it.
-        """
-        for name, cache in (("rfm", self.rfm), ("llm", self.llm)):
-            length = cache.known
-            if length * cache.bytes_per_token > MAX_KEPT_BYTES:
-                length = min(length, self._prefix)
-            # A cache that cannot be moved is left empty.
-            with suppress(BackendError, MemoryError):
-                cache.release(length)
-            if not self._pool.hold(self, name, cache.buffers.nbytes):
-                self.drop(name)
-
-    def drop(self, key: Hashable) -> None:
-        """Empty one of the caches; the pool asks for it."""
-        with suppress(BackendError, MemoryError):
-            (self.rfm if key == "rfm" else self.llm).release(0)
-
-    def close(self) -> None:
-        """Count no longer."""
-        self.take()
 
 
 class _TimeUpError(Exception):
@@ -112,8 +57,8 @@ class _PrefillCutError(Exception):
         self.places = places
 
 
-class Request:
-    """One question on its way through the stages: search, prefill, decode.
+class QuestionRun:
+    """One question on its way: search, prefill, decode.
 
     Made when the question is submitted: the time limit counts from there.
 
@@ -224,7 +169,7 @@ class Request:
 
     def pieces(
         self,
-        caches: Caches,
+        caches: SceneCaches,
         on_progress: OnProgress | None,
         is_given_up: Callable[[], bool] = lambda: False,
     ) -> Iterator[str]:
@@ -295,7 +240,7 @@ class Request:
         if self._plan is not None or self._compressed is not None:
             return
         llm, cache = self._stages.llm, self._caches.llm
-        with self._clock.stage("prefill"):
+        with self._clock.step("prefill"):
             llm.fill_prefix(cache, prefix.embeds, prefix.tokens, on_part)
             if not self._budget.knows_steps:
                 llm.try_step(cache)
@@ -325,7 +270,7 @@ class Request:
             self._trace.add_search(result, prefix, after)
             self._trace.add_final(sequence)
         self._progress.tell("prefill")
-        with self._clock.stage("prefill"):
+        with self._clock.step("prefill"):
             return self._prefill(sequence, prefix, after, result)
 
     def _fitted_to_time(
@@ -480,7 +425,7 @@ class Request:
             on_logits=seen.append if self._trace is not None else None,
         )
         while True:
-            with self._clock.stage("decode"):
+            with self._clock.step("decode"):
                 step = next(steps, None)
             if step is None:
                 break
