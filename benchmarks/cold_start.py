@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.measure import parser_for
 from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.engines.placement import unpacks_weights
 
 BARE = """
@@ -51,9 +52,9 @@ def main() -> None:
     bundle = options.bundle or default_bundle_path()
     manifest = read_manifest(bundle)
     vision = "unpack" if unpacks_weights(manifest.vision.precision) else "keep"
-    graphs = [str(bundle / manifest.vision.graph), vision]
+    graphs = [str(bundle / manifest.vision.path(Flavour.PLAIN)), vision]
     for spec in (manifest.rfm, manifest.llm):
-        graphs += [str(bundle / spec.graph), "keep"]
+        graphs += [str(bundle / spec.path(Flavour.GQA)), "keep"]
     sides = {
         "lrs-edge": (OURS, str(bundle)),
         "onnxruntime": (BARE, *graphs),

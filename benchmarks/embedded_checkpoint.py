@@ -29,7 +29,9 @@ from lrs_edge.bundle.manifest import (
     POSITION_COLS,
     POSITION_ROWS,
     DecoderSpec,
+    Flavour,
     Manifest,
+    StageSpec,
 )
 from lrs_edge.errors import BundleError
 from lrs_edge_export.checkpoints.model import EfficientNetTower
@@ -80,7 +82,8 @@ class _Graph:
     """One stage's graph with its weights as float32."""
 
     def __init__(self, bundle: Bundle, stage: str) -> None:
-        name: str = getattr(bundle.manifest, stage).graph
+        spec: StageSpec = getattr(bundle.manifest, stage)
+        name = spec.path(Flavour.PLAIN if stage == "vision" else Flavour.GQA)
         model = onnx.load(str(bundle.file(name)))
         self.nodes = list(model.graph.node)
         self._raw = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -15,6 +15,7 @@ from lrs_edge.benchmarking.loading import measure_load
 from lrs_edge.benchmarking.run import STAGES, Benchmark, BenchOptions, run_bench
 from lrs_edge.benchmarking.tables import records, to_csv, to_json, to_markdown
 from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.commands.bench import _STAGES
 from lrs_edge.commands.main import run
 from lrs_edge.engines.metered import GraphWork
@@ -78,7 +79,7 @@ def test_operations_and_bytes_are_those_of_one_repetition(
     rows = {(row["stage"], row["parameters"]): row for row in records(measured)}
     vision = rows["encode", "4 tiles in batches of 1"]
     assert vision["operations"] == TILES * manifest.vision.flops
-    llm = costs[manifest.llm.graph]
+    llm = costs[manifest.llm.path(Flavour.GQA)]
     weights = (bundle / "llm.onnx.data").stat().st_size
     place = 4 * 2 * manifest.llm.layers * manifest.llm.kv_heads * manifest.llm.head_dim
     prefill = rows["prefill", f"{PROMPT} tokens"]
@@ -104,7 +105,7 @@ def test_the_rfm_scores_a_level_behind_its_prefix(measured: Benchmark, bundle: P
     assert f"level of {TILES} tiles" in level.parameters
     assert level.work is not None
     work = GraphWork(1, tokens=new, pairs=new * before + new * (new + 1) // 2)
-    assert level.work.operations == costs[manifest.rfm.graph].of(work)
+    assert level.work.operations == costs[manifest.rfm.path(Flavour.GQA)].of(work)
     tokens = manifest.vision.grid // manifest.vision.local_pool
     assert new > TILES * tokens**2
 

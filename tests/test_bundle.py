@@ -14,18 +14,18 @@ from safetensors.numpy import save, save_file
 
 from lrs_edge.bundle.bundle import Embeddings, open_bundle, verify_bundle
 from lrs_edge.bundle.manifest import (
-    DecoderSpec,
+    SCHEMA_VERSION,
     FileEntry,
     Limits,
     Manifest,
     PromptSpec,
     SearchSpec,
     Source,
-    VisionSpec,
 )
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.errors import BundleError
+from tests.specs import decoder_spec, vision_spec
 
 #: An ONNX model of IR version 8 and opset 23 whose graph, named by one letter, is empty.
 GRAPH = b"\x08\x08\x3a\x03\x12\x01%b\x42\x02\x10\x17"
@@ -49,9 +49,9 @@ def write_bundle(root: Path) -> Path:
         name: FileEntry("part", len(data), hashlib.sha256(data).hexdigest())
         for name, data in CONTENT.items()
     }
-    decoder = DecoderSpec("rfm.onnx", 1, 4, 2, 8, 32)
+    decoder = decoder_spec("rfm.onnx", 1, 4, 2, 8, 32)
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         name="tiny",
         family="llava_llama",
         licence="Apache-2.0",
@@ -59,12 +59,15 @@ def write_bundle(root: Path) -> Path:
         created="2026-11-23",
         tools={},
         files=files,
-        vision=VisionSpec("vision.onnx", 336, 24, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        vision=vision_spec("vision.onnx", 336, 24, 2),
         rfm=decoder,
-        llm=DecoderSpec("llm.onnx", 2, 4, 2, 8, 32, vocabulary=10),
+        llm=decoder_spec("llm.onnx", 2, 4, 2, 8, 32, vocabulary=10),
         prompt=PromptSpec("USER: ", "{question} ASSISTANT:", 3, (2,)),
         search=SearchSpec(1008),
         limits=Limits(2048, 4096),
+        embeddings="embeddings.safetensors",
+        tokenizer="tokenizer.json",
+        exact_integers=True,
     )
     (root / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     return root
@@ -128,14 +131,17 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> No
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, 2.0, True, "2", None])
 def test_another_schema_version_is_refused(bundle: Path, version: object) -> None:
     change(bundle, schema_version=version)
     with pytest.raises(BundleError, match="schema version"):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", "null", "[" * 100_000, '{"schema_version": 1}', '{"schema_version": 2}', "NaN"],
+)
 def test_a_broken_manifest_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=r"manifest\.json"):

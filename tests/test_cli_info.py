@@ -11,8 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lrs_edge.bundle.bundle import default_bundle_path
-from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
 from lrs_edge.commands.main import run
 from tests.rasters import UTM, noise, write
 
@@ -23,7 +22,7 @@ def bundle(tmp_path: Path) -> Path:
     root = tmp_path / "bundle"
     shutil.copytree(default_bundle_path(), root)
     path = root / "manifest.json"
-    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    manifest = read_manifest(root)
     changed = msgspec.structs.replace(manifest, name="copy", parity={"vision_max_error": 1e-6})
     path.write_bytes(msgspec.json.encode(changed))
     return root
@@ -73,7 +72,7 @@ def test_bundle_facts(bundle: Path, name: str, printed: Read) -> None:
 
 def test_parity_and_accuracy_as_a_table(bundle: Path, printed: Read) -> None:
     path = bundle / "manifest.json"
-    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    manifest = read_manifest(bundle)
     parity: dict[str, float | int | str | bool] = {
         "images": "2 images",
         "passed": False,
@@ -129,7 +128,7 @@ def test_parity_and_accuracy_as_a_table(bundle: Path, printed: Read) -> None:
 
 def test_a_bundle_that_was_not_checked(bundle: Path, printed: Read) -> None:
     path = bundle / "manifest.json"
-    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    manifest = read_manifest(bundle)
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity={})))
     assert run(["info", str(bundle)]) == 0
     assert "not checked" in printed()

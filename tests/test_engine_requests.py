@@ -14,6 +14,7 @@ import pytest
 
 import lrs_edge
 from lrs_edge import Answer, CancelledError, Engine, Progress, QueueFullError
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.engines import metered
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.requests.clock import Clock
@@ -234,7 +235,7 @@ def test_an_interrupt_ends_the_question_between_tiles(engine: Engine, large: Pat
         with pytest.raises(KeyboardInterrupt):
             scene.ask(QUESTION, on_progress=interrupt)
         scene.close()
-    done = engine.meter.since(before).get(engine.manifest.vision.graph)
+    done = engine.meter.since(before).get(engine.manifest.vision.path(Flavour.PLAIN))
     assert done is None or done.tiles < 41
     assert len(events) == 1
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrs_edge.bundle.bundle import open_bundle
-from lrs_edge.bundle.manifest import SegmentSpec
+from lrs_edge.bundle.manifest import Flavour, SegmentSpec
 from lrs_edge.engines.metered import GraphWork, Meter, MeteredGraph
 from lrs_edge.evaluation.flops import count_flops, graph_costs
 from lrs_edge.requests.options import Prune
@@ -89,7 +89,7 @@ def test_segments_cost_what_the_whole_costs_and_their_attention(
     work = GraphWork(runs=1, tokens=9, pairs=45)
     together = costs["a.onnx"].of(work) + costs["b.onnx"].of(work)
     between = 2 * llm.hidden * llm.head_dim * (9 * llm.kv_heads + llm.heads)
-    assert together == costs[llm.graph].of(work) + between
+    assert together == costs[llm.path(Flavour.GQA)].of(work) + between
 
 
 def test_a_tower_and_a_projector_of_their_own_are_counted(

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from lrs_edge.bundle.bundle import open_bundle
-from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.bundle.manifest import Flavour, Manifest
 from lrs_edge_export.bundle.tokenizer_json import from_byte_level
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 
@@ -57,7 +57,7 @@ def test_vision_tokens(bundle: tuple[str, Path, Manifest]) -> None:
     with np.load(stage) as data:
         tile = data["global_tile_full"]
     arrays, _ = first_run(variant)
-    tokens = open_session(path / manifest.vision.graph).run(
+    tokens = open_session(path / manifest.vision.path(Flavour.PLAIN)).run(
         ["tokens"], {"pixel_values": tile[None]}
     )
     assert relative(tokens[0][0, ::32], arrays["proj_global_rows32"]) < 1e-4
@@ -71,10 +71,10 @@ def test_rfm_logits(bundle: tuple[str, Path, Manifest], flavour: str) -> None:
     variant, path, manifest = bundle
     arrays, info = first_run(variant)
     embeds = arrays["seq1_embeds_full"]
-    bias, graph = None, manifest.rfm.graph
+    bias, graph = None, manifest.rfm.path(Flavour.GQA)
     if flavour == "masked":
-        assert manifest.rfm.masked_graph is not None
-        bias, graph = np.triu(np.full((len(embeds),) * 2, -3e4, np.float32), 1), "rfm_masked.onnx"
+        graph = manifest.rfm.path(Flavour.MASKED)
+        bias = np.triu(np.full((len(embeds),) * 2, -3e4, np.float32), 1)
     logits = DecoderSession(path / graph, capacity=len(embeds) + 5).run(embeds, bias=bias)
     local = logits[:, info["rfm1_local_begin"] : info["rfm1_local_end"]]
     assert relative(local, arrays["rfm1_logits_heads"]) < 1e-4
@@ -84,7 +84,7 @@ def test_llm_logits(bundle: tuple[str, Path, Manifest]) -> None:
     variant, path, manifest = bundle
     arrays, _ = first_run(variant)
     embeds = arrays["final_embeds_full"]
-    logits = DecoderSession(path / manifest.llm.graph, capacity=len(embeds)).run(embeds)
+    logits = DecoderSession(path / manifest.llm.path(Flavour.GQA), capacity=len(embeds)).run(embeds)
     assert relative(logits[0], arrays["prefill_last_logits"]) < 1e-4
     assert manifest.llm.vocabulary == arrays["step_logits"].shape[1]
 

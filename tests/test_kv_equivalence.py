@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.language.decoder import Decoder
@@ -57,17 +58,16 @@ def bundle(variant: str, golden_bundles: dict[str, Path]) -> Bundle:
 @pytest.fixture(scope="module")
 def llm(bundle: Bundle) -> Decoder:
     manifest = bundle.manifest
-    graph = OnnxGraph.load(bundle.file(manifest.llm.graph), BackendOptions("cpu"))
+    graph = OnnxGraph.load(bundle.file(manifest.llm.path(Flavour.GQA)), BackendOptions("cpu"))
     return Decoder(graph, manifest.llm, scoring=False)
 
 
 @pytest.fixture(scope="module")
 def rfm(bundle: Bundle) -> Decoder:
     spec = bundle.manifest.rfm
-    assert spec.masked_graph is not None
     graphs = [
         OnnxGraph.load(bundle.file(name), BackendOptions("cpu"))
-        for name in (spec.graph, spec.masked_graph)
+        for name in (spec.path(Flavour.GQA), spec.path(Flavour.MASKED))
     ]
     return Decoder(graphs[0], spec, scoring=True, load_masked=lambda: graphs[1])
 

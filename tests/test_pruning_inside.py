@@ -24,7 +24,7 @@ from lrs_edge.answer import report
 from lrs_edge.baselines.inside import VISION, PruningPlan, kept_count, kept_places, plan_pruning
 from lrs_edge.baselines.segments import SegmentedDecoder
 from lrs_edge.bundle.bundle import open_bundle, read_manifest
-from lrs_edge.bundle.manifest import SegmentSpec
+from lrs_edge.bundle.manifest import Flavour, SegmentSpec
 from lrs_edge.commands.main import run
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
@@ -97,7 +97,7 @@ def segmented(bundle: Path) -> SegmentedDecoder:
 def whole_decoder(bundle: Path) -> Decoder:
     opened = open_bundle(bundle)
     spec = opened.manifest.llm
-    graph = OnnxGraph.load(opened.file(spec.graph), BackendOptions("cpu", threads=1))
+    graph = OnnxGraph.load(opened.file(spec.path(Flavour.GQA)), BackendOptions("cpu", threads=1))
     return Decoder(graph, spec, scoring=False)
 
 

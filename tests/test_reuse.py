@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import BackendError, Engine
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.engines.metered import GraphWork, MeteredGraph
 from lrs_edge.language.decoder import PREFILL_CHUNK, _boundaries
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
@@ -51,7 +52,7 @@ def work(engine: Engine, ask: object) -> dict[str, GraphWork]:
 
 
 def test_a_second_question_runs_only_what_changed(engine: Engine) -> None:
-    rfm, llm = engine.manifest.rfm.graph, engine.manifest.llm.graph
+    rfm, llm = engine.manifest.rfm.path(Flavour.GQA), engine.manifest.llm.path(Flavour.GQA)
     with engine.open(IMAGE) as scene:
         first = work(engine, lambda: scene.ask(QUESTIONS[0], max_tokens=1))
         caches = scene._caches
@@ -60,7 +61,7 @@ def test_a_second_question_runs_only_what_changed(engine: Engine) -> None:
         prefix = int((caches.rfm.tokens["kind"] < 3).sum())
         second = work(engine, lambda: scene.ask(QUESTIONS[1], max_tokens=1))
         again = work(engine, lambda: scene.ask(QUESTIONS[1], max_tokens=1))
-    assert engine.manifest.vision.graph not in second
+    assert engine.manifest.vision.path(Flavour.PLAIN) not in second
     texts = abs(len(QUESTIONS[0]) - len(QUESTIONS[1])) + 10
     saved = first[rfm].tokens - second[rfm].tokens
     assert abs(saved - (base + prefix)) < texts

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.bundle.manifest import VisionSpec
 from lrs_edge.engines.base import TensorSpec
 from lrs_edge.errors import OutOfMemoryError
 from lrs_edge.vision.encoder import MOST_BATCH, VisionEncoder
+from tests.specs import vision_spec
 
 SIDE, HIDDEN = 4, 3
 
 
 class SmallDevice:
     """A graph on a device whose memory holds so many tiles; tokens are sums of pixels."""
+
+    name = "vision.onnx"
 
     def __init__(self, provider: str, room: int) -> None:
         self.provider = provider
@@ -43,7 +45,7 @@ class SmallDevice:
 
 
 def encoder(device: SmallDevice) -> VisionEncoder:
-    spec = VisionSpec("vision.onnx", SIDE, 1, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    spec = vision_spec("vision.onnx", SIDE, 1, 1, mean=0.0, std=1.0)
     return VisionEncoder(device, spec, HIDDEN)
 
 

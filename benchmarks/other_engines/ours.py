@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lrs_edge.bundle.bundle import Embeddings
-from lrs_edge.bundle.manifest import DecoderSpec, PromptSpec
+from lrs_edge.bundle.manifest import DecoderSpec, Flavour, GraphFile, PromptSpec
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.engines.runtime import ort
@@ -37,12 +37,15 @@ class OurEngine:
         hidden, vocabulary = config["hidden_size"], config["vocab_size"]
         graph = OnnxGraph.load(folder / "llm.onnx", BackendOptions(provider="cpu", threads=threads))
         spec = DecoderSpec(
-            graph="llm.onnx",
+            graphs=(GraphFile("llm.onnx", Flavour.GQA),),
             layers=config["num_hidden_layers"],
             heads=config["num_attention_heads"],
             kv_heads=config["num_key_value_heads"],
             head_dim=config["head_dim"],
             hidden=hidden,
+            intermediate=config["intermediate_size"],
+            precision="",
+            floats="float32",
             vocabulary=vocabulary,
         )
         # Stop tokens are for the prompt's checks; the model below has none, so that it never stops.

@@ -8,7 +8,6 @@ Right hashes say that nobody changed the bundle, not that its maker is honest: w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ from lrs_edge.bundle.manifest import (
     Manifest,
 )
 from lrs_edge.bundle.tokenizer import check_tokenizer
+from lrs_edge.bundle.version1 import upgraded
 from lrs_edge.errors import BundleError
 from lrs_edge.vision.positions import ImagePositions
 
@@ -210,10 +210,9 @@ def read_manifest(root: Path) -> Manifest:
             f"{root} is not a bundle: {MANIFEST_NAME} cannot be read ({_reason(error)}); name the "
             "directory that `lrs-edge export` wrote"
         ) from error
-    _check_version(path, data)
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        manifest = msgspec.convert(_current(path, data), type=Manifest)
+    except msgspec.ValidationError as error:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
     for name in (*manifest.files, *_named_files(manifest)):
         if not is_inside(name):
@@ -224,17 +223,23 @@ def read_manifest(root: Path) -> Manifest:
     return manifest
 
 
-def _check_version(path: Path, data: bytes) -> None:
+def _current(path: Path, data: bytes) -> dict[str, Any]:
+    """What a manifest holds, in the layout of today. Raises BundleError."""
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version!r}, this lrs-edge reads {SCHEMA_VERSION}; "
-            "update lrs-edge or export the bundle again"
-        )
+    # True == 1, but is no version.
+    if isinstance(version, int) and not isinstance(version, bool):
+        if version == SCHEMA_VERSION:
+            return dict(content)
+        if version == 1:
+            return upgraded(content)
+    raise BundleError(
+        f"{path} has schema version {version!r}, this lrs-edge reads 1 and {SCHEMA_VERSION}; "
+        "update lrs-edge or export the bundle again"
+    )
 
 
 def _sizes(manifest: Manifest) -> dict[str, int]:
@@ -242,8 +247,8 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def _graphs(manifest: Manifest) -> list[str]:
-    names = [manifest.vision.graph, manifest.rfm.graph, manifest.llm.graph]
-    names += [name for name in (manifest.rfm.masked_graph, manifest.llm.int8_kv_graph) if name]
+    stages = manifest.vision, manifest.rfm, manifest.llm
+    names = [file.path for stage in stages for file in stage.graphs]
     if manifest.vision.tower is not None:
         names += [manifest.vision.tower.graph, manifest.vision.tower.projector]
     names += [segment.graph for segment in (*manifest.rfm.segments, *manifest.llm.segments)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest, PromptSpec, VisionSpec
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest, PromptSpec, StageSpec, VisionSpec
 from lrs_edge.errors import BundleError
 
 #: Bounds in the manner of `lrs_edge_export.families.registry`: several times what the largest
@@ -30,6 +30,8 @@ MAX_STOPS = 64
 MAX_STOP_TEXT = 256
 MAX_FILES = 4096
 MAX_NAME = 1024
+#: Graphs of one stage, and engines that one was written for.
+MAX_GRAPHS = 64
 
 QUESTION = "{question}"
 
@@ -73,7 +75,23 @@ def _texts(manifest: Manifest) -> Iterator[str]:
         yield f"names must have at most {MAX_NAME} characters"
 
 
+def _graphs(name: str, stage: StageSpec) -> Iterator[str]:
+    if not 1 <= len(stage.graphs) <= MAX_GRAPHS:
+        yield f"{name}.graphs must be 1..{MAX_GRAPHS}"
+    known = set()
+    for file in stage.graphs:
+        if any(len(text) > MAX_NAME for text in (file.path, file.flavour, *file.engines)):
+            yield f"{name}.graphs: names must have at most {MAX_NAME} characters"
+        if not 1 <= len(file.engines) <= MAX_GRAPHS:
+            yield f"{name}.graphs must name 1..{MAX_GRAPHS} engines each"
+        for engine in file.engines:
+            if (file.flavour, engine) in known:
+                yield f"{name}.graphs must be one for each flavour and engine"
+            known.add((file.flavour, engine))
+
+
 def _vision(vision: VisionSpec) -> Iterator[str]:
+    yield from _graphs("vision", vision)
     yield from _within("vision.tile", vision.tile, MIN_TILE, MAX_TILE)
     yield from _within("vision.grid", vision.grid, 1, vision.tile)
     yield from _within("vision.local_pool", vision.local_pool, 1, vision.grid)
@@ -92,6 +110,7 @@ def _vision(vision: VisionSpec) -> Iterator[str]:
 
 
 def _decoder(name: str, spec: DecoderSpec) -> Iterator[str]:
+    yield from _graphs(name, spec)
     yield from _within(f"{name}.layers", spec.layers, 1, MAX_LAYERS)
     yield from _within(f"{name}.heads", spec.heads, 1, MAX_HEADS)
     yield from _within(f"{name}.kv_heads", spec.kv_heads, 1, spec.heads)

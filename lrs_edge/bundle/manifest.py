@@ -1,7 +1,21 @@
 """Schema of a bundle's `manifest.json`.
 
-One frozen struct per part; `bundle.py` reads and verifies, `lrs_edge_export` writes. Graphs have
-the same inputs and outputs for every model family:
+One frozen struct per part; `bundle.py` reads and verifies, `lrs_edge_export` writes; manifests of
+version 1 are read by `version1.py`. Fields without a default are those that every bundle has to
+state; a default here means that the part is absent.
+
+A stage (vision, rfm, llm) has one graph file for each *flavour* that it was written in, and all of
+them share the stage's weight file. The flavour says how a graph is written, and so which engines
+can run it (`GraphFile`); an engine takes the first flavour of its own list that a stage has
+(`lrs_edge/engines/placement.py`). A runtime leaves flavours and engines that it does not know
+alone. Today's:
+
+    plain        vision: operators of the ONNX standard alone
+    gqa          rfm, llm: GroupQueryAttention over shared buffers, positions in input 9
+    masked       rfm: products and softmax written out, with an attention bias, over shared buffers
+    gqa-int8-kv  llm: `gqa` over key/value buffers of int8, one scale per channel
+
+Graphs of one stage have the same inputs and outputs for every model family:
 
     vision   pixel_values [N, 3, S, S] float32 (normalised)   -> tokens [N, T, D] float32
     rfm      inputs_embeds [1, L, D], position_ids [1, L], past_length [1],
@@ -32,10 +46,14 @@ as scaled query-key products before the softmax.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-#: Version of the layout below; a reader refuses any other.
-SCHEMA_VERSION = 1
+from lrs_edge.errors import BundleError
+
+#: Version of the layout below.
+SCHEMA_VERSION = 2
 
 #: A manifest longer than this is refused unread.
 MAX_MANIFEST_BYTES = 1 << 20
@@ -54,6 +72,58 @@ class Source(msgspec.Struct, frozen=True):
 
     name: str
     sha256: str
+
+
+#: The engine that runs all flavours of today; see `lrs_edge/engines/placement.py`.
+ONNXRUNTIME = "onnxruntime"
+
+
+class Flavour:
+    """Names of the flavours that are described above."""
+
+    PLAIN = "plain"
+    GQA = "gqa"
+    MASKED = "masked"
+    GQA_INT8_KV = "gqa-int8-kv"
+
+
+class GraphFile(msgspec.Struct, frozen=True):
+    """One ONNX file of a stage: its path, its flavour, and the engines that it was written for."""
+
+    path: str
+    flavour: str
+    engines: tuple[str, ...] = (ONNXRUNTIME,)
+
+
+class StageSpec(msgspec.Struct, frozen=True):
+    """What all stages have.
+
+    Attributes:
+        graphs: One file per flavour, which share the weights.
+    """
+
+    graphs: tuple[GraphFile, ...]
+
+    def has(self, flavour: str, engine: str = ONNXRUNTIME) -> bool:
+        """Whether there is a file of this flavour for an engine."""
+        return any(self._matching(flavour, engine))
+
+    def path(self, flavour: str, engine: str = ONNXRUNTIME) -> str:
+        """Path of the file of this flavour for an engine.
+
+        Raises:
+            BundleError: There is none.
+        """
+        for path in self._matching(flavour, engine):
+            return path
+        found = ", ".join(f"{file.path} ({file.flavour})" for file in self.graphs)
+        raise BundleError(
+            f"the bundle has no graph of flavour {flavour} for {engine}, only {found}; export it "
+            "again"
+        )
+
+    def _matching(self, flavour: str, engine: str) -> Iterator[str]:
+        return (f.path for f in self.graphs if f.flavour == flavour and engine in f.engines)
 
 
 class TowerSpec(msgspec.Struct, frozen=True):
@@ -78,34 +148,32 @@ class TowerSpec(msgspec.Struct, frozen=True):
     projector_flops: int = 0
 
 
-class VisionSpec(msgspec.Struct, frozen=True):
+class VisionSpec(StageSpec, frozen=True):
     """Vision encoder with projector.
 
     Attributes:
-        graph: Path of the ONNX file.
         tile: Tile side S in pixels.
         grid: Tokens along a tile's side, T = grid * grid.
         local_pool: Local tiles are reduced by the mean of local_pool x local_pool tokens;
             the global view never is.
         mean: Per channel, on pixels of 0..1.
         std: Per channel, on pixels of 0..1.
-        precision: Of the weights, such as `fp32` or `int8`.
-        positions: Entries G of the learned row and column embeddings that are added to tokens by
-            their place in the image; 0 where the model has none.
+        precision: Of the weights, such as `fp32` or `int8-weight`.
         flops: Floating-point operations of the graph for one tile (a multiplication and an addition
             are two); 0 where the exporter did not count them.
+        positions: Entries G of the learned row and column embeddings that are added to tokens by
+            their place in the image; 0 where the model has none.
         tower: Tower and projector as graphs of their own (`--vision-attention`), or None.
     """
 
-    graph: str
     tile: int
     grid: int
     local_pool: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    precision: str = "fp32"
+    precision: str
+    flops: int
     positions: int = 0
-    flops: int = 0
     tower: TowerSpec | None = None
 
 
@@ -117,43 +185,35 @@ class SegmentSpec(msgspec.Struct, frozen=True):
     layers: int
 
 
-class DecoderSpec(msgspec.Struct, frozen=True):
+class DecoderSpec(StageSpec, frozen=True):
     """Shape of a stack of decoder layers.
 
     Attributes:
-        graph: Path of the ONNX file with fused attention over shared buffers.
         layers: Full layers n (for the RFM, the scoring layer comes on top).
         heads: Query heads H.
         kv_heads: Key and value heads.
         head_dim: Width of one head.
         hidden: Width D of the embeddings.
-        vocabulary: Tokens V the logits cover; 0 for the RFM.
-        masked_graph: The RFM's flavour with an attention bias.
+        intermediate: Width of the gated MLP; 0 where the exporter did not note it.
         precision: How weights are stored and products computed, such as `fp32`, `int8-dynamic` or
-            `int4-weight` (`lrs_edge_export.quantization.precision`); `int8` in bundles of the
-            first versions means int8 weights alone.
-        intermediate: Width of the gated MLP; 0 in bundles that were exported before it was noted.
-        segments: The LLM once more, cut between layers (`--attention-layers`); together they are
-            all its layers. Empty where it was exported whole only.
-        int8_kv_graph: The LLM once more over key/value buffers of int8, one scale per channel; None
-            where it was not exported.
+            `int4-weight` (`lrs_edge_export.quantization.precision`).
         floats: Type of everything that is not quantized, key/value buffers included. ONNX Runtime's
             attention over such buffers needs `float16` on CUDA.
+        vocabulary: Tokens V the logits cover; 0 for the RFM.
+        segments: The LLM once more, cut between layers (`--attention-layers`); together they are
+            all its layers. Empty where it was exported whole only.
     """
 
-    graph: str
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     hidden: int
+    intermediate: int
+    precision: str
+    floats: str
     vocabulary: int = 0
-    masked_graph: str | None = None
-    precision: str = "fp32"
-    intermediate: int = 0
     segments: tuple[SegmentSpec, ...] = ()
-    int8_kv_graph: str | None = None
-    floats: str = "float32"
 
 
 class PromptSpec(msgspec.Struct, frozen=True):
@@ -216,15 +276,15 @@ class Manifest(msgspec.Struct, frozen=True):
     prompt: PromptSpec
     search: SearchSpec
     limits: Limits
-    embeddings: str = "embeddings.safetensors"
-    tokenizer: str = "tokenizer.json"
+    embeddings: str
+    tokenizer: str
+    #: Integer products are right on processors without VNNI, too (`docs/quantization.md`); False in
+    #: some bundles of version 1.
+    exact_integers: bool
     repetition_penalty: float = 1.0
     #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
     penalised_ids: tuple[int, ...] = ()
     parity: dict[str, float | int | str | bool] = {}
-    #: Integer products are right on processors without VNNI, too (`docs/quantization.md`); False in
-    #: bundles of before.
-    exact_integers: bool = False
 
 
 #: Tensors of the embeddings file: [V, D] and [D], float16 or float32; with `VisionSpec.positions`

@@ -89,6 +89,11 @@ class Graph(Protocol):
     """One loaded graph."""
 
     @property
+    def name(self) -> str:
+        """Its file in the bundle, for messages and counts."""
+        ...
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """Inputs by name."""
         ...

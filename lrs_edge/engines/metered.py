@@ -95,6 +95,11 @@ class MeteredGraph:
         self._meter = meter
 
     @property
+    def name(self) -> str:
+        """Its path in the bundle."""
+        return self._name
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """Inputs by name."""
         return self._graph.inputs

@@ -84,6 +84,11 @@ class OnnxGraph:
         return cls(session, provider, path)
 
     @property
+    def name(self) -> str:
+        """Name of its file."""
+        return self._path.name
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """Inputs by name."""
         return self._inputs

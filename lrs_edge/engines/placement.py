@@ -9,7 +9,7 @@ from functools import partial
 from lrs_edge.baselines.segments import SegmentedDecoder
 from lrs_edge.baselines.tower import TowerEncoder
 from lrs_edge.bundle.bundle import Bundle, Embeddings
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest
+from lrs_edge.bundle.manifest import DecoderSpec, Flavour, Manifest
 from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
@@ -98,13 +98,13 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
 def _llm_graph(spec: DecoderSpec, kv_cache: str) -> str:
     """The language model's graph for a type of key/value buffers. Raises UsageError."""
     if kv_cache == "float":
-        return spec.graph
-    if spec.int8_kv_graph is None:
+        return spec.path(Flavour.GQA)
+    if not spec.has(Flavour.GQA_INT8_KV):
         raise UsageError(
             "this bundle has no language model over an int8 KV cache; export it with --int8-kv, or "
             "use --kv-cache float"
         )
-    return spec.int8_kv_graph
+    return spec.path(Flavour.GQA_INT8_KV)
 
 
 def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
@@ -116,13 +116,13 @@ def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
     )
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
     vision_graph = load_graph(
-        manifest.vision.graph,
+        manifest.vision.path(Flavour.PLAIN),
         replace(options, unpack_weights=unpacks_weights(manifest.vision.precision)),
     )
     vision = VisionEncoder(vision_graph, manifest.vision, hidden, embeddings.positions)
-    masked = manifest.rfm.masked_graph
+    masked = manifest.rfm.path(Flavour.MASKED) if manifest.rfm.has(Flavour.MASKED) else None
     rfm = Decoder(
-        load_graph(manifest.rfm.graph, options),
+        load_graph(manifest.rfm.path(Flavour.GQA), options),
         manifest.rfm,
         scoring=True,
         load_masked=None if masked is None else partial(load_graph, masked, options),

@@ -62,16 +62,13 @@ def graph_costs(manifest: Manifest) -> dict[str, GraphCost] | None:
     vision, rfm, llm = manifest.vision, manifest.rfm, manifest.llm
     if min(vision.flops, rfm.intermediate, llm.intermediate) <= 0:
         return None
-    scoring = _decoder_cost("rfm", rfm, rfm.layers, scores=True)
-    costs = {
-        vision.graph: GraphCost("vision", per_tile=vision.flops),
-        rfm.graph: scoring,
-        llm.graph: _decoder_cost("llm", llm, llm.layers, scores=False),
-    }
-    if rfm.masked_graph is not None:
-        costs[rfm.masked_graph] = scoring
-    if llm.int8_kv_graph is not None:
-        costs[llm.int8_kv_graph] = costs[llm.graph]
+    stages = (
+        (vision, GraphCost("vision", per_tile=vision.flops)),
+        (rfm, _decoder_cost("rfm", rfm, rfm.layers, scores=True)),
+        (llm, _decoder_cost("llm", llm, llm.layers, scores=False)),
+    )
+    # All flavours of a stage compute the same.
+    costs = {file.path: cost for stage, cost in stages for file in stage.graphs}
     tower = vision.tower
     # Graphs without a cost are not known: what they do gives no figure.
     if tower is not None and min(tower.flops, tower.projector_flops) > 0:

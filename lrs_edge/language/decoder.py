@@ -53,7 +53,12 @@ class Decoder:
         self._graph = graph
         self._load_masked = load_masked
         self._masked: Graph | None = None
-        check_layers(graph, spec.graph, spec, names, ("logits",))
+        check_layers(graph, graph.name, spec, names, ("logits",))
+
+    @property
+    def graph_name(self) -> str:
+        """File of the graph, under which its runs are counted."""
+        return self._graph.name
 
     def new_cache(self) -> KVCache:
         """An empty cache on the graph's device."""
@@ -67,8 +72,8 @@ class Decoder:
             )
         if self._masked is None:
             graph = self._load_masked()
-            name = str(self.spec.masked_graph)
-            check_layers(graph, name, self.spec, self._names, ("logits",), ("attention_bias",))
+            more = ("attention_bias",)
+            check_layers(graph, graph.name, self.spec, self._names, ("logits",), more)
             self._masked = graph
         return self._masked
 
@@ -202,13 +207,11 @@ class Decoder:
         if attention_bias is not None:
             graph = self._masked_graph()
             more["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
-        (logits,) = run_layers(
-            graph, self.spec.graph, cache, embeds, tokens, ("logits",), more, marks
-        )
+        (logits,) = run_layers(graph, graph.name, cache, embeds, tokens, ("logits",), more, marks)
         wanted = (self.spec.heads, len(cache)) if self._scoring else (1, self.spec.vocabulary)
         if logits.shape != wanted:
             raise BundleError(
-                f"{self.spec.graph} gives logits {logits.shape}, the manifest says {wanted}; "
+                f"{graph.name} gives logits {logits.shape}, the manifest says {wanted}; "
                 "export the bundle again"
             )
         return logits

@@ -67,6 +67,11 @@ class LanguageModel:
         self._stop_ids = frozenset(stop_ids)
         self._stop_texts = stop_texts
 
+    @property
+    def graph_name(self) -> str:
+        """File of the graph that runs whole prompts, under which its runs are counted."""
+        return self._decoder.graph_name
+
     def new_cache(self) -> KVCache:
         """An empty cache."""
         return self._decoder.new_cache()

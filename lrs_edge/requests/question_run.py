@@ -211,11 +211,10 @@ class QuestionRun:
 
     def _new_budget(self, is_given_up: Callable[[], bool]) -> Budget:
         stages, manifest = self._stages, self._stages.manifest
-        int8 = stages.kv_cache != "float" and manifest.llm.int8_kv_graph is not None
         costs = ModelCosts(
-            vision=manifest.vision.graph,
-            rfm=manifest.rfm.graph,
-            llm=str(manifest.llm.int8_kv_graph) if int8 else manifest.llm.graph,
+            vision=stages.vision.graph_name,
+            rfm=stages.focus.graph_name,
+            llm=stages.llm.graph_name,
             rfm_share=manifest.rfm.layers / max(manifest.llm.layers, 1),
             per_tile=stages.vision.per_tile**2,
             keep_ratio=stages.search_model.keep_ratio,

@@ -78,6 +78,11 @@ class RegionFocus:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
+    @property
+    def graph_name(self) -> str:
+        """File of the graph, under which its runs are counted."""
+        return self._decoder.graph_name
+
     def new_cache(self) -> KVCache:
         """An empty cache."""
         return self._decoder.new_cache()

@@ -51,19 +51,24 @@ class VisionEncoder:
         if pixels is None or len(graph.inputs) != 1 or pixels.dtype != "float32":
             found = ", ".join(sorted(graph.inputs))
             raise BundleError(
-                f"{spec.graph} must have the one input pixel_values (float32), it has {found}; "
+                f"{graph.name} must have the one input pixel_values (float32), it has {found}; "
                 "export the bundle again"
             )
         if not _fits(pixels.shape, wanted):
             raise BundleError(
-                f"{spec.graph} takes pixel_values {pixels.shape}, the manifest says {wanted}; "
+                f"{graph.name} takes pixel_values {pixels.shape}, the manifest says {wanted}; "
                 "export the bundle again"
             )
         if "tokens" not in graph.outputs:
             raise BundleError(
-                f"{spec.graph} has no output named tokens, only {', '.join(graph.outputs)}; "
+                f"{graph.name} has no output named tokens, only {', '.join(graph.outputs)}; "
                 "export the bundle again"
             )
+
+    @property
+    def graph_name(self) -> str:
+        """File of the graph, under which its runs are counted."""
+        return self._graph.name
 
     @property
     def per_tile(self) -> int:
@@ -119,7 +124,7 @@ class VisionEncoder:
         (tokens,) = self._graph.run({"pixel_values": np.stack(tiles)}, ["tokens"])
         if tokens.shape != (len(tiles), self.spec.grid**2, self._hidden):
             raise BundleError(
-                f"{self.spec.graph} gives tokens {tokens.shape}, the manifest says "
+                f"{self._graph.name} gives tokens {tokens.shape}, the manifest says "
                 f"{(len(tiles), self.spec.grid**2, self._hidden)}; export the bundle again"
             )
         return tokens

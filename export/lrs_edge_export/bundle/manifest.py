@@ -15,6 +15,8 @@ from lrs_edge.bundle.manifest import (
     SCHEMA_VERSION,
     DecoderSpec,
     FileEntry,
+    Flavour,
+    GraphFile,
     Manifest,
     SearchSpec,
     SegmentSpec,
@@ -56,6 +58,8 @@ _ROLES = {
     TOKENIZER: "tokenizer",
     CARD: "documentation",
 }
+
+_RFM_GRAPHS = (GraphFile(RFM, Flavour.GQA), GraphFile(RFM_MASKED, Flavour.MASKED))
 
 _TOOLS = ("lrs-edge", "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch")
 
@@ -119,7 +123,7 @@ class BundleFolder:
             tools={name: _version(name) for name in _TOOLS},
             files=files,
             vision=self._vision_spec(plans.vision),
-            rfm=_decoder_spec(model.rfm, RFM, plans.rfm, masked_graph=RFM_MASKED),
+            rfm=_decoder_spec(model.rfm, _RFM_GRAPHS, plans.rfm),
             llm=self._llm_spec(plans.llm),
             prompt=model.prompt,
             search=SearchSpec(base_side=model.base_side),
@@ -145,7 +149,7 @@ class BundleFolder:
     def _vision_spec(self, plan: Plan) -> VisionSpec:
         stage = self._model.vision
         return VisionSpec(
-            graph=VISION,
+            graphs=(GraphFile(VISION, Flavour.PLAIN),),
             tile=stage.tile,
             grid=stage.tower.grid,
             local_pool=stage.local_pool,
@@ -158,16 +162,16 @@ class BundleFolder:
         )
 
     def _llm_spec(self, plan: Plan) -> DecoderSpec:
-        spec = _decoder_spec(
+        graphs = [GraphFile(LLM, Flavour.GQA)]
+        if self._options.int8_kv:
+            graphs.append(GraphFile(LLM_INT8_KV, Flavour.GQA_INT8_KV))
+        return _decoder_spec(
             self._model.llm,
-            LLM,
+            tuple(graphs),
             plan,
             vocabulary=self._model.vocabulary,
             cuts=self._options.attention_layers,
         )
-        if not self._options.int8_kv:
-            return spec
-        return msgspec.structs.replace(spec, int8_kv_graph=LLM_INT8_KV)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -178,11 +182,10 @@ def _entry(path: Path) -> FileEntry:
 
 def _decoder_spec(
     stage: DecoderStage,
-    graph: str,
+    graphs: tuple[GraphFile, ...],
     plan: Plan,
     *,
     vocabulary: int = 0,
-    masked_graph: str | None = None,
     cuts: tuple[int, ...] = (),
 ) -> DecoderSpec:
     config = stage.config
@@ -194,14 +197,13 @@ def _decoder_spec(
         )
     )
     return DecoderSpec(
-        graph=graph,
+        graphs=graphs,
         layers=config.layers,
         heads=config.heads,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         hidden=config.hidden,
         vocabulary=vocabulary,
-        masked_graph=masked_graph,
         precision=plan.precision,
         intermediate=config.intermediate,
         segments=segments if cuts else (),

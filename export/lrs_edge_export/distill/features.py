@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.bundle.manifest import VisionSpec
+from lrs_edge.bundle.manifest import Flavour, GraphFile, VisionSpec
 from lrs_edge.engines.base import BackendOptions, KVBuffers, TensorSpec
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.errors import BackendError
@@ -56,12 +56,14 @@ def open_encoder(
     with WeightFile(folder / f"{_GRAPH}.data") as weights:
         vision_graph.write_vision(stage, folder / _GRAPH, weights)
     spec = VisionSpec(
-        graph=_GRAPH,
+        graphs=(GraphFile(_GRAPH, Flavour.PLAIN),),
         tile=stage.tile,
         grid=stage.tower.grid,
         local_pool=stage.local_pool,
         mean=stage.mean,
         std=stage.std,
+        precision="fp32",
+        flops=0,
     )
     positions = None
     if model.positions is not None:
@@ -79,6 +81,7 @@ class VisionGraph:
         threads: Of the engine; None lets it choose.
     """
 
+    name = _GRAPH
     provider = "cpu"
 
     def __init__(self, path: Path, stage: VisionStage, threads: int | None) -> None:

@@ -1,0 +1,59 @@
+"""Manifests of version 1, read as those of today: the one place that knows the older layout.
+
+A stage named its graphs in fields of its own (`graph`, `masked_graph`, `int8_kv_graph`). Fields
+that came later could be absent, which meant what is filled in here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrs_edge.bundle.manifest import ONNXRUNTIME, SCHEMA_VERSION, Flavour
+
+#: What an absent field meant.
+_MANIFEST = {
+    "embeddings": "embeddings.safetensors",
+    "tokenizer": "tokenizer.json",
+    "exact_integers": False,
+}
+_VISION = {"precision": "fp32", "flops": 0}
+_DECODER = {"precision": "fp32", "intermediate": 0, "floats": "float32"}
+
+#: Fields that named a stage's graphs, and their flavours; `graph` was the one that always existed.
+_VISION_GRAPHS = {"graph": Flavour.PLAIN}
+_DECODER_GRAPHS = {
+    "graph": Flavour.GQA,
+    "masked_graph": Flavour.MASKED,
+    "int8_kv_graph": Flavour.GQA_INT8_KV,
+}
+
+
+def upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of version 1 in today's layout.
+
+    Nothing is checked: what is not of version 1 stays as it is, for the check of today's layout to
+    refuse it by its name.
+
+    Args:
+        content: What the JSON file holds; not changed.
+    """
+    new = _MANIFEST | content | {"schema_version": SCHEMA_VERSION}
+    new["vision"] = _stage(content.get("vision"), _VISION_GRAPHS, _VISION)
+    for name in ("rfm", "llm"):
+        new[name] = _stage(content.get(name), _DECODER_GRAPHS, _DECODER)
+    return new
+
+
+def _stage(stage: Any, graphs: dict[str, str], defaults: dict[str, Any]) -> Any:
+    if not isinstance(stage, dict):
+        return stage
+    new = defaults | {key: value for key, value in stage.items() if key not in graphs}
+    new["graphs"] = [
+        {"path": stage.get(key), "flavour": flavour, "engines": [ONNXRUNTIME]}
+        for key, flavour in graphs.items()
+        if key == "graph" or stage.get(key) is not None
+    ]
+    # The first versions quantized weights alone, and called it so.
+    if new["precision"] == "int8":
+        new["precision"] = "int8-weight"
+    return new

@@ -1,0 +1,117 @@
+"""Manifests of version 1 mean what they always meant."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lrs_edge.bundle.bundle import read_manifest
+from lrs_edge.bundle.manifest import SCHEMA_VERSION, Flavour, GraphFile, Manifest
+from lrs_edge.bundle.version1 import upgraded
+from lrs_edge.errors import BundleError
+
+#: The embedded model's manifest as the first release wrote it.
+RELEASED = Path(__file__).parent / "manifests" / "version1.json"
+
+
+def read(tmp_path: Path, content: Any) -> Manifest:
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    return read_manifest(tmp_path)
+
+
+@pytest.fixture
+def old() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(RELEASED.read_text())
+    assert content["schema_version"] == 1
+    return content
+
+
+def test_a_released_manifest_is_read(tmp_path: Path, old: dict[str, Any]) -> None:
+    shutil.copy(RELEASED, tmp_path / "manifest.json")
+    manifest = read_manifest(tmp_path)
+    assert manifest.schema_version == SCHEMA_VERSION
+    assert manifest.vision.graphs == (GraphFile("vision.onnx", Flavour.PLAIN),)
+    assert manifest.rfm.graphs == (
+        GraphFile("rfm.onnx", Flavour.GQA),
+        GraphFile("rfm_masked.onnx", Flavour.MASKED),
+    )
+    assert manifest.llm.graphs == (
+        GraphFile("llm.onnx", Flavour.GQA),
+        GraphFile("llm_int8_kv.onnx", Flavour.GQA_INT8_KV),
+    )
+    assert [segment.graph for segment in manifest.llm.segments] == [
+        "llm_segment0.onnx",
+        "llm_segment1.onnx",
+    ]
+    # Its products with signed integers are wrong without VNNI, which is asked when it is loaded.
+    assert not manifest.exact_integers
+    # Everything else is as the file says.
+    encoded = json.loads(msgspec.json.encode(manifest))
+    for name, value in old.items():
+        if name in ("schema_version", "vision", "rfm", "llm"):
+            continue
+        assert encoded[name] == value, name
+    for stage in ("vision", "rfm", "llm"):
+        for name, value in old[stage].items():
+            if "graph" not in name:
+                assert encoded[stage][name] == value, name
+
+
+def test_what_is_read_can_be_written_and_read_again(tmp_path: Path, old: dict[str, Any]) -> None:
+    manifest = read(tmp_path, old)
+    (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_fields_that_came_later(tmp_path: Path, old: dict[str, Any]) -> None:
+    for name in ("embeddings", "tokenizer", "repetition_penalty", "penalised_ids", "parity"):
+        del old[name]
+    for name in ("precision", "positions", "flops", "tower"):
+        del old["vision"][name]
+    for stage in ("rfm", "llm"):
+        later = ("masked_graph", "precision", "intermediate", "segments", "int8_kv_graph", "floats")
+        for name in later:
+            del old[stage][name]
+    manifest = read(tmp_path, old)
+    assert (manifest.embeddings, manifest.tokenizer) == ("embeddings.safetensors", "tokenizer.json")
+    assert (manifest.vision.precision, manifest.vision.flops) == ("fp32", 0)
+    assert manifest.rfm.graphs == (GraphFile("rfm.onnx", Flavour.GQA),)
+    assert (manifest.llm.floats, manifest.llm.intermediate) == ("float32", 0)
+
+
+def test_int8_of_the_first_versions_was_int8_of_weights_alone(
+    tmp_path: Path, old: dict[str, Any]
+) -> None:
+    old["llm"]["precision"] = "int8"
+    assert read(tmp_path, old).llm.precision == "int8-weight"
+
+
+def test_exact_integers_are_taken_over(tmp_path: Path, old: dict[str, Any]) -> None:
+    assert read(tmp_path, old | {"exact_integers": True}).exact_integers
+
+
+@pytest.mark.parametrize("stage", ["vision", "rfm", "llm"])
+@pytest.mark.parametrize("value", [None, [], "graph", 1, {}, {"graph": 3}])
+def test_a_stage_that_is_none_is_refused_by_its_name(
+    tmp_path: Path, old: dict[str, Any], stage: str, value: object
+) -> None:
+    with pytest.raises(BundleError, match=rf"not a valid manifest.*{stage}"):
+        read(tmp_path, old | {stage: value})
+
+
+def test_a_graph_outside_the_bundle_is_refused(tmp_path: Path, old: dict[str, Any]) -> None:
+    old["llm"]["int8_kv_graph"] = "../llm.onnx"
+    with pytest.raises(BundleError, match="not inside the bundle"):
+        read(tmp_path, old)
+
+
+def test_the_given_content_is_not_changed(old: dict[str, Any]) -> None:
+    before = copy.deepcopy(old)
+    upgraded(old)
+    assert old == before
