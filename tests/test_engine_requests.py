@@ -303,7 +303,7 @@ def test_room_for_the_answer_is_kept_in_the_models_length(
     image = picture(tmp_path / "image.png", 1300, 1000)
     with lrs_edge.load(golden_bundles["llama"], provider="cpu") as engine:
         length = engine.manifest.limits.max_length
-        question = "Where is it? " * 150
+        question = "Where is it? " * 165
         with engine.open(image) as scene:
             few = scene.ask(question, max_tokens=8)
             many = scene.ask(question, max_tokens=200)
