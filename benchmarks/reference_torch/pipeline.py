@@ -28,7 +28,7 @@ from benchmarks.reference_torch.tokens import (
 from benchmarks.reference_torch.weights import load_weights
 from lrs_edge_export.torch_model.vision import vision_tokens
 
-#: Share of the local tokens kept in both selections (algorithm.md).
+#: Share of the local tokens kept in both selections (docs/algorithm.md).
 KEEP_RATIO = 0.25
 
 

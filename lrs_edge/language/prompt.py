@@ -1,6 +1,6 @@
 """Prompts: the template around image and question, tokens in and text out.
 
-The prompt is split at the image and each part is tokenised by itself (algorithm.md, "Prompt").
+The prompt is split at the image and each part is tokenised by itself (docs/algorithm.md, "Prompt").
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The image pyramid: levels, tile grids, token grids, selection. Pure functions, no pixels."""
+"""The image pyramid, as pure functions that know no pixels.
+
+`levels.py` lays out levels, tile grids and token grids; `selection.py` says which tokens are kept
+and which tiles they choose on the next level; `box.py` is the one form of a rectangle.
+"""
 
 from lrs_edge.pyramid.levels import (
     MIN_ZOOM,

@@ -5,7 +5,7 @@ from the top left. A *level* is the image resized to `height` x `width` pixels a
 bottom and right to a whole number of square tiles. Levels run from coarse to fine; the global view
 is one tile that shows the whole image.
 
-Reference: paper section 3.2; `pyramid_crop` of the authors' code as described in algorithm.md.
+Reference: paper section 3.2; `pyramid_crop` of the authors' code as described in docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def build_pyramid(
 
 
 def reference_fails(pyramid: Pyramid, per_tile: int) -> bool:
-    """True for images on which the authors' code crashes (algorithm.md lists them).
+    """True for images on which the authors' code crashes (docs/algorithm.md lists them).
 
     Those are images whose levels all coincide with the global view, and strips so flat that no
     token row is left once the padding is cut off.

@@ -126,7 +126,7 @@ class SearchContext:
     def grid(self, number: int, level: Level, *, min_cols: int = 1) -> TokenGrid:
         """Token grid of the level that is searched as number 0, 1, ...
 
-        algorithm.md, "Unpad and newlines", says how the padding is cut off.
+        docs/algorithm.md, "Unpad and newlines", says how the padding is cut off.
         """
         size = self.aspect(number, level)
         return token_grid(level, self.model.per_tile, size, min_cols=min_cols)

@@ -1,7 +1,7 @@
 """The search for one question: which tiles are looked at, which tokens reach the language model.
 
-This is the front of `lrs_edge.pruning`: it picks the search and the scorer that the options name,
-and trims what they find to what the language model can take.
+It picks the search and the scorer that the options name, and trims what they find to what the
+language model can take.
 """
 
 from __future__ import annotations

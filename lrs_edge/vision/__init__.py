@@ -1,1 +1,6 @@
-"""Tiles to tokens: reading ahead, encoding, the feature cache, image positions."""
+"""Vision: from tiles to tokens.
+
+Read in this order: `tiles.py` (tiles of a scene, read, encoded and remembered), `readahead.py` (the
+next tile is read while one is encoded), `encoder.py` (normalising, the graph, pooling),
+`positions.py` (where in the image a token lies, added to it).
+"""

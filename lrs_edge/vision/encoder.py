@@ -92,7 +92,7 @@ class VisionEncoder:
 
         Returns:
             float32 [3, S, S], normalised, then padded with zeros at the bottom and right (zero is
-            the mean colour; algorithm.md, "Pyramid" 5).
+            the mean colour; docs/algorithm.md, "Pyramid" 5).
         """
         tile = np.zeros((3, self.spec.tile, self.spec.tile), np.float32)
         rows, cols = pixels.shape[:2]

@@ -32,7 +32,7 @@ from lrs_edge_export.families.registry import (
     stop_ids,
 )
 
-#: The base level is about three tiles long (algorithm.md, "Pyramid" 2: 1008 px of 336 px tiles).
+#: The base level is about three tiles of 336 px long (docs/algorithm.md, "Pyramid" 2).
 _BASE_TILES = 3
 
 #: Local tiles of 24 x 24 tokens become 12 x 12.

@@ -1,1 +1,6 @@
-"""Whether engines still say what the checkpoint said: PyTorch as the reference, figures, limits."""
+"""Whether the exported graphs still say what the checkpoint said, judged by PyTorch.
+
+`check.py` first: every stage on the same inputs, made by `images.py` and `sequences.py`;
+`layers.py` compares layer by layer where a stage does not fit into memory; `report.py` holds
+figures and limits; `accuracy.py` asks a finished bundle questions.
+"""
