@@ -16,11 +16,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from lrs_edge_export.checkpoints.safetensors_file import NewTensor, write_file
 
 #: Largest shard, as transformers writes them by default in many releases.
 SHARD_BYTES = 2_000_000_000
@@ -191,24 +194,21 @@ def write_shards(
 
 
 def _write_shard(path: Path, tensors: list[Tensor], rng: np.random.Generator) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for tensor in tensors:
-        end = place + 2 * tensor.count
-        shape = list(tensor.shape)
-        header[tensor.name] = {"dtype": "BF16", "shape": shape, "data_offsets": [place, end]}
-        place = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors:
-            for start in range(0, tensor.count, _CHUNK):
-                count = min(_CHUNK, tensor.count - start)
-                values = rng.standard_normal(count, np.float32) * np.float32(tensor.deviation)
-                bits = (values + np.float32(tensor.mean)).view(np.uint32)
-                # Rounded to nearest: bfloat16 is the upper half of a float32.
-                stream.write(((bits + 0x8000) >> 16).astype("<u2").tobytes())
+    # Drawn when they are written, one after the other.
+    drawn = [
+        NewTensor.of(tensor.name, "BF16", tensor.shape, partial(_drawn, tensor, rng))
+        for tensor in tensors
+    ]
+    write_file(path, drawn, {"format": "pt"})
+
+
+def _drawn(tensor: Tensor, rng: np.random.Generator) -> Iterator[bytes]:
+    for start in range(0, tensor.count, _CHUNK):
+        count = min(_CHUNK, tensor.count - start)
+        values = rng.standard_normal(count, np.float32) * np.float32(tensor.deviation)
+        bits = (values + np.float32(tensor.mean)).view(np.uint32)
+        # Rounded to nearest: bfloat16 is the upper half of a float32.
+        yield ((bits + 0x8000) >> 16).astype("<u2").tobytes()
 
 
 def byte_tokenizer(vocabulary: int) -> Tokenizer:

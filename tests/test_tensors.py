@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 import torch
 from safetensors.torch import save_file
 
-from lrs_edge_export.checkpoints import tensors
+from lrs_edge_export.checkpoints import safetensors_file, tensors
 from lrs_edge_export.checkpoints.tensors import SafetensorsSource, TensorSource, TorchSource
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -51,6 +51,7 @@ def test_rows_are_those_of_the_tensor(
     wanted = state["x"].float().numpy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensors, "_BLOCK", block)
+        patch.setattr(safetensors_file, "BLOCK", block)
         assert source.shape("x") == tuple(shape)
         found = source.read("x")
         assert found.dtype == np.float32

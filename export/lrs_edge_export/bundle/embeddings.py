@@ -1,14 +1,11 @@
 """The embeddings file of a bundle, written in chunks of rows: no table is ever whole in memory.
 
-The format (https://github.com/huggingface/safetensors, "Format"): 8 bytes of header length (little
-endian), a JSON header padded with spaces to a multiple of 8 bytes, then the tensors. Order and
-spelling are the library's, so that the file equals what `safetensors.numpy.save` makes of the same
-tables, byte for byte (checked by `tests/test_embeddings.py`).
+Order and spelling are the safetensors library's, so that the file equals what
+`safetensors.numpy.save` makes of the same tables, byte for byte (`tests/test_embeddings.py`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge_export.checkpoints.rows import Rows
+from lrs_edge_export.checkpoints.safetensors_file import NewTensor, write_file
 from lrs_edge_export.checkpoints.tensors import Array
 
 #: Values in memory at once (float32, and as many of the stored type).
 _CHUNK_VALUES = 2 << 20
 
-_NAMES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+_Kind = np.dtype[np.float16 | np.float32]
+
+_NAMES: dict[_Kind, str] = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
 
 
 def write_embeddings(path: Path, tables: Mapping[str, Rows | Array], *, rounded: bool) -> None:
@@ -42,25 +42,18 @@ def write_embeddings(path: Path, tables: Mapping[str, Rows | Array], *, rounded:
     kinds = {name: _stored_type(table, rounded=rounded) for name, table in tables.items()}
     # The library puts wider types first, so that all tensors are aligned.
     order = sorted(tables, key=lambda name: (-kinds[name].itemsize, name))
-    header, place = {}, 0
-    for name in order:
-        end = place + math.prod(tables[name].shape) * kinds[name].itemsize
-        header[name] = {
-            "dtype": _NAMES[kinds[name]],
-            "shape": list(tables[name].shape),
-            "data_offsets": [place, end],
-        }
-        place = end
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in order:
-            for chunk in _chunks(tables[name]):
-                stream.write(np.ascontiguousarray(chunk.astype(kinds[name], copy=False)).data)
+    write_file(path, [_stored(name, tables[name], kinds[name]) for name in order])
 
 
-def _stored_type(table: Rows | Array, *, rounded: bool) -> np.dtype[np.float16 | np.float32]:
+def _stored(name: str, table: Rows | Array, kind: _Kind) -> NewTensor:
+    def blocks() -> Iterator[memoryview]:
+        for chunk in _chunks(table):
+            yield np.ascontiguousarray(chunk.astype(kind, copy=False)).data
+
+    return NewTensor.of(name, _NAMES[kind], table.shape, blocks)
+
+
+def _stored_type(table: Rows | Array, *, rounded: bool) -> _Kind:
     """The type that a table is stored in; see `write_embeddings`."""
     for chunk in _chunks(table):
         with np.errstate(over="ignore"):

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.safetensors_file import StoredTensor, damaged, read_header
 
 Array = NDArray[np.float32]
 
@@ -28,7 +27,7 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 #: An index longer than this is refused unread; that of a 70B model has a tenth of it.
 MAX_INDEX_BYTES = 16 << 20
 
-#: Bytes of a file that are in memory at once, besides the float32 values made of them.
+#: Bytes of a `.bin` file that are read at once.
 _BLOCK = 8 << 20
 
 #: How safetensors files store floating-point values; bfloat16, which numpy lacks, as its bits.
@@ -123,16 +122,6 @@ class Scoped:
                 )
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor lies in a safetensors file: type, shape, and its first byte."""
-
-    path: Path
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-
-
 class SafetensorsSource:
     """Tensors of safetensors files. A file is open only while it is read.
 
@@ -142,7 +131,7 @@ class SafetensorsSource:
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = dict(files)
-        self._listed: dict[Path, dict[str, _Stored]] = {}
+        self._listed: dict[Path, dict[str, StoredTensor]] = {}
 
     def names(self) -> list[str]:
         """All names."""
@@ -164,54 +153,27 @@ class SafetensorsSource:
         width = math.prod(shape[1:])
         return _read_values(stored, name, start * width, stop * width).reshape(shape)
 
-    def _find(self, name: str) -> _Stored:
+    def _find(self, name: str) -> StoredTensor:
         path = self._files[name]
         if path not in self._listed:
-            self._listed[path] = _list_tensors(path)
+            self._listed[path] = read_header(path)[0]
         try:
             return self._listed[path][name]
         except KeyError:
-            raise _damaged(path, f"it does not hold {name}") from None
+            raise damaged(path, f"it does not hold {name}") from None
 
 
-def _list_tensors(path: Path) -> dict[str, _Stored]:
-    """The places of all tensors in a file: 8 bytes of header length, JSON header, data.
-
-    Raises:
-        ExportError: The file is missing or damaged.
-    """
-    # The library checks the header on opening: its form, and that it covers the file exactly.
-    with open_safetensors(path), path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: _Stored(
-            path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        )
-        for name, entry in header.items()
-    }
-
-
-def _read_values(stored: _Stored, name: str, start: int, stop: int) -> Array:
+def _read_values(stored: StoredTensor, name: str, start: int, stop: int) -> Array:
     """Values start .. stop - 1 of a tensor, flat, read and widened block by block."""
     if stored.kind not in _STORED:
         raise _not_float(name, stored.kind)
-    dtype = np.dtype(_STORED[stored.kind])
     values = np.empty(stop - start, np.float32)
-    step = _BLOCK // dtype.itemsize
-    try:
-        with stored.path.open("rb", buffering=0) as stream:
-            stream.seek(stored.offset + start * dtype.itemsize)
-            for place in range(0, len(values), step):
-                part = values[place : place + step]
-                block = np.fromfile(stream, dtype, len(part))
-                if len(block) != len(part):
-                    raise _damaged(stored.path, "it ends too early")
-                _widen(block, stored.kind, part)
-                _check_finite(part, name)
-    except OSError as error:
-        raise _damaged(stored.path, error) from error
+    place = 0
+    for block in stored.blocks(np.dtype(_STORED[stored.kind]), start, stop):
+        part = values[place : place + len(block)]
+        _widen(block, stored.kind, part)
+        _check_finite(part, name)
+        place += len(block)
     return values
 
 
@@ -268,7 +230,7 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # torch.load raises whatever the damaged or hostile file provokes.
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(state, dict):
         raise ExportError(f"{path} holds no dictionary of tensors; use safetensors files")
     return {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
@@ -308,8 +270,7 @@ def open_tensors(folder: Path) -> TensorSource:
             return TorchSource(sorted(set(shards.values())))
     single = folder / "model.safetensors"
     if single.is_file():
-        with open_safetensors(single) as handle:
-            return SafetensorsSource(dict.fromkeys(handle.keys(), single))
+        return SafetensorsSource(dict.fromkeys(read_header(single)[0], single))
     pickled = folder / "pytorch_model.bin"
     if pickled.is_file():
         return TorchSource([pickled])
@@ -326,18 +287,6 @@ def weight_files(folder: Path) -> list[Path]:
             return sorted({index, *_read_index(index).values()})
     single = (folder / "model.safetensors", folder / "pytorch_model.bin")
     return [path for path in single if path.is_file()][:1]
-
-
-def open_safetensors(path: Path) -> Any:
-    """A lazily read safetensors file.
-
-    Raises:
-        ExportError: The file is missing or damaged.
-    """
-    try:
-        return safe_open(str(path), framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
 
 
 def _read_index(index: Path) -> dict[str, Path]:
@@ -379,11 +328,6 @@ def _check_finite(values: Array, name: str) -> None:
 
 def _not_float(name: str, kind: str) -> ExportError:
     return ExportError(f"{name} is {kind}; export from the checkpoint before it was quantized")
-
-
-def _damaged(path: Path, error: Exception | str) -> ExportError:
-    reason = " ".join(str(error).split())[:200]
-    return ExportError(f"{path} cannot be read ({reason}); download it again")
 
 
 def _listed(names: Iterable[str], most: int = 4) -> str:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.target import check_target, replacing_folder
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
-from lrs_edge_export.checkpoints.tensors import INDEX_NAMES, open_safetensors, weight_files
+from lrs_edge_export.checkpoints.safetensors_file import read_header
+from lrs_edge_export.checkpoints.tensors import INDEX_NAMES, weight_files
 from lrs_edge_export.distill.safetensors_copy import copy_with, dtype_of
 from lrs_edge_export.distill.start import LLM, PRUNER, start_layers
 
@@ -90,7 +92,7 @@ class _Writer:
         files = [path for path in weight_files(checkpoint.path) if path.name not in INDEX_NAMES]
         if any(path.suffix != ".safetensors" for path in files):
             files = _converted(files, folder)
-        self._shards = {path: list(open_safetensors(path).keys()) for path in files}
+        self._shards = {path: list(read_header(path)[0]) for path in files}
         self._file_of = {name: path for path, names in self._shards.items() for name in names}
 
     def copy_side_files(self) -> None:
@@ -148,7 +150,8 @@ class _Writer:
         return value.detach().cpu().to(dtype or torch.float32)
 
     def _read(self, name: str) -> Tensor:
-        tensor: Tensor = open_safetensors(self._file_of[name]).get_tensor(name)
+        with safe_open(str(self._file_of[name]), framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def write_weights(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,35 +1,27 @@
-"""Copies of safetensors files with some tensors left out or replaced, byte for byte otherwise.
-
-The format: 8 bytes of header length (little endian), a JSON header with type, shape and place of
-every tensor, then the data (https://github.com/huggingface/safetensors, "Format"). Data is copied
-in blocks, so that files of any size pass through little memory.
-"""
+"""Copies of safetensors files with some tensors left out or replaced, byte for byte otherwise."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from lrs_edge.errors import ExportError
-
-#: A header longer than this is refused, as the safetensors library does.
-MAX_HEADER_BYTES = 100_000_000
-
-_BLOCK = 1 << 20
+from lrs_edge_export.checkpoints.safetensors_file import NewTensor, read_header, write_file
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def dtype_of(path: Path, name: str) -> torch.dtype | None:
-    """Type of a floating-point tensor as it is stored; None if it is not there or of another."""
-    entry = _read_header(path)[0].get(name)
+    """Type of a floating-point tensor as it is stored; None if it is not there or of another.
+
+    Raises:
+        ExportError: The file is no safetensors file.
+    """
+    stored = read_header(path)[0].get(name)
     names = {shown: dtype for dtype, shown in _TYPES.items()}
-    return None if entry is None else names.get(entry["dtype"])
+    return None if stored is None else names.get(stored.kind)
 
 
 def copy_with(
@@ -50,57 +42,20 @@ def copy_with(
         ExportError: The source is no safetensors file.
         OSError: The target cannot be written.
     """
-    header, begin = ({}, 0) if source is None else _read_header(source)
-    metadata = header.pop("__metadata__", {"format": "pt"})
-    kept = {name: entry for name, entry in header.items() if keep(name) and name not in new}
-    written: dict[str, Any] = {"__metadata__": metadata}
-    place = 0
-    for name, entry in kept.items():
-        size = entry["data_offsets"][1] - entry["data_offsets"][0]
-        written[name] = entry | {"data_offsets": [place, place + size]}
-        place += size
-    for name, tensor in new.items():
-        size = tensor.numel() * tensor.element_size()
-        written[name] = {
-            "dtype": _TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [place, place + size],
-        }
-        place += size
-    encoded = json.dumps(written, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with target.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
-        if source is not None:
-            with source.open("rb") as original:
-                for entry in kept.values():
-                    first, stop = entry["data_offsets"]
-                    original.seek(begin + first)
-                    _copy_bytes(original, stream, stop - first, source)
-        for tensor in new.values():
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            stream.write(raw.numpy().tobytes())
+    stored, metadata = ({}, {}) if source is None else read_header(source)
+    tensors = [
+        NewTensor.copied(name, tensor)
+        for name, tensor in stored.items()
+        if keep(name) and name not in new
+    ]
+    tensors += [_written(name, tensor) for name, tensor in new.items()]
+    # transformers refuses a file that does not say so.
+    write_file(target, tensors, metadata or {"format": "pt"})
 
 
-def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int, path: Path) -> None:
-    while count > 0:
-        block = source.read(min(count, _BLOCK))
-        if not block:
-            raise ExportError(f"{path} ends too early; download it again")
-        target.write(block)
-        count -= len(block)
+def _written(name: str, tensor: Tensor) -> NewTensor:
+    def blocks() -> list[memoryview]:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return [raw.numpy().data]
 
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the data begins. Raises ExportError when damaged."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > MAX_HEADER_BYTES:
-                raise ExportError(f"{path} is no safetensors file; download it again")
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path} cannot be read ({error}); download it again") from error
-    if not isinstance(header, dict):
-        raise ExportError(f"{path} is no safetensors file; download it again")
-    return header, 8 + length
+    return NewTensor.of(name, _TYPES[tensor.dtype], tensor.shape, blocks)
