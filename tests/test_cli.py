@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import pytest
 
 import lrs_edge
 from lrs_edge.answer.answer import Answer, Progress
+from lrs_edge.commands.ask import ask
+from lrs_edge.commands.common import GroupedCommand
 from lrs_edge.commands.eval import check_results
 from lrs_edge.commands.main import COMMANDS, cli, run
 from lrs_edge.engines.cores import available_cores
@@ -380,6 +383,33 @@ def test_no_command_shows_help(line: list[str], capsys: pytest.CaptureFixture[st
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"lrs-edge {lrs_edge.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["ask", "eval"])
+def test_help_lists_options_in_groups(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
+    assert titles == ["Common", "Budgets", "Raster", "Research"]
+    sections = dict(zip(titles, re.split(r"^\w+:$", shown, flags=re.MULTILINE)[1:], strict=True))
+    for option, title in (
+        ("--model", "Common"),
+        ("--help", "Common"),
+        ("--max-tiles", "Budgets"),
+        ("--bands", "Raster"),
+        ("--prune", "Research"),
+        ("--trace" if command == "ask" else "--search", "Research"),
+    ):
+        found = [name for name, text in sections.items() if re.search(rf" {option}\b(?!-)", text)]
+        assert title in found, option
+    first = sections["Common"] + sections["Budgets"]
+    assert not re.search("fastv|pdrop|visionzip|prumerge|exhaustive", first)
+
+
+def test_every_grouped_option_is_one_of_ask() -> None:
+    names = {param.name for param in ask.params}
+    for group in GroupedCommand.groups.values():
+        assert group <= names
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from lrs_edge.commands.common import (
+    GroupedCommand,
     ImagePath,
     check_output,
     debug_option,
@@ -75,7 +76,7 @@ class AskArguments:
         return self.output_format == "text" and self.output is None
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("image", type=ImagePath())
 @click.argument("question")
 @model_option

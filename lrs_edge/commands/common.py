@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -39,6 +39,44 @@ debug_option = click.option(
     callback=_set_debug,
     help="Show the traceback of an error.",
 )
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options in groups: what most need first, research last."""
+
+    #: Names of options under the title they are listed under; all others come first.
+    groups: ClassVar[dict[str, frozenset[str]]] = {
+        "Budgets": frozenset(
+            {
+                "max_tiles",
+                "tiles_per_level",
+                "max_vision_tokens",
+                "kv_budget",
+                "kv_cache",
+                "timeout",
+                "max_tokens",
+            }
+        ),
+        "Raster": frozenset(
+            {"bands", "value_range", "crs", "transparency", "orientation", "page", "resampling"}
+        ),
+        "Research": frozenset(
+            {"policy", "search", "prune", "prune_ratio", "prune_layers", "end_str", "trace"}
+        ),
+    }
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, one section for each group that has any."""
+        sections: dict[str, list[tuple[str, str]]] = {"Common": [], **{t: [] for t in self.groups}}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                named = (title for title, names in self.groups.items() if param.name in names)
+                sections[next(named, "Common")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def format_option(*choices: str) -> Callable[[Decorated], Decorated]:

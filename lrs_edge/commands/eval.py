@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lrs_edge.commands.common import (
+    GroupedCommand,
     check_output,
     debug_option,
     format_option,
@@ -45,7 +46,7 @@ EXIT_FAILED = 1
 _MOST_ERRORS_TOLD = 10
 
 
-@click.command("eval")
+@click.command("eval", cls=GroupedCommand)
 @click.argument(
     "files",
     nargs=-1,
