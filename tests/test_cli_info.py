@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
+from lrs_edge.bundle.parity import Accuracy, Choice, Figure, ParityReport, StageParity
 from lrs_edge.commands.main import run
 from tests.rasters import UTM, noise, write
 
@@ -23,7 +24,8 @@ def bundle(tmp_path: Path) -> Path:
     shutil.copytree(default_bundle_path(), root)
     path = root / "manifest.json"
     manifest = read_manifest(root)
-    changed = msgspec.structs.replace(manifest, name="copy", parity={"vision_max_error": 1e-6})
+    parity = ParityReport("3 images", (StageParity("vision", (Figure("max error", 1e-6, "<="),)),))
+    changed = msgspec.structs.replace(manifest, name="copy", parity=parity)
     path.write_bytes(msgspec.json.encode(changed))
     return root
 
@@ -73,34 +75,30 @@ def test_bundle_facts(bundle: Path, name: str, printed: Read) -> None:
 def test_parity_and_accuracy_as_a_table(bundle: Path, printed: Read) -> None:
     path = bundle / "manifest.json"
     manifest = read_manifest(bundle)
-    parity: dict[str, float | int | str | bool] = {
-        "images": "2 images",
-        "passed": False,
-        "llm-kv_cosine": 0.5,
-        "llm_precision": "int4-weight",
-        "llm_bytes": 1_234_567,
-        "llm_mode": "layer by layer",
-        "llm_kept_higher": "layers.0.mlp.down_proj lm_head",
-        "choice_llm_int8-static_ms": 12.5,
-        "llm_relative_error": 0.25,
-        "llm_relative_error_limit": 0.1,
-        "llm_cosine": 0.99,
-        "llm_cosine_limit": 0.98,
-        "accuracy": 0.75,
-        "accuracy_correct": 3,
-        "accuracy_total": 4,
-        "accuracy_dataset": "harbour",
-        "accuracy_baseline_correct": 4,
-    }
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity=parity)))
+    error = Figure("relative error", 0.25, "<=", 0.1)
+    figures = (error, Figure("cosine", 0.99, ">=", 0.98))
+    report = ParityReport(
+        "2 images",
+        (
+            StageParity("llm-kv", (Figure("cosine", 0.5, ">="),)),
+            StageParity("llm", figures, "int4-weight", 1_234_567, "layer by layer"),
+        ),
+        {"llm": ("layers.0.mlp.down_proj", "lm_head")},
+        (Choice("vision", "int8-static", 0.99),),
+        Accuracy("harbour", correct=3, total=4, matching="exact", baseline_correct=4),
+    )
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity=report)))
     assert run(["info", str(bundle), "--format", "json"]) == 0
     facts = json.loads(printed())
-    assert facts["parity"] == parity
+    assert facts["parity"] == {"images": "2 images", "passed": False}
+    assert facts["choices"] == [{"stage": "vision", "precision": "int8-static", "cosine": 0.99}]
     assert facts["accuracy"] == {
         "share": 0.75,
         "correct": 3,
         "total": 4,
+        "failed": 0,
         "dataset": "harbour",
+        "matching": "exact",
         "baseline_correct": 4,
     }
     kv, llm = facts["stages"]
@@ -128,10 +126,11 @@ def test_parity_and_accuracy_as_a_table(bundle: Path, printed: Read) -> None:
 
 def test_a_bundle_that_was_not_checked(bundle: Path, printed: Read) -> None:
     path = bundle / "manifest.json"
-    manifest = read_manifest(bundle)
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity={})))
+    manifest, report = read_manifest(bundle), ParityReport(kept_higher={"rfm": ("lm_head",)})
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, parity=report)))
     assert run(["info", str(bundle)]) == 0
-    assert "not checked" in printed()
+    assert "not checked" in (text := printed())
+    assert "1 layers kept higher" in text
 
 
 def test_a_model_that_is_named_must_be_there(

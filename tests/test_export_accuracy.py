@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import lrs_edge
+from lrs_edge.bundle.parity import Accuracy
 from lrs_edge.errors import ExportError
 from lrs_edge.requests.options import AskOptions
 from lrs_edge_export.bundle.options import AccuracyCheck
@@ -65,15 +66,9 @@ def test_loss_beyond_what_is_allowed() -> None:
     assert "90 of 100 right (exact), 1 failed; baseline 93, +3.0 points lost" in found.shown
     with pytest.raises(ExportError, match=r"90 of 100, 3\.0 points below the baseline's 93"):
         replace(found, most_lost=2.5).raise_if_failed()
-    assert found.values() == {
-        "accuracy": 0.9,
-        "accuracy_correct": 90,
-        "accuracy_total": 100,
-        "accuracy_failed": 1,
-        "accuracy_dataset": "tiny",
-        "accuracy_matching": "exact",
-        "accuracy_baseline_correct": 93,
-    }
+    entry = found.entry
+    assert entry == Accuracy("tiny", 90, 100, failed=1, matching="exact", baseline_correct=93)
+    assert entry.share == 0.9
 
 
 def test_questions_that_cannot_be_asked(bundle: Path, images: Path) -> None:

@@ -337,7 +337,7 @@ def test_stages_have_precisions_of_their_own(
         manifest = engine.manifest
     found = manifest.vision.precision, manifest.rfm.precision, manifest.llm.precision
     assert found == ("fp16", "int8-dynamic", "int8-weight")
-    assert manifest.parity["rfm_kept_higher"]
+    assert manifest.parity.kept_higher["rfm"]
 
 
 def test_int8_of_a_decoder_is_dynamic(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_int8_of_a_decoder_is_dynamic(tmp_path: Path) -> None:
     assert run([*arguments, "--rfm", "int8"]) == 0
     with lrs_edge.load(tmp_path / "b") as engine:
         assert engine.manifest.rfm.precision == "int8-dynamic"
-        assert "rfm_kept_higher" not in engine.manifest.parity
+        assert engine.manifest.parity.kept_higher == {}
 
 
 @pytest.mark.parametrize(

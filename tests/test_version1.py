@@ -13,6 +13,7 @@ import pytest
 
 from lrs_edge.bundle.bundle import read_manifest
 from lrs_edge.bundle.manifest import SCHEMA_VERSION, Flavour, GraphFile, Manifest
+from lrs_edge.bundle.parity import Choice, Figure
 from lrs_edge.bundle.version1 import upgraded
 from lrs_edge.errors import BundleError
 
@@ -54,13 +55,65 @@ def test_a_released_manifest_is_read(tmp_path: Path, old: dict[str, Any]) -> Non
     # Everything else is as the file says.
     encoded = json.loads(msgspec.json.encode(manifest))
     for name, value in old.items():
-        if name in ("schema_version", "vision", "rfm", "llm"):
+        if name in ("schema_version", "vision", "rfm", "llm", "parity"):
             continue
         assert encoded[name] == value, name
     for stage in ("vision", "rfm", "llm"):
         for name, value in old[stage].items():
             if "graph" not in name:
                 assert encoded[stage][name] == value, name
+
+
+def test_every_figure_of_a_released_manifest_is_read(tmp_path: Path, old: dict[str, Any]) -> None:
+    flat, report = dict(old["parity"]), read(tmp_path, old).parity
+    assert report.images == flat.pop("images")
+    assert report.passed is flat.pop("passed")
+    for stage in report.stages:
+        name = stage.stage
+        for field in ("precision", "bytes", "mode"):
+            assert getattr(stage, field) == flat.pop(f"{name}_{field}")
+        for figure in stage.figures:
+            key = f"{name}_{figure.measure.replace(' ', '_')}"
+            assert figure.value == flat.pop(key)
+            assert figure.limit == flat.pop(f"{key}_limit")
+            assert figure.sign == ("<=" if figure.measure == "relative error" else ">=")
+    for name, linears in report.kept_higher.items():
+        assert linears == tuple(flat.pop(f"{name}_kept_higher").split())
+    assert report.accuracy is not None
+    assert report.accuracy.share == flat.pop("accuracy")
+    for field, value in msgspec.structs.asdict(report.accuracy).items():
+        assert value == flat.pop(f"accuracy_{field}")
+    assert flat == {}
+
+
+def test_older_figures_and_choices(tmp_path: Path, old: dict[str, Any]) -> None:
+    old["parity"] = {
+        "choice_vision_int8-static_ms": 12.5,
+        "choice_vision_int8-static_cosine": 0.99,
+        "vision_max_error": 1e-6,
+        "llm_relative_error": 0.25,
+        "llm_relative_error_limit": 0.1,
+    }
+    report = read(tmp_path, old).parity
+    assert report.images == "unknown images"
+    assert report.choices == (Choice("vision", "int8-static", 0.99),)
+    assert report.stage("vision").figures == (Figure("max error", 1e-6, "<="),)
+    assert report.stage("llm").value("relative error") == 0.25
+    assert not report.passed
+    old["parity"] = {"rfm_kept_higher": "layers.0.mlp.down_proj lm_head"}
+    report = read(tmp_path, old).parity
+    assert report.images is None
+    assert report.kept_higher == {"rfm": ("layers.0.mlp.down_proj", "lm_head")}
+
+
+@pytest.mark.parametrize(
+    "flat", [[], 3, {"images": 3}, {"llm_cosine": 1.0, "llm_mode": "x"}, {"accuracy": 1.0}]
+)
+def test_measurements_that_are_none_are_refused(
+    tmp_path: Path, old: dict[str, Any], flat: object
+) -> None:
+    with pytest.raises(BundleError, match=r"not a valid manifest.*parity"):
+        read(tmp_path, old | {"parity": flat})
 
 
 def test_what_is_read_can_be_written_and_read_again(tmp_path: Path, old: dict[str, Any]) -> None:

@@ -70,9 +70,24 @@ def _texts(manifest: Manifest) -> Iterator[str]:
     if len(manifest.files) > MAX_FILES:
         yield f"files must be at most {MAX_FILES}"
     texts = [manifest.name, manifest.family, manifest.licence, manifest.source.name]
-    texts += [*manifest.files, *manifest.tools, *manifest.tools.values(), *manifest.parity]
+    texts += [*manifest.files, *manifest.tools, *manifest.tools.values(), *_measured(manifest)]
     if any(len(text) > MAX_NAME for text in texts):
         yield f"names must have at most {MAX_NAME} characters"
+
+
+def _measured(manifest: Manifest) -> Iterator[str]:
+    """Texts of what was measured."""
+    report = manifest.parity
+    yield report.images or ""
+    for stage in report.stages:
+        yield from (stage.stage, stage.precision or "")
+        yield from (figure.measure for figure in stage.figures)
+    for name, linears in report.kept_higher.items():
+        yield from (name, *linears)
+    for choice in report.choices:
+        yield from (choice.stage, choice.precision)
+    if report.accuracy is not None:
+        yield from (report.accuracy.dataset, report.accuracy.matching)
 
 
 def _graphs(name: str, stage: StageSpec) -> Iterator[str]:

@@ -50,6 +50,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from lrs_edge.bundle.parity import ParityReport
 from lrs_edge.errors import BundleError
 
 #: Version of the layout below.
@@ -284,7 +285,7 @@ class Manifest(msgspec.Struct, frozen=True):
     repetition_penalty: float = 1.0
     #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
     penalised_ids: tuple[int, ...] = ()
-    parity: dict[str, float | int | str | bool] = {}
+    parity: ParityReport = ParityReport()
 
 
 #: Tensors of the embeddings file: [V, D] and [D], float16 or float32; with `VisionSpec.positions`

@@ -1,7 +1,8 @@
 """Manifests of version 1, read as those of today: the one place that knows the older layout.
 
 A stage named its graphs in fields of its own (`graph`, `masked_graph`, `int8_kv_graph`). Fields
-that came later could be absent, which meant what is filled in here.
+that came later could be absent, which meant what is filled in here. What was measured was one flat
+dictionary (`llm_cosine`, `llm_cosine_limit`, `llm_precision`, `accuracy_total`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ _MANIFEST = {
 }
 _VISION = {"precision": "fp32", "flops": 0}
 _DECODER = {"precision": "fp32", "intermediate": 0, "floats": "float32"}
+
+#: Stages that figures could be of.
+_COMPARED = ("vision", "rfm", "llm", "llm-kv")
 
 #: Fields that named a stage's graphs, and their flavours; `graph` was the one that always existed.
 _VISION_GRAPHS = {"graph": Flavour.PLAIN}
@@ -41,6 +45,40 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
     new["vision"] = _stage(content.get("vision"), _VISION_GRAPHS, _VISION)
     for name in ("rfm", "llm"):
         new[name] = _stage(content.get(name), _DECODER_GRAPHS, _DECODER)
+    new["parity"] = _parity(content.get("parity", {}))
+    return new
+
+
+def _parity(flat: Any) -> Any:
+    """What was measured, by stage; milliseconds of choices are left out."""
+    if not isinstance(flat, dict):
+        return flat
+    new: dict[str, Any] = {"kept_higher": {}, "choices": []}
+    stages: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        stage, _, rest = name.partition("_")
+        if stage == "choice" and rest.endswith("_cosine") and rest.count("_") == 2:
+            chosen, precision, _ = rest.split("_")
+            new["choices"].append({"stage": chosen, "precision": precision, "cosine": value})
+        elif stage not in _COMPARED or not rest:
+            continue
+        elif rest == "kept_higher":
+            new["kept_higher"][stage] = str(value).split()
+        else:
+            found = stages.setdefault(stage, {"stage": stage, "figures": []})
+            if rest in ("precision", "bytes", "mode"):
+                found[rest] = value
+            elif not rest.endswith("_limit") and isinstance(value, float | int):
+                limit = flat.get(f"{name}_limit")
+                sign = "<=" if rest.endswith("error") else ">="
+                figure = {"value": value, "sign": sign, "limit": limit}
+                found["figures"].append({"measure": rest.replace("_", " "), **figure})
+    new["stages"] = list(stages.values())
+    new["images"] = flat.get("images", "unknown images" if stages else None)
+    if "accuracy" in flat:
+        names = ("dataset", "correct", "total", "failed", "matching", "baseline_correct")
+        given = {name: flat[f"accuracy_{name}"] for name in names if f"accuracy_{name}" in flat}
+        new["accuracy"] = given
     return new
 
 

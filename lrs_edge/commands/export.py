@@ -12,8 +12,8 @@ from lrs_edge.commands.search_options import layer_list
 from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from lrs_edge.bundle.parity import Figure
     from lrs_edge_export import ExportOptions, ExportResult
-    from lrs_edge_export.parity.check import ParityRow
 
 #: `lrs_edge_export.quantization.precision.REQUESTS`, which needs the `export` extra.
 _PRECISION = click.Choice(
@@ -187,11 +187,11 @@ def _report(result: ExportResult) -> str:
         lines.append("parity: not checked")
     else:
         lines.append(f"parity with PyTorch on {result.report.images}:")
-        lines += [_row(row) for row in result.report.rows]
+        lines += [_row(one.stage, row) for one in result.report.stages for row in one.figures]
     if result.accuracy is not None:
         lines.append(result.accuracy.shown)
     return "\n".join(lines) + "\n"
 
 
-def _row(row: ParityRow) -> str:
-    return f"  {row.stage:<7} {row.measure:<17} {row.shown:<10} (limit: {row.sign} {row.limit:g})"
+def _row(stage: str, row: Figure) -> str:
+    return f"  {stage:<7} {row.measure:<17} {row.shown:<10} (limit: {row.sign} {row.limit:g})"

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
+from lrs_edge.bundle.parity import StageParity
 from lrs_edge.commands.common import (
     ImagePath,
     bands_option,
@@ -24,6 +26,7 @@ from lrs_edge.errors import BundleError
 
 if TYPE_CHECKING:
     from lrs_edge.bundle.bundle import Bundle
+    from lrs_edge.bundle.parity import Accuracy, Figure, ParityReport
     from lrs_edge.raster.raster import RasterInfo
 
 _MANIFEST = "manifest.json"
@@ -171,58 +174,66 @@ def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
         "hidden": manifest.llm.hidden,
         "max_length": manifest.limits.max_length,
         "max_positions": manifest.limits.max_positions,
-        "parity": manifest.parity,
-        "stages": _stage_figures(manifest.parity),
-        "accuracy": _accuracy(manifest.parity),
+        "parity": _parity(manifest.parity),
+        "stages": _stages(manifest.parity),
+        "choices": msgspec.to_builtins(manifest.parity.choices),
+        "accuracy": _accuracy(manifest.parity.accuracy),
         "tools": manifest.tools,
     }
 
 
-#: Entries of the manifest's parity, by stage, that are no figures.
-_NO_FIGURES = ("precision", "bytes", "mode", "kept_higher")
-
-#: First parts of entries that belong to no stage.
-_NO_STAGES = ("accuracy", "choice")
-
-
-def _stage_figures(parity: dict[str, float | int | str | bool]) -> list[dict[str, Any]]:
-    """What the exporter measured of each stage: the manifest's flat names taken apart.
-
-    Names are `{stage}_{measure}` and `{stage}_{measure}_limit`; errors must be at most their limit,
-    all else at least. Bundles from before limits were noted have neither limits nor sizes.
-    """
-    stages: dict[str, dict[str, Any]] = {}
-    for name, value in parity.items():
-        stage, _, measure = name.partition("_")
-        if not measure or stage in _NO_STAGES:
-            continue
-        found = stages.setdefault(stage, {"stage": stage, "figures": {}})
-        if measure in _NO_FIGURES:
-            found[measure] = value
-        elif not measure.endswith("_limit") and isinstance(value, float | int):
-            limit = parity.get(f"{name}_limit")
-            figure: dict[str, Any] = {"value": value}
-            if isinstance(limit, float | int):
-                at_most = measure.endswith("error")
-                passed = value <= limit if at_most else value >= limit
-                figure |= {"limit": limit, "at_most": at_most, "passed": passed}
-            found["figures"][measure] = figure
-    return list(stages.values())
+def _parity(report: ParityReport) -> dict[str, Any]:
+    """Whether and on what a bundle was compared with its checkpoint."""
+    if report.images is None:
+        return {}
+    return {"images": report.images, "passed": report.passed}
 
 
-def _accuracy(parity: dict[str, float | int | str | bool]) -> dict[str, float | int | str | bool]:
+def _stages(report: ParityReport) -> list[dict[str, Any]]:
+    """What the exporter measured of each stage; what it did not note is left out."""
+    found = []
+    compared = {stage.stage for stage in report.stages}
+    others = [StageParity(name, ()) for name in report.kept_higher if name not in compared]
+    for stage in (*report.stages, *others):
+        known = {"precision": stage.precision, "bytes": stage.bytes, "mode": stage.mode}
+        if stage.stage in report.kept_higher:
+            known["kept_higher"] = " ".join(report.kept_higher[stage.stage])
+        figures = {one.measure.replace(" ", "_"): _figure_facts(one) for one in stage.figures}
+        facts = {name: value for name, value in known.items() if value is not None}
+        found.append({"stage": stage.stage, "figures": figures, **facts})
+    return found
+
+
+def _figure_facts(figure: Figure) -> dict[str, Any]:
+    if figure.limit is None:
+        return {"value": figure.value}
+    at_most = figure.sign == "<="
+    return {
+        "value": figure.value,
+        "limit": figure.limit,
+        "at_most": at_most,
+        "passed": figure.passed,
+    }
+
+
+def _accuracy(accuracy: Accuracy | None) -> dict[str, Any]:
     """Answers to questions, where the exporter asked any."""
-    found = {name: value for name, value in parity.items() if name.startswith("accuracy_")}
-    short = {name.removeprefix("accuracy_"): value for name, value in found.items()}
-    return {"share": parity["accuracy"], **short} if "accuracy" in parity else {}
+    if accuracy is None:
+        return {}
+    known = msgspec.structs.asdict(accuracy).items()
+    return {
+        "share": accuracy.share,
+        **{name: value for name, value in known if value is not None},
+    }
 
 
 def _parity_lines(facts: dict[str, Any]) -> list[str]:
     """Parity as a table, one line per stage; accuracy below it."""
     parity = facts["parity"]
     if not parity:
-        return ["parity with the checkpoint: not checked"]
-    lines = [f"parity with the checkpoint, on {parity.get('images', 'unknown images')}:"]
+        lines = ["parity with the checkpoint: not checked"]
+    else:
+        lines = [f"parity with the checkpoint, on {parity['images']}:"]
     for stage in facts["stages"]:
         figures = stage["figures"]
         known = [figure["passed"] for figure in figures.values() if "passed" in figure]
@@ -264,7 +275,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         label = name.replace("_", " ").ljust(width)
         if name == "parity":
             lines += _parity_lines(facts)
-        elif name in ("stages", "accuracy"):
+        elif name in ("stages", "choices", "accuracy"):
             continue
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             lines += [label.rstrip(), *("  " + _row(row) for row in value)]

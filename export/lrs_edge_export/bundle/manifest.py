@@ -24,6 +24,7 @@ from lrs_edge.bundle.manifest import (
     TowerSpec,
     VisionSpec,
 )
+from lrs_edge.bundle.parity import ParityReport
 from lrs_edge_export.bundle.model_card import model_card
 from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import (
@@ -40,7 +41,6 @@ from lrs_edge_export.bundle.stages import (
 from lrs_edge_export.checkpoints.checkpoint import file_sha256
 from lrs_edge_export.checkpoints.model import DecoderStage, Model
 from lrs_edge_export.graphs.flops import graph_flops
-from lrs_edge_export.parity.report import ParityReport
 from lrs_edge_export.quantization.precision import Plan
 
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"
@@ -62,8 +62,6 @@ _ROLES = {
 _RFM_GRAPHS = (GraphFile(RFM, Flavour.GQA), GraphFile(RFM_MASKED, Flavour.MASKED))
 
 _TOOLS = ("lrs-edge", "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch")
-
-Measured = dict[str, float | int | str | bool]
 
 
 @dataclass(frozen=True)
@@ -99,15 +97,12 @@ class BundleFolder:
         self._options = options
         self._origin = origin
 
-    def write_manifest(
-        self, plans: Plans, report: ParityReport | None, measured: Measured
-    ) -> Manifest:
+    def write_manifest(self, plans: Plans, report: ParityReport) -> Manifest:
         """Write model card and manifest, in place of earlier ones.
 
         Args:
             plans: Of the stages.
-            report: Of the parity check, for the card.
-            measured: Everything that was measured, for the manifest.
+            report: Everything that was measured.
         """
         for name in (CARD, MANIFEST):
             (self._folder / name).unlink(missing_ok=True)
@@ -132,11 +127,11 @@ class BundleFolder:
             tokenizer=TOKENIZER,
             repetition_penalty=model.repetition.penalty,
             penalised_ids=model.repetition.penalised_ids,
-            parity=measured,
+            parity=report,
             exact_integers=True,
         )
         card = self._folder / CARD
-        card.write_text(model_card(manifest, report, origin.card), encoding="utf-8")
+        card.write_text(model_card(manifest, origin.card), encoding="utf-8")
         manifest = msgspec.structs.replace(manifest, files=files | {CARD: _entry(card)})
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (self._folder / MANIFEST).write_bytes(encoded + b"\n")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lrs_edge.bundle.manifest import DecoderSpec, Manifest
-from lrs_edge_export.parity.report import ParityReport
+from lrs_edge.bundle.parity import Accuracy, ParityReport
 
 _MIB = 1 << 20
 
 
-def model_card(manifest: Manifest, report: ParityReport | None, about: str) -> str:
+def model_card(manifest: Manifest, about: str) -> str:
     """Text of the card.
 
     Args:
         manifest: Of the bundle.
-        report: Of the parity check; None when it was skipped.
         about: The checkpoint's own card, taken over word for word; may be empty.
     """
     sections = [
@@ -34,8 +33,8 @@ def model_card(manifest: Manifest, report: ParityReport | None, about: str) -> s
             ],
         ),
         "## Parity with PyTorch",
-        _parity(report),
-        *_accuracy(manifest),
+        _parity(manifest.parity),
+        *_accuracy(manifest.parity.accuracy),
         "## Use",
         f'    lrs-edge ask image.tif "How many ships are there?" -m path/to/{manifest.name}',
         "Check the files with `lrs-edge models verify`. Nothing in a bundle is executable.",
@@ -74,14 +73,18 @@ def _decoder(spec: DecoderSpec) -> str:
     )
 
 
-def _parity(report: ParityReport | None) -> str:
-    if report is None:
+def _parity(report: ParityReport) -> str:
+    if report.images is None:
         return "The check was skipped (`--no-parity`)."
     stages = [
-        (stage.stage, stage.precision, f"{stage.size / _MIB:.2f}", stage.mode)
-        for stage in report.stages
+        (one.stage, str(one.precision), f"{(one.bytes or 0) / _MIB:.2f}", str(one.mode))
+        for one in report.stages
     ]
-    rows = [(row.stage, row.measure, row.shown, f"{row.sign} {row.limit:g}") for row in report.rows]
+    rows = [
+        (stage.stage, figure.measure, figure.shown, f"{figure.sign} {figure.limit:g}")
+        for stage in report.stages
+        for figure in stage.figures
+    ]
     parts = [
         f"On {report.images}, none of them used to calibrate.",
         _table(("stage", "precision", "MiB", "compared"), stages),
@@ -90,18 +93,16 @@ def _parity(report: ParityReport | None) -> str:
     return "\n\n".join(parts)
 
 
-def _accuracy(manifest: Manifest) -> list[str]:
+def _accuracy(found: Accuracy | None) -> list[str]:
     """The section on answers, where any were counted."""
-    found = manifest.parity
-    if "accuracy" not in found:
+    if found is None:
         return []
     text = (
-        f"{found['accuracy_correct']} of {found['accuracy_total']} questions of "
-        f"{found['accuracy_dataset']} answered right (`lrs-edge eval`, "
-        f"{found['accuracy_matching']})"
+        f"{found.correct} of {found.total} questions of {found.dataset} answered right "
+        f"(`lrs-edge eval`, {found.matching})"
     )
-    if "accuracy_baseline_correct" in found:
-        text += f"; {found['accuracy_baseline_correct']} before quantization"
+    if found.baseline_correct is not None:
+        text += f"; {found.baseline_correct} before quantization"
     return ["## Accuracy", f"{text}."]
 
 

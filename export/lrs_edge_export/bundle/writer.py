@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from lrs_edge.bundle.manifest import (
     EMBED_TOKENS,
     IMAGE_NEWLINE,
@@ -14,6 +16,7 @@ from lrs_edge.bundle.manifest import (
     Manifest,
     Source,
 )
+from lrs_edge.bundle.parity import ParityReport
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.embeddings import write_embeddings
 from lrs_edge_export.bundle.manifest import EMBEDDINGS, MANIFEST, TOKENIZER, BundleFolder, Origin
@@ -56,7 +59,7 @@ class ExportResult:
 
     path: Path
     manifest: Manifest
-    report: parity.ParityReport | None
+    report: ParityReport | None
     planned: Planned
     accuracy: AccuracyReport | None = None
 
@@ -110,15 +113,15 @@ def export_bundle(
                 card=found.card(),
             )
             bundle = BundleFolder(folder, model, options, origin)
-            measured = planned.values() | (report.values() if report else {})
-            manifest = bundle.write_manifest(planned.plans, report, measured)
+            measured = planned.added_to(report or ParityReport())
+            manifest = bundle.write_manifest(planned.plans, measured)
             accuracy = None
             if options.accuracy is not None:
                 progress("asking the finished bundle")
                 accuracy = measure_accuracy(folder, options.accuracy, progress=progress)
                 accuracy.raise_if_failed()
-                measured |= accuracy.values()
-                manifest = bundle.write_manifest(planned.plans, report, measured)
+                measured = msgspec.structs.replace(measured, accuracy=accuracy.entry)
+                manifest = bundle.write_manifest(planned.plans, measured)
     except OSError as error:
         raise ExportError(f"{target} cannot be written ({error})") from error
     return ExportResult(target, manifest, report, planned, accuracy)
@@ -176,7 +179,7 @@ class _Parts:
         write_embeddings(self._folder / EMBEDDINGS, tables, rounded=rounded)
         (self._folder / TOKENIZER).write_bytes(self._model.tokenizer_json.encode())
 
-    def compare(self) -> parity.ParityReport:
+    def compare(self) -> ParityReport:
         """Compare with PyTorch. Raises ExportError above a limit."""
         self._progress("comparing with PyTorch")
         graphs = parity.Graphs(
@@ -194,7 +197,7 @@ class _Parts:
             (plans.vision.precision, plans.rfm.precision, plans.llm.precision),
             self._options.parity_images,
         )
-        report.raise_if_failed()
+        parity.raise_if_failed(report)
         return report
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lrs_edge
+from lrs_edge.bundle.parity import Accuracy
 from lrs_edge.errors import ExportError, LrsEdgeError
 from lrs_edge.evaluation import runner
 from lrs_edge.evaluation.matching import Matcher
@@ -44,30 +45,23 @@ class AccuracyReport:
     most_lost: float = 0.0
 
     @property
-    def accuracy(self) -> float:
-        """Share answered right, 0..1."""
-        return self.correct / self.total
-
-    @property
     def loss(self) -> float:
         """Percentage points below the baseline; 0 without one, negative above it."""
         if self.baseline_correct is None:
             return 0.0
         return 100 * (self.baseline_correct - self.correct) / self.total
 
-    def values(self) -> dict[str, float | int | str | bool]:
-        """For the manifest, beside the figures of parity."""
-        found: dict[str, float | int | str | bool] = {
-            "accuracy": self.accuracy,
-            "accuracy_correct": self.correct,
-            "accuracy_total": self.total,
-            "accuracy_failed": self.failed,
-            "accuracy_dataset": self.dataset,
-            "accuracy_matching": self.matching,
-        }
-        if self.baseline_correct is not None:
-            found["accuracy_baseline_correct"] = self.baseline_correct
-        return found
+    @property
+    def entry(self) -> Accuracy:
+        """For the manifest."""
+        return Accuracy(
+            dataset=self.dataset,
+            correct=self.correct,
+            total=self.total,
+            failed=self.failed,
+            matching=self.matching,
+            baseline_correct=self.baseline_correct,
+        )
 
     @property
     def shown(self) -> str:

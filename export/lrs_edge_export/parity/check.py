@@ -17,18 +17,17 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from lrs_edge.bundle.parity import Figure, Mode, ParityReport, StageParity
+from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.weight_file import WeightFile
 from lrs_edge_export.parity import layers as parity_layers
 from lrs_edge_export.parity.images import Sample, load_samples
-from lrs_edge_export.parity.report import Mode, ParityReport, ParityRow, StageParity
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores, top_places
 from lrs_edge_export.quantization.precision import Precision
 from lrs_edge_export.torch_model.vision import vision_tokens
-
-__all__ = ["LIMITS", "Graphs", "Limits", "ParityReport", "ParityRow", "compare"]
 
 QUESTION = "How many ships are there in the image?"
 
@@ -123,30 +122,45 @@ def compare(
     samples, described = load_samples(model.vision, folder)
     tokens = [vision_tokens(model.vision, torch.from_numpy(s.tiles)).numpy() for s in samples]
     vision, rfm, llm = precisions
-    stages = [StageParity("vision", vision, _size(graphs.vision), "whole")]
-    rows = _compare_vision(graphs.vision, samples, tokens, LIMITS[vision])
+    figures = _compare_vision(graphs.vision, samples, tokens, LIMITS[vision])
+    stages = [StageParity("vision", figures, vision, _size(graphs.vision), "whole")]
     sequences = [
         PromptSequence(model, model.embed_tokens, part, question=QUESTION) for part in tokens
     ]
-    stages.append(StageParity("rfm", rfm, _size(graphs.rfm), _mode(graphs.rfm_weights)))
-    scores, more = _compare_rfm(model, graphs, sequences, LIMITS[rfm])
-    rows += more
+    scores, figures = _compare_rfm(model, graphs, sequences, LIMITS[rfm])
+    mode = _mode(graphs.rfm_weights)
+    stages.append(StageParity("rfm", figures, rfm, _size(graphs.rfm), mode))
     prompts = [s.pruned(score) for s, score in zip(sequences, scores, strict=True)]
-    stages.append(StageParity("llm", llm, _size(graphs.llm), _mode(graphs.llm_weights)))
-    if _mode(graphs.llm_weights) == "whole":
-        rows += _compare_text("llm", model, graphs.llm, prompts, LIMITS[llm])
-        if graphs.llm_kv is not None:
-            # Its weights are those of the other graph.
-            size = graphs.llm_kv.stat().st_size + _size(graphs.llm) - graphs.llm.stat().st_size
-            stages.append(StageParity("llm-kv", llm, size, "whole"))
-            limits = _loosened(LIMITS[llm], KV_LIMITS)
-            rows += _compare_text("llm-kv", model, graphs.llm_kv, prompts, limits)
+    mode, limits = _mode(graphs.llm_weights), LIMITS[llm]
+    if mode == "whole":
+        figures = _compare_text(model, graphs.llm, prompts, limits)
     else:
         assert graphs.llm_weights is not None
-        if graphs.llm_kv is not None:
-            described += "; llm-kv not compared: it is too large to be run whole"
-        rows += _compare_layers(model, graphs.llm_weights, prompts, LIMITS[llm])
-    return ParityReport(described, tuple(stages), tuple(rows))
+        figures = _compare_layers(model, graphs.llm_weights, prompts, limits)
+    stages.append(StageParity("llm", figures, llm, _size(graphs.llm), mode))
+    if graphs.llm_kv is not None and mode == "whole":
+        figures = _compare_text(model, graphs.llm_kv, prompts, _loosened(limits, KV_LIMITS))
+        # Its weights are those of the other graph.
+        size = graphs.llm_kv.stat().st_size + _size(graphs.llm) - graphs.llm.stat().st_size
+        stages.append(StageParity("llm-kv", figures, llm, size, "whole"))
+    elif graphs.llm_kv is not None:
+        described += "; llm-kv not compared: it is too large to be run whole"
+    return ParityReport(described, tuple(stages))
+
+
+def raise_if_failed(report: ParityReport) -> None:
+    """Raise ExportError that names the figures beyond their limits."""
+    failed = [
+        f"{stage.stage} {one.measure} {one.value:.3g} (must be {one.sign} {one.limit:g})"
+        for stage in report.stages
+        for one in stage.figures
+        if not one.passed
+    ]
+    if failed:
+        raise ExportError(
+            f"the parity check failed: {'; '.join(failed)}; use --precision fp32, or "
+            "--no-parity to export all the same"
+        )
 
 
 def _mode(weights: WeightFile | None) -> Mode:
@@ -171,7 +185,7 @@ def _loosened(limits: Limits, by: Limits) -> Limits:
 
 def _compare_vision(
     path: Path, samples: Sequence[Sample], wanted: Sequence[Array], limits: Limits
-) -> list[ParityRow]:
+) -> tuple[Figure, ...]:
     session = open_session(path, lean=_size(path) > LARGE)
     found = [
         # One tile at a time, as memory for a tile's attention is more than that for its features.
@@ -180,12 +194,12 @@ def _compare_vision(
         )
         for sample in samples
     ]
-    return _error_rows("vision", found, wanted, limits)
+    return _error_figures(found, wanted, limits)
 
 
 def _compare_rfm(
     model: Model, graphs: Graphs, sequences: Sequence[PromptSequence], limits: Limits
-) -> tuple[list[Array], list[ParityRow]]:
+) -> tuple[list[Array], tuple[Figure, ...]]:
     """Scores of the reference for every image, and the figures."""
     inputs = [sequence.embeds for sequence in sequences]
     weights = graphs.rfm_weights
@@ -198,8 +212,8 @@ def _compare_rfm(
     wanted = [s.local(logits) for s, logits in zip(sequences, exact, strict=True)]
     scores = [token_scores(logits) for logits in wanted]
     shares = [_overlap(token_scores(a), b) for a, b in zip(found, scores, strict=True)]
-    overlap = ParityRow("rfm", "top-k overlap", float(np.mean(shares)), ">=", limits.overlap)
-    return scores, [*_error_rows("rfm", found, wanted, limits), overlap]
+    overlap = Figure("top-k overlap", float(np.mean(shares)), ">=", limits.overlap)
+    return scores, (*_error_figures(found, wanted, limits), overlap)
 
 
 def _overlap(found: Array, wanted: Array) -> float:
@@ -209,8 +223,8 @@ def _overlap(found: Array, wanted: Array) -> float:
 
 
 def _compare_text(
-    stage: str, model: Model, path: Path, prompts: Sequence[Array], limits: Limits
-) -> list[ParityRow]:
+    model: Model, path: Path, prompts: Sequence[Array], limits: Limits
+) -> tuple[Figure, ...]:
     """The LLM whole, on the text that it chooses greedily."""
     session = DecoderSession(path, capacity=max(map(len, prompts)) + STEPS)
     found, chosen = [], []
@@ -232,13 +246,13 @@ def _compare_text(
     states = parity_layers.reference_states(model.llm, texts)
     steps = [parity_layers.reference_logits(model, x[-STEPS:]) for x in states]
     agreed = [(s.argmax(axis=1) == ids).mean() for s, ids in zip(steps, chosen, strict=True)]
-    greedy = ParityRow(stage, "greedy agreement", float(np.mean(agreed)), ">=", limits.greedy)
-    return [*_error_rows(stage, found, [s[0] for s in steps], limits), greedy]
+    greedy = Figure("greedy agreement", float(np.mean(agreed)), ">=", limits.greedy)
+    return (*_error_figures(found, [s[0] for s in steps], limits), greedy)
 
 
 def _compare_layers(
     model: Model, weights: WeightFile, prompts: Sequence[Array], limits: Limits
-) -> list[ParityRow]:
+) -> tuple[Figure, ...]:
     """The LLM layer by layer, on a given text: the choices at each of its tokens are compared."""
     forced = model.embed_tokens[_forced_ids(model)]
     texts = [np.concatenate([prompt, forced]) for prompt in prompts]
@@ -246,8 +260,8 @@ def _compare_layers(
     states = parity_layers.reference_states(model.llm, texts)
     wanted = [parity_layers.reference_logits(model, x[-STEPS:]) for x in states]
     agreed = [(a.argmax(1) == b.argmax(1)).mean() for a, b in zip(found, wanted, strict=True)]
-    greedy = ParityRow("llm", "greedy agreement", float(np.mean(agreed)), ">=", limits.greedy)
-    return [*_error_rows("llm", found, wanted, limits), greedy]
+    greedy = Figure("greedy agreement", float(np.mean(agreed)), ">=", limits.greedy)
+    return (*_error_figures(found, wanted, limits), greedy)
 
 
 def _forced_ids(model: Model) -> list[int]:
@@ -258,16 +272,16 @@ def _forced_ids(model: Model) -> list[int]:
     return (ids * STEPS)[: STEPS - 1]
 
 
-def _error_rows(
-    stage: str, found: Sequence[Array], wanted: Sequence[Array], limits: Limits
-) -> list[ParityRow]:
+def _error_figures(
+    found: Sequence[Array], wanted: Sequence[Array], limits: Limits
+) -> tuple[Figure, ...]:
     """Largest relative error and smallest cosine over all images."""
     errors, cosines = [], []
     for a, b in zip(found, wanted, strict=True):
         x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
         errors.append(np.abs(x - y).max() / np.abs(y).max())
         cosines.append(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
-    return [
-        ParityRow(stage, "relative error", float(np.max(errors)), "<=", limits.error),
-        ParityRow(stage, "cosine", float(np.min(cosines)), ">=", limits.cosine),
-    ]
+    return (
+        Figure("relative error", float(np.max(errors)), "<=", limits.error),
+        Figure("cosine", float(np.min(cosines)), ">=", limits.cosine),
+    )

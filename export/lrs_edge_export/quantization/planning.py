@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
+from lrs_edge.bundle.parity import Choice, ParityReport
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import STAGES, STATIC_TILES, Plans, Stage, calibrated, check_plan
@@ -44,17 +47,19 @@ class Planned:
     choices: dict[Stage, list[Candidate]]
     errors: dict[Stage, list[LayerError]]
 
-    def values(self) -> dict[str, float | int | str | bool]:
-        """For the manifest, next to the parity report."""
-        found: dict[str, float | int | str | bool] = {}
-        for stage, candidates in self.choices.items():
-            for one in candidates:
-                found[f"choice_{stage}_{one.precision}_cosine"] = round(one.cosine, 6)
-        for stage in STAGES:
-            kept = self.plans.of(stage).higher
-            if kept:
-                found[f"{stage}_kept_higher"] = " ".join(sorted(kept))
-        return found
+    def added_to(self, report: ParityReport) -> ParityReport:
+        """A report that says what was measured here, too."""
+        kept = {stage: tuple(sorted(self.plans.of(stage).higher)) for stage in STAGES}
+        choices = [
+            Choice(stage, one.precision, round(one.cosine, 6))
+            for stage, candidates in self.choices.items()
+            for one in candidates
+        ]
+        return msgspec.structs.replace(
+            report,
+            kept_higher={stage: linears for stage, linears in kept.items() if linears},
+            choices=tuple(choices),
+        )
 
 
 class Planner:
