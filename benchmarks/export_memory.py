@@ -3,7 +3,7 @@
 Writes a random checkpoint in the released layout (sizes of Qwen2-1.5B by default), loads it whole
 in PyTorch at float32 in a fresh process, and exports it in a fresh process for every precision,
 parity check included. Peak memory is `VmHWM` of the process, read from outside until it ends;
-`anonymous` is the most of it that is no mapped file. The bound is the largest layer (the float32
+`anonymous` is the most of it that is not a mapped file. The bound is the largest layer (the float32
 bytes of one decoder layer, or of the largest single tensor) plus 2 GB. All files are deleted.
 
     python -m benchmarks.export_memory [--precision fp32 int8-dynamic] [--work DIR]

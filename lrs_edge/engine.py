@@ -209,7 +209,7 @@ def load(
     Raises:
         BundleError: The bundle is not as its manifest says.
         BackendError: An engine cannot be loaded.
-        UsageError: An argument cannot be meant.
+        UsageError: An argument is not valid.
     """
     if provider not in ("auto", "cpu", "cuda"):
         raise UsageError(f"provider {provider!r} is unknown; use 'auto', 'cpu' or 'cuda'")

@@ -1,7 +1,7 @@
 """Every error that lrs-edge raises on purpose, and the exit code each one means.
 
     LrsEdgeError                    1  anything that went wrong here
-    ├── UsageError                  2  an argument that cannot be meant
+    ├── UsageError                  2  an argument that is not valid
     │   └── QuestionError           2  a question that is empty or too long
     ├── ImageError                  3  an image that cannot be read, or is refused
     │   └── ReadStoppedError        3  a read that was given up when the time was over
@@ -14,7 +14,7 @@
 
 A message says what was wrong, with which file or value, and what to do about it, on one line.
 Callers catch `LrsEdgeError`; the command line turns `exit_code` into the process's exit status.
-Exit code 6 (timed out with a partial answer) is no error: the answer says so in `finish_reason`.
+Exit code 6 (timed out with a partial answer) has no error: `finish_reason` of the answer says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LrsEdgeError(Exception):
 
 
 class UsageError(LrsEdgeError):
-    """An argument or option whose value cannot be meant."""
+    """An argument or option whose value is not valid."""
 
     exit_code = 2
 

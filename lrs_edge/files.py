@@ -116,7 +116,7 @@ def _keep_permissions(place: Path, handle: int) -> None:
 
 
 def refuse_address(name: str) -> None:
-    """Refuse what is no path of a local file, before anything takes it for one.
+    """Refuse what is not a path of a local file, before anything takes it for one.
 
     Raises:
         ImageError: A URL or a GDAL virtual path.

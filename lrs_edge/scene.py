@@ -98,7 +98,7 @@ class Scene:
 
         Raises:
             QuestionError: The question is empty or too long.
-            UsageError: An option cannot be meant.
+            UsageError: An option is not valid.
             QueueFullError: Too many questions wait already.
             CancelledError: The scene or the engine was closed meanwhile.
             ImageError: A part of the image cannot be read.
@@ -144,7 +144,7 @@ class Scene:
 
         Raises:
             QuestionError: The question is empty or too long.
-            UsageError: An option cannot be meant.
+            UsageError: An option is not valid.
             QueueFullError: Too many questions wait already.
         """
         chosen = merged_options(options, overrides)

@@ -87,7 +87,7 @@ def test_operations_and_bytes_are_those_of_one_repetition(
     assert prefill["operations"] == llm.of(GraphWork(1, tokens=PROMPT, pairs=pairs))
     seen = round(pairs / PROMPT)
     assert prefill["bytes_moved"] == weights + place * (seen + PROMPT)
-    decode = rows["decode", f"{COUNT} tokens behind {DEPTH}"]
+    decode = rows["decode", f"{COUNT} tokens after {DEPTH}"]
     pairs = sum(DEPTH + step + 1 for step in range(COUNT))
     assert decode["operations"] == llm.of(GraphWork(COUNT, tokens=COUNT, pairs=pairs))
     assert decode["bytes_moved"] == COUNT * weights + place * (pairs + COUNT)
@@ -201,7 +201,7 @@ def test_bundles_that_do_not_say_their_sizes_have_no_floors(bundle: Path, tmp_pa
     [
         (["-p", "0"], 2, "whole numbers"),
         (["-p", "12,x"], 2, "whole numbers"),
-        (["--stages", "encode,foo"], 2, "'foo' is no stage"),
+        (["--stages", "encode,foo"], 2, "'foo' is not a stage"),
         (["-r", "0"], 2, "range"),
         (["--tiles", "0"], 2, "range"),
         (["-p", "100000"], 2, "--n-prompt"),

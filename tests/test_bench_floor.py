@@ -51,7 +51,7 @@ def test_no_floor_without_the_peaks_it_needs() -> None:
 
 def test_bytes_of_decoding_are_weights_and_keys_seen_of_every_step() -> None:
     cost = GraphCost("llm", per_token=10, per_pair=2, per_run=100)
-    # Three steps behind 5 tokens see 6, 7 and 8 keys, and write one each.
+    # Three steps after 5 tokens see 6, 7 and 8 keys, and write one each.
     done = GraphWork(runs=3, tokens=3, pairs=21)
     work = graph_work(done, cost, weights=1000, arithmetic=("fp32",), place=4)
     assert work.operations == 30 + 42 + 300

@@ -276,5 +276,7 @@ def test_every_cut_and_flipped_byte_is_an_error_or_a_graph() -> None:
 
 def test_one_message_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "vision.onnx").write_bytes(b"\xff" * 40)
-    with pytest.raises(BundleError, match=r"vision\.onnx is no ONNX graph that a bundle may hold"):
+    with pytest.raises(
+        BundleError, match=r"vision\.onnx is not an ONNX graph that a bundle may hold"
+    ):
         check_graph(tmp_path, "vision.onnx", {})

@@ -30,7 +30,7 @@ def new_cache() -> KVCache:
 
 
 def write(cache: KVCache, positions: np.ndarray, kinds: np.ndarray) -> None:
-    """Do what a graph does: put something recognisable behind the cached tokens."""
+    """Do what a graph does: put something recognisable after the cached tokens."""
     cache.reserve(len(positions))
     for name in NAMES:
         memory = cache.buffers.value(name)  # type: ignore[attr-defined]

@@ -166,7 +166,7 @@ def test_a_finished_answer_is_not_lost_when_memory_runs_out_behind_it(
 
 
 def fails_when(fails: object) -> object:
-    """`gather` that fails when buffers get smaller, as they do behind an answer."""
+    """`gather` that fails when buffers get smaller, as they do after an answer."""
     from lrs_edge.engines.onnx import OnnxKVBuffers
 
     real = OnnxKVBuffers.gather

@@ -23,7 +23,7 @@ from scripts import draw_search
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-#: A fenced block behind a comment that starts with `run:`.
+#: A fenced block after a comment that starts with `run:`.
 RUN_BLOCK = re.compile(r"<!-- run:.*?-->\n```sh\n(.*?)```", re.DOTALL)
 COMMANDS = [line for block in RUN_BLOCK.findall(README) for line in block.splitlines()]
 

@@ -49,7 +49,7 @@ def test_normalisation() -> None:
         ("boat", "ship", 1 / 3),
         ("dock", "harbor", 0.25),
         ("qwertz", "ship", 0.0),
-        # As in the authors' scorer: words with a space between are no entry of WordNet.
+        # As in the authors' scorer: words with a space between are not an entry of WordNet.
         ("gray ship", "grey ship", 0.0),
         ("", "ship", 0.0),
     ],
@@ -160,7 +160,7 @@ def test_the_licence_goes_with_the_words() -> None:
         # Commas are missing in the authors' list, so that these phrases are not cut.
         ("Best answer: C", "B"),
         ("The best option is C", "C"),
-        # What is cut off before it names anything is no choice; their scorer takes the first.
+        # What is cut off before it names anything is not a choice; their scorer takes the first.
         *((cut, "") for cut in ("", " ", "(", "The answer is", "The best answer is.", "...")),
     ],
 )

@@ -63,7 +63,7 @@ def test_boxes_are_one_or_several_or_none(
 def test_a_box_that_is_none_is_told_and_not_looked_for(tmp_path: Path, hbox: object) -> None:
     found = read_questions(write_lines(tmp_path / "q.jsonl", lrs_row(hbox=hbox)))
     assert found.questions[0].boxes == ()
-    assert found.notes == ("evidence not looked for, hbox is no box: 1",)
+    assert found.notes == ("evidence not looked for, hbox is not a box: 1",)
 
 
 def test_rows_without_an_answer_are_left_out_as_the_authors_do(tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_wordnet_is_asked_for_before_the_model_is_loaded(
     line = ["eval", str(folder / "q.jsonl"), "--images", str(folder / "images")]
     line += ["-o", str(folder / "r.jsonl"), "-m", str(folder / "no bundle"), "--wordnet"]
     assert run([*line, str(folder)]) == 1
-    assert "is no WordNet" in capsys.readouterr().err
+    assert "does not hold WordNet" in capsys.readouterr().err
     assert not (folder / "r.jsonl").exists()
 
 

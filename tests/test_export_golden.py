@@ -119,7 +119,7 @@ def test_generated_ids_become_the_same_text(bundle: tuple[str, Path, Manifest]) 
     tokenizer = Tokenizer.from_file(str(path / manifest.tokenizer))
     for run in (load_run(name) for name in run_names() if name.startswith(variant)):
         text = tokenizer.decode(run.arrays["new_ids"].tolist(), skip_special_tokens=True)
-        # Random weights give bytes that are no text; what stands for those differs by library.
+        # Random weights give bytes that are not text; what stands for those differs by library.
         if "\ufffd" not in text:
             assert text.strip() == run.info["text"].strip()
 

@@ -280,7 +280,7 @@ def test_a_tower_of_other_shapes_is_refused(engine: Engine, name: str) -> None:
 
     encode(given)
     for odd in (given[name][..., None], given[name][:, 1:]):
-        with pytest.raises(BundleError, match="outputs do not fit"):
+        with pytest.raises(BundleError, match="outputs do not have the shapes"):
             encode(given | {name: odd})
 
 

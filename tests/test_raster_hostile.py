@@ -63,10 +63,10 @@ def test_an_ordinary_vrt_still_reads(folder: Path) -> None:
     [
         (SOURCE.replace("a.tif", "../outside.tif"), "outside the image's folder"),
         (SOURCE.replace("a.tif", "link.tif"), "outside the image's folder"),
-        (SOURCE.replace("a.tif", "pipe"), "no local file"),
-        ("<SourceFilename>/dev/stdin</SourceFilename>", "no local file|outside"),
-        ("<SourceFilename>/vsistdin/</SourceFilename>", "no local file"),
-        (f"<SourceFilename>{URL}</SourceFilename>", "no local file"),
+        (SOURCE.replace("a.tif", "pipe"), "not a local file"),
+        ("<SourceFilename>/dev/stdin</SourceFilename>", "not a local file|outside"),
+        ("<SourceFilename>/vsistdin/</SourceFilename>", "not a local file"),
+        (f"<SourceFilename>{URL}</SourceFilename>", "not a local file"),
         (SOURCE.replace("a.tif", "a.tif<!-- x -->"), "in a way of its own"),
         (SOURCE.replace("a.tif", "<![CDATA[a.tif]]>"), "literal section"),
         (SOURCE.replace('"1"', '"yes"'), "in a way of its own"),
@@ -116,19 +116,19 @@ def test_files_of_overviews_come_under_the_same_rule(folder: Path, place: str, t
     else:
         (folder / "a.tif.aux.xml").write_text(f"<PAMDataset>{item}</PAMDataset>")
         path = recipe(folder) if place != "aux.xml" else path
-    refused(path, "no local file|outside|inside <mdi>")
+    refused(path, "not a local file|outside|inside <mdi>")
 
 
 def test_sidecars_that_are_no_ordinary_files(folder: Path) -> None:
     for name in ("a.tif.ovr", "a.tif.msk", "a.tfw", "a.tif.aux.xml"):
         os.mkfifo(folder / name)
-        refused(folder / "a.tif", "no regular file")
+        refused(folder / "a.tif", "not a regular file")
         (folder / name).unlink()
     (folder / "a.tif.ovr").symlink_to("../outside.tif")
     refused(folder / "a.tif", "outside")
     (folder / "a.tif.ovr").unlink()
     (folder / "a.tif.ovr").write_text(vrt(folder / "x.vrt", "a.tif", relative=True).read_text())
-    refused(folder / "a.tif", "no TIFF")
+    refused(folder / "a.tif", "not a TIFF")
 
 
 def test_overviews_and_masks_beside_an_image_are_still_used(folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_claims_of_size_cost_nothing(folder: Path) -> None:
     (folder / "g.asc").write_text(
         "ncols 100000\nnrows 100000\nxllcorner 0\nyllcorner 0\ncellsize 1\n1 2 3\n"
     )
-    refused(folder / "g.asc", "more than it holds")
+    refused(folder / "g.asc", "too small to hold")
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "j.jp2")
     content = (folder / "j.jp2").read_bytes()
     at = content.index(b"\xff\x4f\xff\x51") + 8

@@ -63,10 +63,10 @@ def test_no_such_file(name: str) -> None:
 
 def test_directory_and_devices(tmp_path: Path) -> None:
     refused(tmp_path, "is a directory")
-    refused("/dev/null", "no regular file")
+    refused("/dev/null", "not a regular file")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        refused(tmp_path / "pipe", "no regular file")
+        refused(tmp_path / "pipe", "not a regular file")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
@@ -210,7 +210,7 @@ def test_vrt_reaches_nothing_but_local_files(tmp_path: Path, listener: Any) -> N
         "missing.tif",
         f"WMS:{url}",
     ):
-        refused(vrt(path, source), "no local file")
+        refused(vrt(path, source), "not a local file")
     refused(vrt(path, str(service)), "XML or HTML")
     refused(vrt(tmp_path / "loop.vrt", "loop.vrt", relative=True), "inside")
     path.write_text(f'<!DOCTYPE x [<!ENTITY a "{url}">]>\n' + vrt(path, "&a;").read_text())
@@ -237,14 +237,14 @@ def test_sidecars_do_not_reach_the_network(tmp_path: Path, listener: Any) -> Non
             '<PAMDataset><Metadata domain="OVERVIEWS">'
             f'<MDI key="OVERVIEW_FILE">{target}</MDI></Metadata></PAMDataset>'
         )
-        refused(path, "no local file")
+        refused(path, "not a local file")
     service = f"<GDAL_WMS><Service name='TMS'><ServerUrl>http://127.0.0.1:{port}/${{z}}</ServerUrl>"
     (tmp_path / "a.tif.aux.xml").unlink()
     (tmp_path / "a.tif.ovr").write_text(
         service + "</Service><DataWindow><SizeX>300</SizeX><SizeY>300</SizeY></DataWindow>"
         "<BandsCount>3</BandsCount></GDAL_WMS>"
     )
-    refused(path, "sidecar a.tif.ovr, which is no TIFF")
+    refused(path, "sidecar a.tif.ovr, which is not a TIFF")
     assert calls == []
 
 

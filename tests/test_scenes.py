@@ -78,9 +78,9 @@ class TestLibrary:
             ({"file": "images/none.png"}, "does not exist"),
             ({"file": 7}, "'file' must be a path"),
             ({"file": "a\0b"}, "'file' must be a path"),
-            ({"file": "a" * 3000}, "no usable path|does not exist"),
-            ({"file": "\ud800.png"}, "no usable path"),
-            ({"file": "images/circle.png"}, "no usable path|does not exist"),
+            ({"file": "a" * 3000}, "not a usable path|does not exist"),
+            ({"file": "\ud800.png"}, "not a usable path"),
+            ({"file": "images/circle.png"}, "not a usable path|does not exist"),
             ({"width": 100_000}, "'width' and 'height'"),
             ({"width": True}, "'width' and 'height'"),
             ({"height": "48"}, "'width' and 'height'"),
@@ -299,7 +299,7 @@ class TestQuestions:
     def test_only_the_kinds_asked_for(self, library: TileLibrary) -> None:
         asked = scene_questions(plan(library, 3), random.Random(0), 9, ["position", "count"])
         assert {question.category for question in asked} <= {"position", "count"}
-        with pytest.raises(UsageError, match="colour: no such kind"):
+        with pytest.raises(UsageError, match="colour: not a kind of question"):
             scene_questions(plan(library, 3), random.Random(0), 9, ["colour"])
 
     def test_wordings_are_many(self, library: TileLibrary) -> None:

@@ -217,9 +217,9 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"seed": 1}, "another seed"),
-            ({"sizes": ((1200, 1200),)}, "another sizes"),
-            ({"encoding": Encoding("tif", "jpeg", 80)}, "another encoding"),
+            ({"seed": 1}, "with other seed"),
+            ({"sizes": ((1200, 1200),)}, "made with other sizes"),
+            ({"encoding": Encoding("tif", "jpeg", 80)}, "with other encoding"),
             ({"count": 1}, "holds 2 scenes already"),
         ],
     )
@@ -234,7 +234,7 @@ class TestResuming:
         fewer = TileLibrary(
             {label: tiles[:2] for label, tiles in library.by_label.items()}, library.folder
         )
-        with pytest.raises(UsageError, match="another image than this run would make"):
+        with pytest.raises(UsageError, match="is not the image that this run would make"):
             write_scenes(fewer, made, options(encoding=Encoding("cog", "deflate")))
 
     @pytest.mark.parametrize("name", ["questions.jsonl", "scenes.json", "image"])
@@ -271,7 +271,7 @@ class TestResuming:
             ({"sizes": ((10, 10),)}, "out of range"),
             ({"questions": 0}, "at least one"),
             ({"name": "../x"}, "letters, digits and hyphens"),
-            ({"kinds": ("colour",)}, "no such kind"),
+            ({"kinds": ("colour",)}, "not a kind of question"),
             ({"encoding": Encoding("cog", "jpeg", 5)}, "quality 5"),
         ],
     )

@@ -1,7 +1,7 @@
 """Our LLM stage against llama.cpp and onnxruntime-genai: same weights, machine and threads.
 
 SmolLM2-135M-Instruct at float32, int8 and int4: tokens per second of a prefill of 512 tokens and of
-64 decoding steps behind it. Every engine runs in a process of its own; all engines of one precision
+64 decoding steps after it. Every engine runs in a process of its own; all engines of one precision
 are loaded, and each round runs each of them once, every second round in reverse order. Figures are
 medians over rounds. Before anything is measured, greedy answers at float32 must agree.
 
@@ -117,7 +117,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--prefill", type=int, default=512, help="tokens")
-    parser.add_argument("--steps", type=int, default=64, help="decoding steps behind the prefill")
+    parser.add_argument("--steps", type=int, default=64, help="decoding steps after the prefill")
     parser.add_argument("-r", "--repeat", type=int, default=5, help="measured rounds")
     return parser.parse_args()
 

@@ -217,7 +217,7 @@ def json_schema() -> str:
 def to_geojson(answer: Answer, image: ImageFacts) -> str:
     """A GeoJSON FeatureCollection (RFC 7946): the regions in WGS 84, the rest as foreign members.
 
-    Regions without a place in WGS 84 are no features; `warnings` counts them.
+    Regions without a place in WGS 84 are not features; `warnings` counts them.
 
     Raises:
         UsageError: The image is not georeferenced.

@@ -172,7 +172,7 @@ class SegmentedDecoder:
             sound = sound and ranking.shape == (self._spec.heads, total)
         if not sound:
             raise BundleError(
-                f"{name} gives other shapes than the manifest says; export the bundle again"
+                f"{name} gives shapes that differ from the manifest's; export the bundle again"
             )
 
 

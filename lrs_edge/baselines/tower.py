@@ -109,11 +109,17 @@ class TowerEncoder:
         found = tower.run({"pixel_values": tile[None]}, OUTPUTS)
         shaped = all(values.shape[:2] == (1, self._patches) for values in found)
         if not shaped or tuple(values.ndim for values in found) != _RANKS:
-            raise BundleError("the vision tower's outputs do not fit; export the bundle again")
+            raise BundleError(
+                "the vision tower's outputs do not have the shapes that the manifest says; export "
+                "the bundle again"
+            )
         kept = rule.compress(Patches(*(values[0] for values in found)).take(inside))
         (tokens,) = projector.run({"features": kept.values[None]}, ["tokens"])
         if tokens.shape != (1, len(kept.places), self._hidden):
-            raise BundleError("the projector's tokens do not fit; export the bundle again")
+            raise BundleError(
+                "the projector's tokens do not have the shape that the manifest says; export the "
+                "bundle again"
+            )
         return Compressed(tokens[0], inside[kept.places])
 
     def _loaded(self) -> tuple[Graph, Graph]:
@@ -122,7 +128,8 @@ class TowerEncoder:
             given = set(OUTPUTS) <= set(tower.outputs)
             if not given or set(projector.inputs) != {"features"}:
                 raise BundleError(
-                    "the graphs of tower and projector are not those of their roles; export the "
+                    "the graphs of tower and projector do not have the inputs and outputs of their "
+                    "roles; export the "
                     "bundle again with --vision-attention"
                 )
             self._graphs = tower, projector

@@ -85,7 +85,7 @@ class EngineBench:
         )
 
     def rfm(self, tiles: int) -> Iterator[Measurement]:
-        """The prefix of a scene, then one level of tiles with a question behind that prefix."""
+        """The prefix of a scene, then one level of tiles with a question after that prefix."""
         focus, spec = self._stages.focus, self._stages.manifest.rfm
         cache = focus.new_cache()
         shown = min(tiles, self._most_tiles())
@@ -142,7 +142,7 @@ class EngineBench:
         )
 
     def decode(self, count: int, depth: int) -> Measurement:
-        """Tokens one by one behind a filled KV cache, with sampling and text as in `ask`."""
+        """Tokens one by one after a filled KV cache, with sampling and text as in `ask`."""
         llm, spec = self._stages.llm, self._stages.manifest.llm
         cache = llm.new_cache()
         plain = self._plain_tokens()
@@ -165,7 +165,7 @@ class EngineBench:
 
         timed = self._repeat(once)
         work = self._decoder_work(spec, before, cache)
-        parameters = f"{count} tokens behind {depth}"
+        parameters = f"{count} tokens after {depth}"
         return _measurement(
             "decode", parameters, timed, work, unit="token", units=count, tokens=count
         )
@@ -223,7 +223,7 @@ class EngineBench:
         return build_prefix(look_up(before), view, look_up(separator))
 
     def _level(self, prefix: TokenSequence, tiles: int) -> TokenSequence:
-        """A level of so many tiles that show noise, nearly square, and the question behind it."""
+        """A level of so many tiles that show noise, nearly square, and the question after it."""
         stages = self._stages
         cols = math.isqrt(tiles - 1) + 1
         rows = -(-tiles // cols)

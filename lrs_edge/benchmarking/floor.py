@@ -87,7 +87,7 @@ def decoder_arithmetic(precision: str) -> tuple[Arithmetic, ...]:
     """How a decoder graph of some precision may be computed; the fastest of these is the bound.
 
     ONNX Runtime turns weights that are only stored as integers into MatMulNBits, and that quantizes
-    activations as it goes: its prefill is faster than any fp32 product, so fp32 is no bound for it.
+    activations as it goes: its prefill is faster than any fp32 product, so fp32 does not bound it.
     """
     if precision in _INT8_COMPUTE:
         return ("int8",)

@@ -195,7 +195,7 @@ def _run_engines(bench: EngineBench, options: BenchOptions, tell: Tell) -> Itera
     if "decode" in options.stages:
         for depth in options.depths:
             for count in options.generated:
-                tell(f"decode of {count} tokens behind {depth}")
+                tell(f"decode of {count} tokens after {depth}")
                 yield bench.decode(count, depth)
 
 

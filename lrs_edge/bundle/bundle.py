@@ -230,7 +230,7 @@ def _current(path: Path, data: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    # True == 1, but is no version.
+    # True == 1, but is not a version.
     if isinstance(version, int) and not isinstance(version, bool):
         if version == SCHEMA_VERSION:
             return dict(content)

@@ -44,7 +44,7 @@ def check_embeddings(path: Path, manifest: Manifest) -> None:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(
-            f"{path} is no safetensors file ({reason}); export the bundle again"
+            f"{path} is not a safetensors file ({reason}); export the bundle again"
         ) from error
     if problem:
         raise BundleError(f"{path}: {problem}; export the bundle again")

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from lrs_edge.errors import BundleError
 
-#: A folder with more entries than this is no bundle; the walk ends there.
+#: A folder with more entries than this is not a bundle; the walk ends there.
 MAX_ENTRIES = 100_000
 
 #: Never waits for the other end of a pipe, and never makes a terminal the process's own.

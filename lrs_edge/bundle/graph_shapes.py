@@ -415,7 +415,7 @@ def _matmul(_node: Node, inputs: Sequence[Value]) -> list[Value]:
 def _gemm(node: Node, inputs: Sequence[Value]) -> list[Value]:
     left, right = inputs[0].shape, inputs[1].shape
     if len(left) != 2 or len(right) != 2:
-        raise WireError("Gemm has factors that are no matrices")
+        raise WireError("Gemm has factors that are not matrices")
     rows, inner = left[::-1] if node.numbers.get("transA", (0,))[0] else left
     other, columns = right[::-1] if node.numbers.get("transB", (0,))[0] else right
     if inner != other:

@@ -154,7 +154,7 @@ def check_graph(root: Path, name: str, sizes: Mapping[str, int]) -> None:
         sizes: Bytes of the files that the manifest lists.
 
     Raises:
-        BundleError: The file is no ONNX graph, or holds what no graph of a bundle may hold.
+        BundleError: The file is not an ONNX graph, or holds what no graph of a bundle may hold.
     """
     path = root / name
     try:
@@ -164,7 +164,7 @@ def check_graph(root: Path, name: str, sizes: Mapping[str, int]) -> None:
     except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BundleError(
-            f"{path} is no ONNX graph that a bundle may hold: {reason}; use a bundle that "
+            f"{path} is not an ONNX graph that a bundle may hold: {reason}; use a bundle that "
             "`lrs-edge export` wrote"
         ) from error
 
@@ -213,7 +213,7 @@ def _read_node(reader: Reader, span: Span, domains: set[str]) -> Node:
     op, domain = _text(reader, parts, 4), _text(reader, parts, 7)
     if domain not in domains or op not in _OPERATORS.get(domain, ()):
         shown = f"{domain}.{op}" if domain else op
-        raise WireError(f"the operator {shown[:60]!r} is none that bundles may use")
+        raise WireError(f"the operator {shown[:60]!r} is not one that bundles may use")
     numbers: dict[str, tuple[int, ...]] = {}
     texts: dict[str, str] = {}
     for value in parts.get(5, []):

@@ -44,7 +44,7 @@ def check_tokenizer(path: Path) -> None:
     """Check a tokenizer file.
 
     Raises:
-        BundleError: It cannot be read, is no tokenizer, or has parts that are not allowed.
+        BundleError: It cannot be read, is not a tokenizer, or has parts that are not allowed.
     """
     try:
         content = json.loads(read_limited(path, MAX_TOKENIZER_BYTES))
@@ -52,10 +52,10 @@ def check_tokenizer(path: Path) -> None:
     # ValueError: not JSON, not UTF-8.
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise BundleError(f"{path} is no tokenizer ({reason}); export it again") from error
+        raise BundleError(f"{path} is not a tokenizer ({reason}); export it again") from error
     if problem:
         raise BundleError(
-            f"{path} is no tokenizer that a bundle may hold: {problem}; use a bundle that "
+            f"{path} is not a tokenizer that a bundle may hold: {problem}; use a bundle that "
             "`lrs-edge export` wrote"
         )
 
@@ -230,7 +230,7 @@ def _model_problem(model: dict[str, Any]) -> str:
     problem = _vocabulary_problem(vocabulary)
     unknown = model.get("unk_token")
     if not problem and unknown is not None and unknown not in vocabulary:
-        problem = f"its unk_token {_shown(unknown)} is no token"
+        problem = f"its unk_token {_shown(unknown)} is not a token"
     return problem or _merges_problem(model.get("merges"), vocabulary)
 
 
@@ -238,7 +238,7 @@ def _vocabulary_problem(vocabulary: Mapping[str, Any]) -> str:
     if len(max(vocabulary, key=len)) > MAX_TOKEN_CHARS:
         return f"it has a token of more than {MAX_TOKEN_CHARS} characters"
     if set(map(type, vocabulary.values())) != {int}:
-        return "its vocabulary has ids that are no numbers"
+        return "its vocabulary has ids that are not numbers"
     ids = set(vocabulary.values())
     if min(ids) < 0 or max(ids) >= MAX_TOKENS or len(ids) != len(vocabulary):
         return "its vocabulary has ids out of bounds, or twice"

@@ -14,7 +14,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class WireError(ValueError):
-    """The data is no message of the expected kind."""
+    """The data is not a message of the expected kind."""
 
 
 class Span(NamedTuple):
@@ -106,7 +106,7 @@ class Reader:
             raise WireError("it has text that is not UTF-8") from error
 
     def _value(self, wire: int, place: int, end: int) -> tuple[int | Span, int]:
-        """A value of any type, and the place behind it, which may be beyond the end."""
+        """A value of any type, and the place after it, which may be beyond the end."""
         if wire == BYTES:
             size, place = self._varint(place, end)
             return Span(place, place + size), place + size

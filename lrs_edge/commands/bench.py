@@ -45,7 +45,7 @@ def _stage_names(text: str) -> tuple[str, ...]:
     names = text.split(",")
     for name in names:
         if name not in _STAGES:
-            raise click.BadParameter(f"{name!r} is no stage; choose from {','.join(_STAGES)}")
+            raise click.BadParameter(f"{name!r} is not a stage; choose from {','.join(_STAGES)}")
     return tuple(name for name in _STAGES if name in names)
 
 

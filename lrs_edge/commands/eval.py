@@ -118,7 +118,7 @@ def evaluate(ctx: click.Context, /, **values: Any) -> None:
     once; the same command goes on after an interruption. --score and --compare read RESULTS.
     """
     if values["score"] and values["compare"]:
-        raise UsageError("--score and --compare exclude each other")
+        raise UsageError("--score and --compare cannot be used together; give one of them")
     if values["score"]:
         _refuse_run_options(ctx, "--score")
         _score(values)
@@ -143,7 +143,7 @@ def _refuse_run_options(ctx: click.Context, mode: str) -> None:
         name = parameter.name or ""
         given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and name not in _SCORING_PARAMETERS:
-            raise UsageError(f"{parameter.opts[-1]} belongs to a run; leave it out with {mode}")
+            raise UsageError(f"{parameter.opts[-1]} is for a run; leave it out with {mode}")
 
 
 def _score(values: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def check_results(output: Path, questions: Path) -> None:
     """Refuse a results file that cannot be written, before the model is loaded.
 
     Raises:
-        UsageError: See `check_output`; or it is no regular file, or may not be read and written.
+        UsageError: See `check_output`; or it is not a regular file, or may not be read and written.
     """
     # Not Path's methods, which raise where a name is too long.
     if (
@@ -233,7 +233,7 @@ def check_results(output: Path, questions: Path) -> None:
     ):
         check_output(output, questions)
     elif not output.is_file():
-        raise UsageError(f"{output} is no regular file; results are read again, so name one")
+        raise UsageError(f"{output} is not a regular file; results are read again, so name one")
     elif not os.access(output, os.R_OK | os.W_OK):
         raise UsageError(f"{output} cannot be read and written; name another file with -o")
 

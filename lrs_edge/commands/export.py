@@ -159,7 +159,7 @@ def _options(values: dict[str, Any]) -> ExportOptions:
     stages = {name: values.pop(name) or every for name in ("vision", "rfm", "llm")}
     questions, images = values.pop("questions"), values.pop("eval_images")
     if (questions is None) != (images is None):
-        raise UsageError("--eval and --eval-images belong together; give both or neither")
+        raise UsageError("--eval and --eval-images go together; give both or neither")
     asked = {name: values.pop(name) for name in ("limit", "baseline", "most_lost")}
     check = None if questions is None else AccuracyCheck(questions, images, **asked)
     return ExportOptions(

@@ -23,7 +23,7 @@ class ProgressDisplay:
     """A transient line with the level, the tiles read and the tiles encoded.
 
     Args:
-        enabled: False shows nothing, for `-q` and for a stderr that is no terminal.
+        enabled: False shows nothing, for `-q` and for a stderr that is not a terminal.
     """
 
     def __init__(self, *, enabled: bool) -> None:

@@ -1,4 +1,4 @@
-"""Options that every command with a model behind it shares: the engine's, and those of a question.
+"""Options that the commands which run a model share: the engine's, and those of a question.
 
 `ask` and `eval` answer questions with the same options; each is declared here once.
 """
@@ -64,7 +64,7 @@ _ASK_OPTIONS = (
         type=float,
         metavar="SHARE",
         help="Share of the vision tokens that fastv and pdrop drop at each cut (default: 1/2), and "
-        "visionzip (8/9) and prumerge (by the tile) in each tile.",
+        "visionzip (8/9) and prumerge (as each tile's outliers ask) in each tile.",
     ),
     click.option(
         "--prune-layers",
@@ -246,7 +246,7 @@ def take_ask_options(values: dict[str, Any]) -> AskOptions:
     """Remove the options of a question from a command's values and check them.
 
     Raises:
-        UsageError: A value that cannot be meant.
+        UsageError: A value is not valid.
     """
     return AskOptions(**{field.name: values.pop(field.name) for field in fields(AskOptions)})
 

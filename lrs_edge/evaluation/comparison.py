@@ -128,5 +128,5 @@ def mcnemar(won: int, lost: int) -> float:
     if changed == 0:
         return 1.0
     tail = sum(comb(changed, i) for i in range(min(won, lost) + 1))
-    # As whole numbers: 2^-changed is no float for thousands of changes.
+    # As whole numbers: 2^-changed is not a float for thousands of changes.
     return min(2 * tail / (1 << changed), 1.0)

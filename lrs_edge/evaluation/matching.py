@@ -29,7 +29,7 @@ _PREFIXES = (
     "Best answer:Best option:",
 )
 _LETTERS = re.compile("[ABCDE]")
-#: An answer of more words without a letter is no choice.
+#: An answer of more words without a letter is not a choice.
 _MOST_WORDS = 10
 
 

@@ -88,7 +88,7 @@ def lrs_question(index: int, row: Row, left_out: LeftOut) -> EvalQuestion | None
     question_id = row.text("question_id") or str(index)
     boxes = _boxes(row.fields.get("hbox"))
     if boxes is None:
-        left_out.add("evidence not looked for, hbox is no box")
+        left_out.add("evidence not looked for, hbox is not a box")
     return EvalQuestion(
         index,
         question_id,

@@ -79,7 +79,7 @@ class Row:
         """A field that the scoring needs; empty where it is missing, null or blank.
 
         Raises:
-            BadRowError: It is no text.
+            BadRowError: It is not text.
         """
         try:
             return (self.text(name) or "").strip()
@@ -210,7 +210,7 @@ def array_rows(path: Path, data: bytes) -> Iterator[Row]:
         )
     rows = _decoded(str(path), data)
     if not isinstance(rows, list):
-        raise UsageError(f"{path} is no JSON array; {FORMS}")
+        raise UsageError(f"{path} is not a JSON array; {FORMS}")
     for number, row in enumerate(rows, 1):
         yield Row(f"{path} question {number}", _object(f"{path} question {number}", row))
 

@@ -1,4 +1,4 @@
-"""The results file: one JSON line per answer behind a header, appended as answers come.
+"""The results file: one JSON line per answer after a header, appended as answers come.
 
 A line holds what was answered and what was done for it, not whether it was right: scoring reads
 the file (`scoring.py`), so that a rule can change without a model running again. A line that was
@@ -23,7 +23,7 @@ from lrs_edge.pyramid.box import Box
 SCHEMA_NAME: Final = "lrs-edge/eval-results"
 SCHEMA_VERSION: Final = 1
 
-#: A longer line is no result.
+#: A longer line is not a result.
 MAX_LINE_BYTES = 16 << 20
 #: A larger file is refused; an answer takes about 2 kB.
 MAX_FILE_BYTES = 4 << 30
@@ -212,7 +212,7 @@ def read_results(paths: Iterable[Path]) -> Results:
     """Read one or more results files of the same run.
 
     Raises:
-        UsageError: A file is no results file, or the files are of different runs.
+        UsageError: A file is not a results file, or the files are of different runs.
     """
     merged: Results | None = None
     for path in paths:
@@ -263,14 +263,14 @@ def open_results(path: Path, header: RunHeader) -> tuple[Results, ResultsWriter]
         header: Of this run.
 
     Returns:
-        What the file holds already, and a writer behind it.
+        What the file holds already, and a writer that appends to it.
 
     Raises:
         UsageError: The file is something else, or of a run with other settings.
         LrsEdgeError: It cannot be written.
     """
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no regular file; results are read again, so name one")
+        raise UsageError(f"{path} is not a regular file; results are read again, so name one")
     known, end = Results(header, {}), 0
     try:
         stream = path.open("a+b")
@@ -330,14 +330,17 @@ def _is_begun(path: Path, header: RunHeader) -> bool:
 
 
 def _read(path: Path) -> tuple[Results, int]:
-    """A results file, and the place behind its last whole line."""
+    """A results file, and the place after its last whole line."""
     header: RunHeader | None = None
     found: dict[int, Result] = {}
     end = 0
     try:
         with path.open("rb") as stream:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise UsageError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB; no results")
+                raise UsageError(
+                    f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB; name a file that "
+                    "`lrs-edge eval` wrote"
+                )
             for number, line in enumerate(_lines(path, stream), 1):
                 if not line.endswith(b"\n"):
                     break
@@ -352,14 +355,17 @@ def _read(path: Path) -> tuple[Results, int]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from error
     if header is None:
-        raise UsageError(f"{path} is no results file; name one that `lrs-edge eval` wrote")
+        raise UsageError(f"{path} is not a results file; name one that `lrs-edge eval` wrote")
     return Results(header, found), end
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[bytes]:
     while line := stream.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES:
-            raise UsageError(f"{path} holds a line of more than {MAX_LINE_BYTES} bytes; no results")
+            raise UsageError(
+                f"{path} holds a line of more than {MAX_LINE_BYTES} bytes; name a file that "
+                "`lrs-edge eval` wrote"
+            )
         yield line
 
 

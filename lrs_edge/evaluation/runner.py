@@ -84,18 +84,18 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.chunk < self.num_chunks:
             raise UsageError(
-                f"chunk {self.chunk} is none of 0..{self.num_chunks - 1}; with --num-chunks "
+                f"chunk {self.chunk} is not one of 0..{self.num_chunks - 1}; with --num-chunks "
                 f"{self.num_chunks}, --chunk counts from 0"
             )
 
 
 def question_options(questions: QuestionFile, options: AskOptions) -> AskOptions:
-    """Options with the instruction that the authors put behind MME-RealWorld's questions.
+    """Options with the instruction that the authors put after MME-RealWorld's questions.
 
     An instruction of the user's own stays.
 
     Raises:
-        UsageError: It is no text, and could not be recorded.
+        UsageError: It is not text, and could not be recorded.
     """
     try:
         options.end_str.encode()
@@ -140,7 +140,7 @@ def make_header(settings: RunSettings, engine: Engine, bundle: Path | None) -> R
 
 
 def _shown(name: str) -> str:
-    """A file's name as JSON can hold it: bytes that are no Unicode become question marks."""
+    """A file's name as JSON can hold it: bytes that are not Unicode become question marks."""
     return name.encode(errors="replace").decode()
 
 

@@ -105,7 +105,7 @@ def _checked(folder: Path) -> str:
         if not (folder / name).is_file()
     ]
     if missing:
-        raise LrsEdgeError(f"{folder} is no WordNet: {', '.join(missing)} missing; {_HOW}")
+        raise LrsEdgeError(f"{folder} does not hold WordNet: {', '.join(missing)} missing; {_HOW}")
     root = str(folder.resolve())
     # NLTK reads nothing outside of the folders on its path.
     if root not in nltk.data.path:

@@ -79,9 +79,9 @@ _HARMLESS = frozenset(
         "corrected",
     ]
 )
-#: `B04`, `S2`, `LC08`, `665`, `10m`: numbers, and numbers behind or before a few letters.
+#: `B04`, `S2`, `LC08`, `665`, `10m`: numbers, and numbers after or before a few letters.
 _CODE = re.compile(r"[a-z]{0,4}\d+[a-z]{0,2}")
-#: Words that only a band of measurements bears: one so named is no alpha.
+#: Words that only a band of measurements bears: one so named is not an alpha.
 _MEASURED = frozenset(
     [
         "nir",

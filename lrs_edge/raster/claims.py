@@ -73,7 +73,7 @@ def _code_block_samples(head: bytes) -> int:
 
 
 def _codestream(path: Path) -> bytes:
-    """The beginning of the codestream, behind the boxes of a JP2 file."""
+    """The beginning of the codestream, after the boxes of a JP2 file."""
     with path.open("rb") as file:
         at, end = 0, path.stat().st_size
         if file.read(4) != _CODESTREAM:

@@ -183,7 +183,7 @@ def image_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (LrsEdgeError, ImportError):
-        raise  # a library that is missing is no fault of the image
+        raise  # a library that is missing is not a fault of the image
     except MemoryError:
         raise ImageError(
             f"{path} needs more memory to be {doing} than there is; convert it to a "
@@ -216,7 +216,7 @@ def local_file(path: str | os.PathLike[str]) -> Path:
         full = Path(os.path.abspath(name))
     except FileNotFoundError:
         raise ImageError(
-            f"{name} cannot be found: the current folder does not exist any more; change to another"
+            f"{name} cannot be found: the current folder no longer exists; change to another"
         ) from None
     try:
         str(full).encode()
@@ -224,7 +224,7 @@ def local_file(path: str | os.PathLike[str]) -> Path:
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{full} is a directory; give one image file in it")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{full} is no regular file; give the path of an image file")
+            raise ImageError(f"{full} is not a regular file; give the path of an image file")
         if status.st_size == 0:
             raise ImageError(f"{full} is empty (0 bytes); copy or download it again")
         with full.open("rb"):

@@ -116,7 +116,7 @@ class Georeference:
             bounds: x0, y0, x1, y1 in pixels of the image.
 
         Returns:
-            None where even the coordinates in the CRS are no numbers.
+            None where even the coordinates in the CRS are not numbers.
         """
         x0, y0, x1, y1 = bounds
         corners = ((x0, y0), (x0, y1), (x1, y1), (x1, y0), (x0, y0))

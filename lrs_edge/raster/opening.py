@@ -61,7 +61,7 @@ def open_source(path: Path, limits: RasterLimits, page: int | None = None) -> So
         page: Which of a file's images, from 1; None for the largest.
 
     Raises:
-        ImageError: It is no image, is damaged, names what is not local, or exceeds a limit.
+        ImageError: It is not an image, is damaged, names what is not local, or exceeds a limit.
     """
     check_references(path)
     try:
@@ -81,11 +81,13 @@ def open_source(path: Path, limits: RasterLimits, page: int | None = None) -> So
 def _check_size(path: Path, header: ImageHeader, limits: RasterLimits) -> None:
     size = f"{path} has {header.width}x{header.height} pixels"
     if max(header.width, header.height) > limits.max_side:
-        raise ImageError(f"{size}; the longest side allowed is {limits.max_side}: cut it up")
+        raise ImageError(
+            f"{size}; the longest side allowed is {limits.max_side}; cut it into parts"
+        )
     if header.width * header.height > limits.max_pixels:
-        raise ImageError(f"{size}; at most {limits.max_pixels} are allowed: cut it up")
+        raise ImageError(f"{size}; at most {limits.max_pixels} are allowed; cut it into parts")
     if header.driver == "AAIGrid" and path.stat().st_size < 2 * header.width * header.height - 1:
-        raise ImageError(f"{size}, more than it holds numbers; get the file again")
+        raise ImageError(f"{size}, and the file is too small to hold them; get it again")
     if (
         header.driver in _WHOLE
         and header.nbytes(range(1, len(header.dtypes) + 1)) > limits.in_memory_bytes

@@ -72,7 +72,7 @@ def read_orientation(path: Path, driver: str, page: int = 1) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=[_BY_PILLOW[driver]]) as image:
-                # Not image.getexif(): a PNG would be decoded to look behind its pixels.
+                # Not image.getexif(): a PNG would be decoded to look past its pixels.
                 return valid_orientation(Image.Image.getexif(image).get(EXIF_ORIENTATION))
     except Exception:  # Pillow's readers raise whatever a damaged file breaks in them
         return 1

@@ -148,7 +148,9 @@ class _Walk:
                 "has metadata that names as overviews",
             )
             if not is_tiff(_start(source)):
-                raise ImageError(f"{file} names {source} as overviews, which is no TIFF; remove it")
+                raise ImageError(
+                    f"{file} names {source} as overviews, which is not a TIFF; remove it"
+                )
             self._visit_named(file, source, depth)
 
     def _visit_named(self, parent: Path, source: Path, depth: int) -> int:
@@ -165,7 +167,7 @@ class _Walk:
         local = "\0" not in name and "://" not in name and "/vsi" not in name
         if not local or name.startswith(("<", "{")) or not source.is_file():
             raise ImageError(
-                f"{file} {how} {name[:120]!r}, which is no local file; it may only name files "
+                f"{file} {how} {name[:120]!r}, which is not a local file; it may only name files "
                 "that exist in its own folder or below it"
             )
         self._check_place(file, source, f"{how} {name[:120]!r}")
@@ -199,12 +201,14 @@ class _Walk:
     def _check_sidecar(self, file: Path, sidecar: Path, image: bool, depth: int) -> None:
         try:
             status = sidecar.stat()
-        except OSError:  # a link that leads nowhere is no sidecar
+        except OSError:  # a link that leads nowhere is not a sidecar
             return
         if stat.S_ISDIR(status.st_mode):
             return
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{file} has {sidecar.name} beside it, no regular file; remove it")
+            raise ImageError(
+                f"{file} has {sidecar.name} beside it, which is not a regular file; remove it"
+            )
         self._check_place(file, sidecar, f"has the sidecar {sidecar.name}")
         if self._reads.get(sidecar, 0) is not None and sidecar != self._image:
             self._check_content(file, sidecar, image, depth)
@@ -212,7 +216,9 @@ class _Walk:
     def _check_content(self, file: Path, sidecar: Path, image: bool, depth: int) -> None:
         start, name = _start(sidecar), sidecar.name.lower()
         if name.endswith((".ovr", ".msk")) and not is_tiff(start):
-            raise ImageError(f"{file} has the sidecar {sidecar.name}, which is no TIFF; remove it")
+            raise ImageError(
+                f"{file} has the sidecar {sidecar.name}, which is not a TIFF; remove it"
+            )
         if image:
             if is_tiff(start) or start.startswith(b"EHFA_HEADER_TAG"):
                 self.visit(sidecar, start, depth + 1)

@@ -28,7 +28,7 @@ class Taps:
         counts: For each output how many places of `positions` from there on it takes, int64
             [outputs].
         weights: Their weights, float32 [outputs, most taps]; each row sums to 1 and is zero
-            behind its count.
+            after its count.
     """
 
     positions: NDArray[np.int64]

@@ -88,7 +88,7 @@ def _walk(file: BinaryIO) -> Iterator[dict[int, _Entry]]:
         count = struct.unpack(order + counter, file.read(struct.calcsize(counter)))[0]
         if count > _MAX_ENTRIES:
             return
-        table, behind = file.read(count * size), file.read(length)
+        table, link = file.read(count * size), file.read(length)
         found = {}
         for start in range(0, len(table) - size + 1, size):
             tag, kind = struct.unpack_from(order + "HH", table, start)
@@ -110,4 +110,4 @@ def _walk(file: BinaryIO) -> Iterator[dict[int, _Entry]]:
                     file.seek(after)
             found[tag] = _Entry(values, place, number)
         yield found
-        at = struct.unpack(order + word, behind)[0] if len(behind) == length else 0
+        at = struct.unpack(order + word, link)[0] if len(link) == length else 0

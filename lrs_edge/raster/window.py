@@ -56,7 +56,7 @@ class WindowReader:
 
     @property
     def read_bands(self) -> tuple[int, ...]:
-        """The bands and, behind them, the alpha band."""
+        """The bands and, after them, the alpha band."""
         return self.bands if self.alpha is None else (*self.bands, self.alpha)
 
     def pixels(

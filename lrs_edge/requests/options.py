@@ -56,7 +56,7 @@ class AskOptions:
             and for all of them.
 
     Raises:
-        UsageError: A value that cannot be meant.
+        UsageError: A value is not valid.
     """
 
     policy: Policy = "full"
@@ -103,16 +103,16 @@ class AskOptions:
     def _check_pruning(self) -> None:
         """Refuse what the policy, or the chosen way to prune or to search, cannot do."""
         if self.policy == "reference" and self.max_tiles is not None:
-            raise UsageError("the reference policy knows no tile budget; leave --max-tiles out")
+            raise UsageError("the reference policy has no tile budget; leave --max-tiles out")
         if self.policy == "reference" and (self.prune != "rfm" or self.search != "pyramid"):
             raise UsageError(
-                "the reference policy does what the authors' code does: it knows no other --prune "
-                "than rfm and no other --search than pyramid; use --policy full"
+                "the reference policy does what the authors' code does: it has only --prune rfm "
+                "and --search pyramid; use --policy full for the others"
             )
         if self.search == "exhaustive" and self.prune not in SCORING:
             raise UsageError(
-                f"--search exhaustive chooses tokens by their scores, which --prune {self.prune} "
-                f"has not; use --prune {', '.join(SCORING)}, or --search pyramid"
+                f"--search exhaustive chooses tokens by their scores, and --prune {self.prune} "
+                f"has none; use --prune {', '.join(SCORING)}, or --search pyramid"
             )
         for name, users in (("prune_ratio", (*INSIDE, *TOWER)), ("prune_layers", INSIDE)):
             if getattr(self, name) is not None and self.prune not in users:
@@ -174,7 +174,7 @@ def merged_options(options: AskOptions | None, overrides: Mapping[str, Any]) -> 
     """Options with single values replaced.
 
     Raises:
-        UsageError: An option is unknown or cannot be meant.
+        UsageError: An option is unknown, or its value is not valid.
     """
     if options is not None and not isinstance(options, AskOptions):
         raise UsageError(f"options is a {type(options).__name__}; give AskOptions")

@@ -145,7 +145,7 @@ class QuestionRun:
         if self._options.prune in TOWER and self._stages.tower is None:
             raise BundleError(
                 f"--prune {self._options.prune} chooses tokens by attention inside a CLIP vision "
-                "tower, which this bundle does not give out; export one that has such a tower with "
+                "tower, for which this bundle has no outputs; export one with such a tower and "
                 "--vision-attention"
             )
 
@@ -316,9 +316,9 @@ class QuestionRun:
         shared = min(len(prefix), len(sequence) - 1)
         end = len(prefix) + len(result.final)
 
-        def on_part(first: int, behind: int) -> None:
+        def on_part(first: int, end_of_part: int) -> None:
             self._budget.check()
-            if len(prefix) <= first < end and not self._budget.can_run(behind - first):
+            if len(prefix) <= first < end and not self._budget.can_run(end_of_part - first):
                 raise _PrefillCutError(first)
 
         try:

@@ -2,7 +2,7 @@
 
 Nothing depends on which thread submits, reads, cancels or closes. The worker is a thread that lives
 as long as there is something to do: an idle engine has none, so that nothing must be shut down when
-the interpreter ends, nothing is left behind when a program forgets to close the engine, and a fork
+the interpreter ends, nothing stays when a program forgets to close the engine, and a fork
 of an idle process finds no thread missing.
 """
 
@@ -68,7 +68,7 @@ class RequestQueue:
                 raise UsageError("the engine is closed; load it again")
             if len(self._waiting) + (self._running is not None) > self._max_waiting:
                 raise QueueFullError(
-                    f"{len(self._waiting)} questions wait already, as many as may; ask again "
+                    f"{len(self._waiting)} questions wait already, which is the limit; ask again "
                     "later, or load the engine with a larger max_waiting"
                 )
             ticket = Ticket(self._lock, work, owner)
@@ -84,7 +84,7 @@ class RequestQueue:
         except RuntimeError as error:
             self._worker = None
             self._waiting.clear()
-            raise BackendError(f"no thread can be started to answer in ({error})") from error
+            raise BackendError(f"no thread can be started for the answer ({error})") from error
 
     def _serve(self) -> None:
         """Work until nothing waits."""

@@ -110,7 +110,7 @@ class ExportOptions:
             )
         if self.symmetric and self.precisions.vision not in ("int8", "int8-static"):
             raise ExportError(
-                f"--symmetric is about a vision encoder in int8-static, not "
+                f"--symmetric is for a vision encoder in int8-static, not "
                 f"{self.precisions.vision}; add --vision int8-static"
             )
         folders = self.calibration, self.parity_images

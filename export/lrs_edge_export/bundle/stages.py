@@ -186,7 +186,7 @@ def clip_tower(model: Model) -> ClipTower:
     if not isinstance(tower, ClipTower):
         raise ExportError(
             f"--vision-attention needs a CLIP tower; that of a {model.family} checkpoint is a "
-            "convolutional network, which has no attention to give out"
+            "convolutional network, which has no such attention"
         )
     return tower
 

@@ -70,7 +70,7 @@ def copied(path: Path) -> TokenizerFile:
         return TokenizerFile(text, Tokenizer.from_str(text))
     # tokenizers raises bare Exception for every kind of bad file.
     except Exception as error:
-        raise ExportError(f"{path} is no tokenizer ({error}); download it again") from error
+        raise ExportError(f"{path} is not a tokenizer ({error}); download it again") from error
 
 
 def from_byte_level(folder: Path) -> TokenizerFile:
@@ -90,7 +90,9 @@ def from_byte_level(folder: Path) -> TokenizerFile:
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     # tokenizers raises bare Exception; the rest are wrong types in the JSON files.
     except Exception as error:
-        raise ExportError(f"{folder}: vocab.json and merges.txt do not fit ({error})") from error
+        raise ExportError(
+            f"{folder}: vocab.json and merges.txt do not belong together ({error})"
+        ) from error
     _add_tokens(tokenizer, folder)
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(_QWEN2_WORDS), "isolated")
@@ -144,7 +146,7 @@ def from_sentencepiece(path: Path) -> TokenizerFile:
         proto.ParseFromString(_read_model(path))
     # protobuf has one DecodeError per implementation.
     except Exception as error:
-        raise ExportError(f"{path} is no SentencePiece model ({error})") from error
+        raise ExportError(f"{path} is not a SentencePiece model ({error})") from error
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     plain = normalizer.name == "identity" and not normalizer.remove_extra_whitespaces
     if trainer.model_type != trainer.BPE or not plain or not normalizer.add_dummy_prefix:

@@ -191,7 +191,7 @@ def download(name: str) -> Path:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ExportError(
-            f"{name} is no local folder, and cannot be downloaded from the hub ({reason})"
+            f"{name} is not a local folder, and cannot be downloaded from the hub ({reason})"
         ) from error
     if not any(Path(folder).glob("*.safetensors")):
         raise ExportError(

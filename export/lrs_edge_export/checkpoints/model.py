@@ -173,7 +173,7 @@ class ClipTower:
         _refuse_others(self.tensors, r"encoder\.layers\.\d+\.", known, "vision tower")
 
     def check_next_layer(self) -> None:
-        """Check what the attention of the layer behind the last needs. Raises ExportError."""
+        """Check what the attention of the layer after the last needs. Raises ExportError."""
         prefix = f"encoder.layers.{self.layers}"
         shapes = _affine(f"{prefix}.layer_norm1", (self.hidden,))
         for part in ("q_proj", "k_proj"):

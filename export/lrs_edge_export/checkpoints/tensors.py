@@ -55,7 +55,7 @@ class TensorSource(Protocol):
         Args:
             name: Of the tensor, which has an axis.
             start: First row.
-            stop: Row behind the last; 0 <= start <= stop <= rows.
+            stop: Row after the last; 0 <= start <= stop <= rows.
 
         Raises:
             KeyError: The tensor is not there.
@@ -183,7 +183,7 @@ def _widen(block: NDArray[Any], kind: str, target: Array) -> None:
         # The upper half of a float32.
         np.left_shift(block, 16, out=target.view(np.uint32), dtype=np.uint32)
     else:
-        with np.errstate(over="ignore"):  # Infinities are found right behind.
+        with np.errstate(over="ignore"):  # Infinities are found right after.
             target[:] = block
 
 

@@ -110,7 +110,7 @@ def stop_ids(config: Settings, generation: Settings, vocabulary: int) -> tuple[i
     """Tokens that end an answer: of generation_config.json, else of config.json, each once.
 
     Raises:
-        ExportError: There are none, or they are no tokens.
+        ExportError: There are none, or they are not tokens.
     """
     found = generation.integers("eos_token_id") or config.integers("eos_token_id")
     unique = tuple(dict.fromkeys(found))

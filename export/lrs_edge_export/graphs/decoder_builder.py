@@ -112,7 +112,7 @@ class DecoderBuilder:
 
         Args:
             first: First layer.
-            end: Layer behind the last.
+            end: Layer after the last.
             keep_query: `last_attention` is wanted of the last layer.
 
         Returns:
@@ -270,7 +270,7 @@ class DecoderBuilder:
         return graph.node("Reshape", mixed, graph.constant([1, -1, config.heads * config.head_dim]))
 
     def _extended(self, name: str, new: str) -> str:
-        """Write new keys or values [1, L, kv * d] behind the past ones in a buffer.
+        """Write new keys or values [1, L, kv * d] after the past ones in a buffer.
 
         `present_*` may be the memory of `past_*`: both slices are copies made before it is written.
 

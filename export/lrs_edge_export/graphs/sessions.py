@@ -111,7 +111,7 @@ class DecoderSession:
         return found
 
     def keep(self, places: NDArray[np.int64]) -> None:
-        """Compact the buffers to some of their filled places; what is behind them becomes NaN."""
+        """Compact the buffers to some of their filled places; what comes after them becomes NaN."""
         for value in self._buffers.values():
             compacted = value.numpy().copy()
             compacted[:, :, : len(places)] = compacted[:, :, places]

@@ -47,7 +47,7 @@ def write_tower(
         path: The tower's graph file.
         projector: The projector's graph file.
         weights: External data, shared with the whole stage's graph; queries and keys of the layer
-            behind the last that is run are added.
+            after the last that is run are added.
     """
     places = tower.grid**2
     graph = GraphWriter("vision_tower", weights)
@@ -116,7 +116,7 @@ class _Clip:
         return self._patches(row), self._patches(graph.node("Transpose", columns, perm=[0, 2, 1]))
 
     def next_attention(self) -> tuple[str, str]:
-        """Attention of the class token [N, T] and keys [N, T, W] of the layer behind the last run.
+        """Attention of the class token [N, T] and keys [N, T, W] of the layer after the last run.
 
         All heads are taken as one, as LLaVA-PruMerge does.
         """
@@ -257,7 +257,7 @@ class _EfficientNet:
         )
 
     def _folded(self, name: str, norm: str) -> tuple[Array, Array]:
-        """Kernel and bias of a convolution together with the batch norm behind it."""
+        """Kernel and bias of a convolution together with the batch norm after it."""
         read = self._tower.tensors.read
         gain, shift, mean, variance = (
             read(f"{norm}.{part}").astype(np.float64)

@@ -180,7 +180,9 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{path} cannot be read as text in UTF-8 ({error})") from error
     if len(data) > MAX_FILE_BYTES:
-        raise ExportError(f"{path} is larger than {MAX_FILE_BYTES} bytes; a line is a question")
+        raise ExportError(
+            f"{path} is larger than {MAX_FILE_BYTES} bytes; write one question a line"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ExportError(f"{path} holds no question; write one per line, or remove it")
@@ -246,7 +248,7 @@ def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
 
 
 def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array]:
-    """Prompts, each with the reference's own greedy answer behind it."""
+    """Prompts, each with the reference's own greedy answer after it."""
     stage = replace(model.llm, tensors=Scoped(KeptTensors(model.llm.tensors), ""))
     head, stops = model.lm_head(), set(model.prompt.stop_ids)
     found = []

@@ -98,7 +98,7 @@ def _inverse_factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
         upper: Tensor = torch.linalg.cholesky_ex(inverse, upper=True).L
         if bool(torch.isfinite(upper).all()) and bool((upper.diagonal() > 0).all()):
             return upper
-    raise ValueError("second moments are no covariance; look for inputs that are not finite")
+    raise ValueError("second moments are not a covariance; look for inputs that are not finite")
 
 
 def _round_in_order(

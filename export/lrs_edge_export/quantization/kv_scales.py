@@ -54,7 +54,7 @@ def kv_scales(
 def _run(
     session: ort.InferenceSession, stage: DecoderStage, names: tuple[str, str], x: Array
 ) -> tuple[Array, list[Array]]:
-    """States behind the layer [T, D], and the largest magnitudes [kv_heads, d] of its buffers."""
+    """States after the layer [T, D], and the largest magnitudes [kv_heads, d] of its buffers."""
     config, length = stage.config, len(x)
     kind = np.float16 if "16" in session.get_inputs()[-1].type else np.float32
     empty = np.zeros((1, config.kv_heads, length, config.head_dim), kind)

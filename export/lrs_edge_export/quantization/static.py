@@ -140,8 +140,8 @@ def _nodes_of(model: onnx.ModelProto, exclude: Collection[str], path: Path) -> l
 
 
 def _followers(node: onnx.NodeProto, consumers: dict[str, list[onnx.NodeProto]]) -> list[str]:
-    behind = [after for out in node.output for after in consumers.get(out, [])]
-    close = [after for after in behind if after.op_type in _FOLLOWERS]
+    users = [after for out in node.output for after in consumers.get(out, [])]
+    close = [after for after in users if after.op_type in _FOLLOWERS]
     return [name for after in close for name in (after.name, *_followers(after, consumers))]
 
 

@@ -169,7 +169,9 @@ def _tile(root: Path, facts: dict[str, Any], where: str) -> LabelledTile:
         exists = path.is_file()
     # A name that is too long or no Unicode; links in a circle.
     except (OSError, ValueError, RuntimeError) as error:
-        raise LrsEdgeError(f"{where}: 'file' {file[:80]!r} is no usable path ({error})") from error
+        raise LrsEdgeError(
+            f"{where}: 'file' {file[:80]!r} is not a usable path ({error})"
+        ) from error
     if Path(file).is_absolute() or not path.is_relative_to(root):
         raise LrsEdgeError(f"{where}: {file!r} lies outside {root}; keep tiles inside the folder")
     if not exists:

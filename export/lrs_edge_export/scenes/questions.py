@@ -111,7 +111,9 @@ def scene_questions(
     """
     wanted = list(KINDS) if kinds is None else sorted(set(kinds))
     if unknown := [kind for kind in wanted if kind not in KINDS]:
-        raise UsageError(f"{', '.join(unknown)}: no such kind; choose from {', '.join(KINDS)}")
+        raise UsageError(
+            f"{', '.join(unknown)}: not a kind of question; choose from {', '.join(KINDS)}"
+        )
     asker = _Asker(plan, draw, rules)
     offers = {kind: asker.offers(kind) for kind in wanted}
     found: list[SceneQuestion] = []

@@ -33,7 +33,7 @@ class SceneRenderer:
 
     Args:
         plan: What lies where.
-        cache: Decoded tiles, shared by renderers of scenes from one library; None for an own one.
+        cache: Decoded tiles, shared by renderers of one library's scenes; None for one of its own.
     """
 
     def __init__(self, plan: ScenePlan, cache: TileCache | None = None) -> None:

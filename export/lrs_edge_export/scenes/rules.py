@@ -77,7 +77,7 @@ CONFUSED = (
     ("airport", "parking lot", "railway station", "industrial area", "storage tanks"),
 )
 
-#: Labels that are no single thing: one tile may hold several, so they are never counted.
+#: Labels that are not a single thing: one tile may hold several, so they are never counted.
 UNCOUNTED = frozenset(
     {"bare land", "desert", "farmland", "forest", "meadow", "mountain", "storage tanks"}
 )

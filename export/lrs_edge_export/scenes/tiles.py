@@ -103,7 +103,7 @@ def decode(tile: LabelledTile) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Damaged metadata is no reason to refuse or to talk; pixels are what counts.
+            # Damaged metadata is not a reason to refuse or to talk; pixels are what counts.
             warnings.simplefilter("ignore")
             with Image.open(tile.path, formats=FORMATS) as opened:
                 if max(opened.size) > MAX_SIDE or opened.size != (tile.width, tile.height):

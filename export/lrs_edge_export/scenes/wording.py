@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 
-#: Labels without an article: they are no single thing.
+#: Labels without an article: they are not one thing.
 _MASS = frozenset({"bare land", "farmland"})
 _IRREGULAR_ENDS = ("s", "x", "z", "ch", "sh")
 
@@ -161,7 +161,7 @@ def article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """The plural of a name, or the name where it is no single thing or plural already."""
+    """The plural of a name, or the name where it is not a single thing or plural already."""
     last = name.rsplit(" ", maxsplit=1)[-1]
     if name in _MASS or (last.endswith("s") and not last.endswith(("ss", "us"))):
         return name

@@ -188,15 +188,21 @@ def question_lines(plan: ScenePlan, questions: list[SceneQuestion]) -> list[dict
 
 def _check(options: SceneSetOptions) -> None:
     if not 1 <= options.count <= MAX_SCENES:
-        raise UsageError(f"{options.count} scenes: choose a number from 1 to {MAX_SCENES}")
+        raise UsageError(
+            f"{options.count} scenes are out of range; choose a number from 1 to {MAX_SCENES}"
+        )
     if options.questions < 1:
-        raise UsageError(f"{options.questions} questions on each scene: ask for at least one")
+        raise UsageError(
+            f"{options.questions} questions on each scene are too few; ask for at least one"
+        )
     if not options.sizes:
         raise UsageError("no size of scenes is given; name at least one")
     if not re.fullmatch(r"[A-Za-z0-9-]{1,40}", options.name):
         raise UsageError(f"name {options.name!r} must have 1 to 40 letters, digits and hyphens")
     if not 50 <= options.encoding.quality <= 100:
-        raise UsageError(f"JPEG quality {options.encoding.quality} is not between 50 and 100")
+        raise UsageError(
+            f"JPEG quality {options.encoding.quality} is out of range; choose one from 50 to 100"
+        )
 
 
 def _settings(options: SceneSetOptions, rules: SceneRules) -> dict[str, Any]:
@@ -217,7 +223,7 @@ def _check_folder(folder: Path, settings: dict[str, Any], count: int) -> None:
     if not record.exists():
         for name in (IMAGES, QUESTIONS):
             if (folder / name).exists():
-                raise UsageError(f"{folder / name} is not from this command; choose an own folder")
+                raise UsageError(f"{folder / name} is not from this command; choose another folder")
         return
     try:
         if record.stat().st_size > _MAX_RECORD:
@@ -228,11 +234,11 @@ def _check_folder(folder: Path, settings: dict[str, Any], count: int) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if not ours:
-        raise UsageError(f"{record} is not from this command; choose an own folder")
+        raise UsageError(f"{record} is not from this command; choose another folder")
     if other := sorted(key for key in {*settings, *before} if settings.get(key) != before.get(key)):
         raise UsageError(
-            f"{folder} holds scenes made with another {', '.join(other)}; "
-            "give the same options, or choose an own folder"
+            f"{folder} holds scenes made with other {', '.join(other)}; "
+            "give the same options, or choose another folder"
         )
     if scenes > count:
         raise UsageError(f"{folder} holds {scenes} scenes already; ask for at least as many")
@@ -264,7 +270,7 @@ def _finished(folder: Path, plan: ScenePlan, mark: str) -> bool:
     if read_fingerprint(path) == mark:
         return True
     raise UsageError(
-        f"{path} is another image than this run would make; choose an own folder, or delete it"
+        f"{path} is not the image that this run would make; choose another folder, or delete it"
     )
 
 
