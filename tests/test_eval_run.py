@@ -199,7 +199,7 @@ def test_chunks_together_are_the_whole_run(
     assert evaluate(bundle, folder, "--num-chunks", "9", "--chunk", "0", "--limit", "1") == 0
     assert "chunk 0 has none" in capsys.readouterr().err
     assert evaluate(bundle, folder, "--num-chunks", "2", "--chunk", "2") == 2
-    assert "none of 0..1" in capsys.readouterr().err
+    assert "not one of 0..1" in capsys.readouterr().err
 
 
 def test_failures_are_recorded_counted_and_asked_again_only_on_request(
@@ -378,10 +378,10 @@ def test_synonyms_count_in_a_score(
         (["eval", "{q}", "--images", "{i}", "-o", "{r}", "--range", "9,1"], "lower one first"),
         (["eval", "{i}", "--images", "{i}", "-o", "{r}"], "cannot be read"),
         (["eval", "--score", "{q}"], "is not what"),
-        (["eval", "--score", "--compare", "{q}", "{q}"], "exclude each other"),
+        (["eval", "--score", "--compare", "{q}", "{q}"], "cannot be used together"),
         (["eval", "--compare", "{q}"], "takes two results files, not 1"),
-        (["eval", "--score", "{q}", "--max-tiles", "3"], "--max-tiles belongs to a run"),
-        (["eval", "--compare", "{q}", "{q}", "-o", "{r}"], "--output belongs to a run"),
+        (["eval", "--score", "{q}", "--max-tiles", "3"], "--max-tiles is for a run"),
+        (["eval", "--compare", "{q}", "{q}", "-o", "{r}"], "--output is for a run"),
     ],
 )
 def test_wrong_usage_is_refused(

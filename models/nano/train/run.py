@@ -1,8 +1,9 @@
-"""The whole recipe in one command, from labelled pictures to a checkpoint. Resumable.
+"""The steps of the recipe one after the other, from labelled pictures to a checkpoint.
 
     python models/nano/train/run.py [--minutes 90] [--start CHECKPOINT]
 
-Every step finds what an earlier, interrupted run left in NANO_WORK and continues from it.
+Every step finds what an earlier, interrupted run of it left in NANO_WORK and continues from it. The
+released weights were made by running the steps one by one; the whole has not been run in one go.
 """
 
 from __future__ import annotations
