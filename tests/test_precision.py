@@ -352,7 +352,7 @@ def test_int8_of_a_decoder_is_dynamic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--eval", "q.jsonl"], "belong together"),
+        (["--eval", "q.jsonl"], "go together"),
         (["--precision", "int5"], "int5"),
     ],
 )

@@ -185,8 +185,8 @@ _ENGINE_OPTIONS = (
         type=click.Choice(["float", "int8"]),
         default="float",
         show_default=True,
-        help="Type of the language model's KV cache. int8 takes a quarter of the memory and needs a "
-        "bundle exported with --int8-kv; on a CPU it makes prefill 3 to 4 times as slow.",
+        help="Type of the language model's KV cache. int8 takes a quarter of the memory, needs a "
+        "bundle exported with --int8-kv, and on a CPU makes prefill 3 to 4 times as slow.",
     ),
     click.option(
         "--no-verify",
