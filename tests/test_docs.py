@@ -83,6 +83,27 @@ def test_the_picture_of_a_search_can_be_drawn(tmp_path: Path) -> None:
         assert len(drawn.getcolors(1 << 16) or []) > 50
 
 
+#: Folders that names of Python files are relative to, beside the folder of the text.
+TOPS = (ROOT, ROOT / "lrs_edge", ROOT / "export" / "lrs_edge_export")
+
+#: Files of the authors' repositories.
+THEIRS = ("Script/", "LRS-VQA-Code/", "evaluation_LRSVQA.py", "evaluation/eval_your_results.py")
+
+
+def test_named_python_files_are_there() -> None:
+    places = ("*.md", "docs/*.md", "lrs_edge/**/*.py", "export/**/*.py", "models/nano/train/*.*")
+    for text in (path for place in places for path in ROOT.glob(place)):
+        if text.suffix in (".py", ".md") and text.name != "moved.md":
+            named = re.findall(r"`([\w./-]+\.py)`", text.read_text(encoding="utf-8"))
+            missing = [
+                name
+                for name in named
+                if not any((top / name).is_file() for top in (*TOPS, text.parent))
+                and not name.startswith(THEIRS)
+            ]
+            assert missing == [], text
+
+
 def test_links_to_files_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))

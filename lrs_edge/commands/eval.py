@@ -129,7 +129,7 @@ def evaluate(ctx: click.Context, /, **values: Any) -> None:
         ctx.exit(EXIT_FAILED)
 
 
-#: The command's name is its file's, as `cli.py` looks it up.
+#: The command's name is its file's, as `commands/main.py` looks it up.
 eval = evaluate  # noqa: A001
 
 #: Parameters that --score and --compare use; all others belong to a run.

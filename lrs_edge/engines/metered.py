@@ -134,7 +134,7 @@ class MeteredGraph:
 
 
 def _work(feeds: Mapping[str, NDArray[np.generic]]) -> GraphWork:
-    """What one run computes, from the inputs that graphs of every role have (`manifest.py`)."""
+    """What one run computes, by the inputs that graphs of a role have (`bundle/manifest.py`)."""
     if "pixel_values" in feeds:
         return GraphWork(runs=1, tiles=feeds["pixel_values"].shape[0])
     if "features" in feeds:

@@ -1,7 +1,7 @@
 """Whether the search looked at the evidence: boxes of a question against tiles of a level.
 
 Pure geometry. Boxes are x0, y0, x1, y1 in pixels of the image, from the top left; tiles are (row,
-column) of a level whose windows are those of `pyramid.py`.
+column) of a level whose windows are those of `pyramid/levels.py`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class SearchModel:
         max_length: Longest sequence given to the language model.
         max_positions: Longest sequence whose positions the RFM was made for.
         gapless: Levels of which some tiles are left out have positions without gaps: the model was
-            trained so, because its tokens carry their place in the image (`position.py`).
+            trained so, because its tokens carry their place in the image (`vision/positions.py`).
     """
 
     focus: RegionFocus

@@ -71,7 +71,7 @@ class ExportOptions:
         symmetric: Static int8 of the vision encoder is such that TensorRT's parser takes it.
         calibration: Folder of images and questions; None takes those that come with the package.
         keep_higher: Percentage of a stage's weights, the most sensitive ones by measurement, kept
-            at a higher precision; None for what is usual for the precision (`planning.py`).
+            at a higher precision; None for the usual share (`quantization/planning.py`).
         sensitivity: Measure every weight's sensitivity even where none is kept higher.
         int8_kv: Also write the language model over an int8 KV cache.
         licence: Of the weights; None takes the recipe's.

@@ -164,7 +164,7 @@ class StageWriter:
         """Write the language model once more over int8 key/value buffers; adds no weights.
 
         Args:
-            scales: One scale per channel of each buffer; see `kv_scales.py`.
+            scales: One scale per channel of each buffer; see `quantization/kv_scales.py`.
         """
         path = self.folder / LLM_INT8_KV
         decoder_graph.write_llm(self.model.llm, self.head, path, self.weights["llm"], scales)
