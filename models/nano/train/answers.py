@@ -1,4 +1,4 @@
-"""Train on only what lies behind the looking: how the language model reads what it looks at.
+"""Train on only what comes after the looking: how the language model reads what it looks at.
 
 Layers 0 .. N-1 and layer N's input norm, queries and keys stay as they are, and so do projector,
 positions and embeddings: whatever the region focus module was distilled from is unchanged, and so
@@ -31,7 +31,7 @@ MIX = {"large": 0.66, "scene": 0.17, "photo": 0.17}
 
 
 def reading_part(model: Nano) -> list[Tensor]:
-    """The parameters behind the looking; all others no longer take gradients."""
+    """The parameters after the looking; all others no longer take gradients."""
     model.requires_grad_(False)
     layer = model.llm.layers[RFM_LAYERS]
     parts = [layer.self_attn.v_proj, layer.self_attn.o_proj, layer.post_attention_layernorm]

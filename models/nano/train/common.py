@@ -73,10 +73,8 @@ SCENE_QUESTION = "What kind of place is this?"
 class Paths:
     """Where the data lies and where this training keeps its work."""
 
-    data: Path = field(
-        default_factory=lambda: Path(os.environ.get("NANO_DATA", "/work/shared/data"))
-    )
-    work: Path = field(default_factory=lambda: Path(os.environ.get("NANO_WORK", "/work/nano")))
+    data: Path = field(default_factory=lambda: Path(os.environ.get("NANO_DATA", "data")))
+    work: Path = field(default_factory=lambda: Path(os.environ.get("NANO_WORK", "work")))
 
     @property
     def features(self) -> Path:

@@ -1,7 +1,8 @@
 """Training questions and answers, in varied wording, for scenes, mosaics and photographs.
 
-Everything here is text: a `Question` has its wording, its answer and, where known, which regions
-hold the evidence. Wording templates come first so that the vocabulary can be built from them.
+Everything here is text: a `PictureQuestion` has its wording, its answer and, where known, the
+regions that hold the evidence. Wording templates come first so that the vocabulary can be built
+from them.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ PLANES = {"airliner", "chartered", "trainer", "propeller", "fighter"}
 
 
 @dataclass(frozen=True)
-class Question:
+class PictureQuestion:
     """One question with its answer; evidence holds the indices of the regions that show it."""
 
     text: str
@@ -148,7 +149,7 @@ class Question:
     kind: str
     evidence: tuple[int, ...] = field(default=())
     boxes: tuple[tuple[float, float, float, float], ...] = field(default=())
-    """Evidence that is no region of the picture, in shares of width and height."""
+    """Evidence that is not a region of the picture, in shares of width and height."""
     focus: str = ""
     """The words of the question that say what to look for."""
 
@@ -207,31 +208,33 @@ def absent(scene: str, draw: random.Random) -> str:
 
 def scene_questions(
     scene: str, captions: list[str], draw: random.Random, count: int
-) -> list[Question]:
+) -> list[PictureQuestion]:
     """Questions on one scene image; the first always asks for its name."""
     name = SCENES[scene]
-    found = [Question(fill(draw.choice(SCENE), draw), name, "scene")]
+    found = [PictureQuestion(fill(draw.choice(SCENE), draw), name, "scene")]
     for _ in range(count - 1):
         roll = draw.random()
         if roll < 0.33 and captions:
             found.append(
-                Question(fill(draw.choice(CAPTION), draw), draw.choice(captions), "caption")
+                PictureQuestion(fill(draw.choice(CAPTION), draw), draw.choice(captions), "caption")
             )
         elif roll < 0.52:
-            found.append(Question(fill(draw.choice(SCENE), draw), name, "scene"))
+            found.append(PictureQuestion(fill(draw.choice(SCENE), draw), name, "scene"))
         elif roll < 0.66:
-            found.append(Question(presence(name, draw), "yes", "presence", focus=name))
+            found.append(PictureQuestion(presence(name, draw), "yes", "presence", focus=name))
         elif roll < 0.80:
             other = absent(scene, draw)
-            found.append(Question(presence(other, draw), "no", "presence", focus=other))
+            found.append(PictureQuestion(presence(other, draw), "no", "presence", focus=other))
         elif roll < 0.88 and scene in URBAN | RURAL_SCENES:
             answer = "urban" if scene in URBAN else "rural"
-            found.append(Question(fill(draw.choice(RURAL), draw), answer, "rural"))
+            found.append(PictureQuestion(fill(draw.choice(RURAL), draw), answer, "rural"))
         elif roll < 0.94:
             found += thing_question(scene, captions, draw)
         else:
             listed, letter = options(name, draw)
-            found.append(Question(draw.choice(CHOICE).format(options=listed), letter, "choice"))
+            found.append(
+                PictureQuestion(draw.choice(CHOICE).format(options=listed), letter, "choice")
+            )
     return found
 
 
@@ -240,7 +243,7 @@ def mentions(captions: list[str], thing: str) -> bool:
     return any(THINGS[thing][0] & set(caption.split()) for caption in captions)
 
 
-def thing_question(scene: str, captions: list[str], draw: random.Random) -> list[Question]:
+def thing_question(scene: str, captions: list[str], draw: random.Random) -> list[PictureQuestion]:
     """Whether a thing is there that captions of such scenes mention; none where that is unknown."""
     thing = draw.choice(sorted(THINGS))
     _, words, classes = THINGS[thing]
@@ -252,13 +255,13 @@ def thing_question(scene: str, captions: list[str], draw: random.Random) -> list
         asked, name = presence(singular, draw), singular
     else:
         asked, name = fill(draw.choice(PRESENCE_PLURAL), draw, names=several), several
-    return [Question(asked, "yes" if there else "no", "thing", focus=name)]
+    return [PictureQuestion(asked, "yes" if there else "no", "thing", focus=name)]
 
 
-def large_questions(plan: ScenePlan, draw: random.Random, count: int) -> list[Question]:
+def large_questions(plan: ScenePlan, draw: random.Random, count: int) -> list[PictureQuestion]:
     """Questions on one large scene."""
     return [
-        Question(q.text, q.answer, q.category, (), in_shares(plan, q.boxes), q.focus)
+        PictureQuestion(q.text, q.answer, q.category, (), in_shares(plan, q.boxes), q.focus)
         for q in plan_questions(plan, draw, count)
     ]
 
@@ -274,11 +277,11 @@ def in_shares(
 
 def hidden_objects(
     plan: ScenePlan, captions: dict[str, list[str]], draw: random.Random, count: int
-) -> list[Question]:
+) -> list[PictureQuestion]:
     """Questions on things that captions of a large scene's places mention: planes, boats, tanks."""
     spoken = {label: scene for scene, label in SCENES.items()}
     under = {spoken[label] for label in plan.background.labels}
-    found: list[Question] = []
+    found: list[PictureQuestion] = []
     for thing in draw.sample(sorted(THINGS), count):
         _, words, classes = THINGS[thing]
         holding = [p for p in plan.placements if mentions(captions[p.tile.path.name], thing)]
@@ -292,13 +295,15 @@ def hidden_objects(
         if holding and clear and len(holding) == 1 and draw.random() < 0.5:
             x0, y0, x1, y1 = boxes[0]
             asked = fill(draw.choice(MOST_PLAIN), draw, names=several)
-            found.append(Question(asked, position([x0, y0, x1, y1]), "where", (), boxes, several))
+            found.append(
+                PictureQuestion(asked, position([x0, y0, x1, y1]), "where", (), boxes, several)
+            )
         elif holding:
             asked = fill(draw.choice(PRESENCE_PLURAL), draw, names=several)
-            found.append(Question(asked, "yes", "thing", (), boxes, several))
+            found.append(PictureQuestion(asked, "yes", "thing", (), boxes, several))
         elif clear:
             asked = presence(singular, draw)
-            found.append(Question(asked, "no", "thing", focus=singular))
+            found.append(PictureQuestion(asked, "no", "thing", focus=singular))
     return found
 
 
@@ -345,7 +350,7 @@ class ObjectAsker:
             return self.draw.choice(SYNONYMS[label])
         return self.names[label]
 
-    def visible(self, _label: str) -> Question:
+    def visible(self, _label: str) -> PictureQuestion:
         """Which kinds there are, the most frequent first."""
         kinds = sorted(
             (k for k in self.held if k not in ("plane", "vehicle")),
@@ -353,9 +358,11 @@ class ObjectAsker:
         )[:4]
         everything = tuple(i for k in kinds for i in self.held[k])
         answer = ", ".join(self.names[k][1] for k in kinds)
-        return Question(fill(self.draw.choice(OBJECTS), self.draw), answer, "objects", everything)
+        return PictureQuestion(
+            fill(self.draw.choice(OBJECTS), self.draw), answer, "objects", everything
+        )
 
-    def present(self, label: str) -> Question:
+    def present(self, label: str) -> PictureQuestion:
         """Yes."""
         singular, several = self.name(label)
         if self.draw.random() < 0.5:
@@ -363,9 +370,9 @@ class ObjectAsker:
         else:
             name = several
             asked = fill(self.draw.choice(PRESENCE_PLURAL), self.draw, names=several)
-        return Question(asked, "yes", "presence", tuple(self.held[label]), focus=name)
+        return PictureQuestion(asked, "yes", "presence", tuple(self.held[label]), focus=name)
 
-    def missing(self) -> Question | None:
+    def missing(self) -> PictureQuestion | None:
         """No; SIMD boxes are incomplete, so there only what would hardly be missed is absent."""
         absent_kinds = [k for k in self.picture["labelled"] if k in self.names]
         if self.picture["kind"] == "simd":
@@ -376,28 +383,28 @@ class ObjectAsker:
             return None
         singular, several = self.name(self.draw.choice(absent_kinds))
         if self.draw.random() < 0.5:
-            return Question(presence(singular, self.draw), "no", "presence", focus=singular)
+            return PictureQuestion(presence(singular, self.draw), "no", "presence", focus=singular)
         asked = fill(self.draw.choice(PRESENCE_PLURAL), self.draw, names=several)
-        return Question(asked, "no", "presence", focus=several)
+        return PictureQuestion(asked, "no", "presence", focus=several)
 
-    def where(self, label: str) -> Question | None:
+    def where(self, label: str) -> PictureQuestion | None:
         """The part of the picture with most of them."""
         place = most(self.regions, self.held[label])
         name = self.name(label)[1]
         asked = fill(self.draw.choice(MOST + MOST_PLAIN), self.draw, names=name)
         shown = tuple(self.held[label])
-        return Question(asked, place, "where", shown, focus=name) if place else None
+        return PictureQuestion(asked, place, "where", shown, focus=name) if place else None
 
-    def count(self, label: str) -> Question | None:
+    def count(self, label: str) -> PictureQuestion | None:
         """How many, up to six."""
         if self.picture["kind"] != "open" or len(self.held[label]) > 6:
             return None
         name = self.name(label)[1]
         asked = fill(self.draw.choice(COUNT), self.draw, names=name)
         shown = tuple(self.held[label])
-        return Question(asked, str(len(shown)), "count", shown, focus=name)
+        return PictureQuestion(asked, str(len(shown)), "count", shown, focus=name)
 
-    def ask(self) -> Question | None:
+    def ask(self) -> PictureQuestion | None:
         """One question of a random kind, or none where it cannot be answered."""
         kinds = [self.visible, self.present, None, self.where, self.count]
         kind = self.draw.choices(kinds, [0.2, 0.25, 0.15, 0.25, 0.15])[0]
@@ -406,7 +413,9 @@ class ObjectAsker:
         return kind(self.draw.choice(sorted(self.held))) if self.held else None
 
 
-def object_questions(picture: dict[str, Any], draw: random.Random, count: int) -> list[Question]:
+def object_questions(
+    picture: dict[str, Any], draw: random.Random, count: int
+) -> list[PictureQuestion]:
     """Questions on boxed objects."""
     asker = ObjectAsker(picture, draw)
     found = (asker.ask() for _ in range(count * 3))

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--vision-minutes", default="20", help="fine-tuning the encoder")
     parser.add_argument("--minutes", default="90", help="projector and language model")
     parser.add_argument("--rfm-minutes", default="10", help="distilling the RFM")
-    parser.add_argument("--answer-minutes", default="15", help="what lies behind the looking")
+    parser.add_argument("--answer-minutes", default="15", help="what comes after the looking")
     parser.add_argument("--start", help="checkpoint to go on from (default: SmolLM2)")
     options = parser.parse_args()
     paths = Paths()

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from common import END, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
-from questions import Question
+from questions import PictureQuestion
 from tokenizers import Tokenizer
 from torch import Tensor
 from views import View
 
 TEXT, NEWLINE = -1, -2
-"""Marks in `Sequence.source` of places that are not vision tokens."""
+"""Marks in `PackedSequence.source` of places that are not vision tokens."""
 WEIGHTS = {
     "caption": 0.3, "position": 3.0, "where": 3.0, "category": 3.0, "beside": 3.0, "count": 2.0
 }  # fmt: skip
@@ -27,7 +27,7 @@ WEIGHTS = {
 
 
 @dataclass
-class Sequence:
+class PackedSequence:
     """One sequence, not yet padded; all arrays have one entry per place."""
 
     features: np.ndarray
@@ -81,7 +81,7 @@ class Writer:
         if len(self.separator) != 1 or len(self.end) != 1:
             raise ValueError("separator and end must be single tokens")
 
-    def focus(self, question: Question) -> np.ndarray:
+    def focus(self, question: PictureQuestion) -> np.ndarray:
         """Which tokens of the text after the image spell what the question looks for."""
         text = PROMPT_SUFFIX.format(question=question.text)
         start = text.lower().rfind(question.focus.lower()) if question.focus else -1
@@ -95,7 +95,9 @@ class Writer:
         """Tokens of the text after the image."""
         return self.tokenizer.encode(PROMPT_SUFFIX.format(question=question)).ids
 
-    def write(self, view: View, kept: np.ndarray | None, questions: list[Question]) -> Sequence:
+    def write(
+        self, view: View, kept: np.ndarray | None, questions: list[PictureQuestion]
+    ) -> PackedSequence:
         """One sequence; kept marks the local tokens to keep, None leaves out rows and newlines too.
 
         Every shown row ends with a newline, whether tokens of it are kept or not: as at run time.
@@ -139,7 +141,7 @@ class Writer:
         vision = arrays[1] >= 0
         used, arrays[1][vision] = np.unique(arrays[1][vision], return_inverse=True)
         full = kept is not None and bool(kept[view.shown].all())
-        return Sequence(
+        return PackedSequence(
             view.features[used],
             view.centres[used],
             *arrays,
@@ -150,7 +152,7 @@ class Writer:
         )
 
 
-def collate(sequences: list[Sequence]) -> Batch:
+def collate(sequences: list[PackedSequence]) -> Batch:
     """Pad to the longest sequence."""
     longest = max(len(s.ids) for s in sequences)
     size = (len(sequences), longest)
@@ -158,7 +160,7 @@ def collate(sequences: list[Sequence]) -> Batch:
     block = np.full(size, -1)
     places, rows, newlines, label_places = [], [], [], []
     labels_, weights = [], []
-    queries: list[tuple[int, int, Sequence, list[np.ndarray]]] = []
+    queries: list[tuple[int, int, PackedSequence, list[np.ndarray]]] = []
     offset = 0
     for b, s in enumerate(sequences):
         n = len(s.ids)

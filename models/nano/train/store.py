@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 from common import FEATURES, TOKENS, Paths, is_dev, labels
 from pictures import scene_plan
-from questions import Question, hidden_objects, large_questions, object_questions, scene_questions
-from sequences import Sequence, Writer
+from questions import (
+    PictureQuestion,
+    hidden_objects,
+    large_questions,
+    object_questions,
+    scene_questions,
+)
+from sequences import PackedSequence, Writer
 from views import View, choose_kept, level_view, single_tile
 
 from lrs_edge_export.scenes.plan import ScenePlan
@@ -89,7 +95,7 @@ class Store:
             [r["box"] for r in picture["regions"]],
         )
 
-    def draw_scene(self, index: int, writer: Writer, draw: random.Random) -> Sequence:
+    def draw_scene(self, index: int, writer: Writer, draw: random.Random) -> PackedSequence:
         """A training sequence on one scene."""
         scene = self.scenes[index]
         view = self.scene_view(index, draw.randrange(len(self.variants)))
@@ -97,7 +103,9 @@ class Store:
         kept = None if draw.random() < 0.06 else choose_kept(view, [], draw)
         return writer.write(view, kept, asked)
 
-    def draw_photo(self, picture: dict[str, Any], writer: Writer, draw: random.Random) -> Sequence:
+    def draw_photo(
+        self, picture: dict[str, Any], writer: Writer, draw: random.Random
+    ) -> PackedSequence:
         """A training sequence on one photograph."""
         view = self.view(picture)
         asked = object_questions(picture, draw, QUESTIONS["photo"])
@@ -109,13 +117,15 @@ class Store:
 
     def large_asked(
         self, picture: dict[str, Any], draw: random.Random, count: int
-    ) -> list[Question]:
+    ) -> list[PictureQuestion]:
         """Questions on one large scene, some on what its places' captions mention."""
         plan = self.plan(picture["split"], picture["seed"])
         asked = large_questions(plan, draw, count)
         return asked + hidden_objects(plan, self.captions, draw, 4)
 
-    def draw_large(self, picture: dict[str, Any], writer: Writer, draw: random.Random) -> Sequence:
+    def draw_large(
+        self, picture: dict[str, Any], writer: Writer, draw: random.Random
+    ) -> PackedSequence:
         """Kept tokens of some tiles of the finest level, and questions that these can answer."""
         asked = self.large_asked(picture, draw, 40)
         with_boxes = [q for q in asked if q.boxes]
@@ -131,7 +141,7 @@ class Store:
         return writer.write(view, kept, seen[: QUESTIONS["large"]])
 
     @staticmethod
-    def _answerable(question: Question, view: View, kept: np.ndarray) -> bool:
+    def _answerable(question: PictureQuestion, view: View, kept: np.ndarray) -> bool:
         """Whether enough of every box of the evidence is among the kept tokens."""
         for box in question.boxes:
             mask = view.evidence([box])
@@ -139,7 +149,9 @@ class Store:
                 return False
         return True
 
-    def draw_search(self, picture: dict[str, Any], writer: Writer, draw: random.Random) -> Sequence:
+    def draw_search(
+        self, picture: dict[str, Any], writer: Writer, draw: random.Random
+    ) -> PackedSequence:
         """All tokens of some tiles of one level, as the RFM sees them."""
         asked = self.large_asked(picture, draw, 40)
         level = draw.choice([0, *range(len(picture["levels"]))])
@@ -171,7 +183,7 @@ class Store:
         chosen += others[: max(most - len(chosen), 1)]
         return Shown(level, sorted(chosen))
 
-    def draw_batch(self, kind: str, writer: Writer, draw: random.Random) -> list[Sequence]:
+    def draw_batch(self, kind: str, writer: Writer, draw: random.Random) -> list[PackedSequence]:
         """The sequences of one step."""
         if kind == "scene":
             return [
@@ -179,7 +191,7 @@ class Store:
             ]
         pool = self.photos if kind == "photo" else self.large
         write = {"photo": self.draw_photo, "large": self.draw_large, "search": self.draw_search}
-        found: list[Sequence] = []
+        found: list[PackedSequence] = []
         while len(found) < BATCHES[kind]:
             sequence = write[kind](draw.choice(pool), writer, draw)
             if len(sequence.ids) < LONGEST and (sequence.label >= 0).any():

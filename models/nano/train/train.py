@@ -101,7 +101,7 @@ def localisation_loss(
 def losses(model: Nano, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     """What is minimised for the answers, the answer loss, and localisation where it is known.
 
-    The layers behind the one that looks must each make the answer readable: what the attended
+    The layers after the one that looks must each make the answer readable: what the attended
     tokens say, their place in the image among it, would otherwise take long to get through.
     """
     with torch.autocast("cpu", torch.bfloat16):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from common import GRID, KEEP, STRIDE, TILE, TOKENS, pyramid
 
-Box = list[float]
+ShareBox = list[float]
+"""x0, y0, x1, y1 in shares of the width and height of a picture."""
 
 
 @dataclass
@@ -32,7 +33,7 @@ class View:
     global_rows: np.ndarray
     global_cols: np.ndarray
     """The same for the global view's grid; its padding lies beyond 1."""
-    boxes: list[Box] = field(default_factory=list)
+    boxes: list[ShareBox] = field(default_factory=list)
     """Regions (x0, y0, x1, y1) in shares of width and height."""
 
     @property
@@ -40,15 +41,15 @@ class View:
         """Which places of the local grid hold a token."""
         return self.local >= 0
 
-    def evidence(self, boxes: list[Box]) -> np.ndarray:
+    def evidence(self, boxes: list[ShareBox]) -> np.ndarray:
         """Which local tokens show one of the boxes."""
         return covered(boxes, self.rows, self.cols) & self.shown
 
-    def global_evidence(self, boxes: list[Box]) -> np.ndarray:
+    def global_evidence(self, boxes: list[ShareBox]) -> np.ndarray:
         """Which tokens of the global view show one of the boxes."""
         return covered(boxes, self.global_rows, self.global_cols)
 
-    def coverage(self, box: Box) -> float:
+    def coverage(self, box: ShareBox) -> float:
         """Share of a box's area that the shown local tokens cover."""
         height = overlap(self.rows, box[1], box[3]) / max(box[3] - box[1], 1e-9)
         width = overlap(self.cols, box[0], box[2]) / max(box[2] - box[0], 1e-9)
@@ -60,7 +61,7 @@ def overlap(spans: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(np.minimum(spans[:, 1], high) - np.maximum(spans[:, 0], low), 0, None)
 
 
-def covered(boxes: list[Box], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+def covered(boxes: list[ShareBox], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """The tokens of a grid that show a box: a third of the token, or half of a smaller box."""
     found = np.zeros((len(rows), len(cols)), bool)
     for x0, y0, x1, y1 in boxes:
@@ -88,7 +89,7 @@ def level_view(
     level: tuple[int, int],
     tiles: list[tuple[int, int]],
     features: np.ndarray,
-    boxes: list[Box],
+    boxes: list[ShareBox],
 ) -> View:
     """The view of some tiles of one level.
 

@@ -63,7 +63,7 @@ def load_tower(weights: Path | None = None) -> nn.Module:
 
 
 def norm_pairs(tower: Any) -> dict[str, str]:
-    """Names of the convolutions that are trained, and of the batch norm behind each."""
+    """Names of the convolutions that are trained, and of the batch norm after each."""
     parts = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
     blocks = range(CUT, len(tower._blocks))
     pairs = {f"_blocks.{i}.{conv}": f"_blocks.{i}.{norm}" for i in blocks for conv, norm in parts}
