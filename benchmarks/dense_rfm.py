@@ -44,7 +44,7 @@ from benchmarks.measure import (
 from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.placement import load_stages
-from lrs_edge.language.sequence import LocalTokens, build_prefix, pad_dense, place_local
+from lrs_edge.language.sequence import LocalTokens, pad_dense
 from lrs_edge.pyramid.levels import build_pyramid, token_grid
 from lrs_edge.raster.raster import Raster
 from lrs_edge.requests.budget import Budget
@@ -100,7 +100,6 @@ def load_cases(bundle: Path | None, threads: int) -> Callable[[int, int], Case]:
     source = TileSource(raster, stages.vision, FeatureCache(CachePool(1 << 30)))
     session = source.session("area", Clock(None), lambda *_: None)
     prompt = stages.prompt.tokens(QUESTION)
-    separator = np.array([manifest.prompt.separator_id], np.int64)
     tile = manifest.vision.tile
 
     def make(along: int, selected: int) -> Case:
@@ -108,17 +107,13 @@ def load_cases(bundle: Path | None, threads: int) -> Callable[[int, int], Case]:
             along * tile, along * tile, tile=tile, base_side=manifest.search.base_side
         )
         level = pyramid.levels[-1]
-        prefix = build_prefix(
-            stages.embeddings.lookup(prompt.before),
-            session.global_tokens(pyramid.global_view),
-            stages.embeddings.lookup(separator),
-        )
+        prefix = stages.sequences.prefix(session.global_tokens(pyramid.global_view))
         after = stages.embeddings.lookup(prompt.after)
         features = session.local_tokens(level, spread(level.tiles(), selected))
         grid = token_grid(level, stages.vision.per_tile, (level.height, level.width))
-        compact = place_local(grid, features, stages.search_model.newline, 1)
+        compact = stages.sequences.local(grid, features, 1)
         budget = Budget(AskOptions(), Clock(None))
-        scorer = RfmScorer(focus, focus.new_cache(), prefix, after, budget)
+        scorer = RfmScorer(focus, stages.sequences, focus.new_cache(), prefix, after, budget)
         scorer.global_view()
         return Case(scorer, compact, pad_dense(compact, grid), (level.tile_count, len(features)))
 

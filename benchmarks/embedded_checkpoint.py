@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.measure import parser_for
 from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.layout import Question, Separator, Text
 from lrs_edge.bundle.manifest import (
     EMBED_TOKENS,
     IMAGE_NEWLINE,
@@ -194,6 +195,13 @@ def _config(manifest: Manifest, llm: _Graph, tokenizer: Path) -> dict[str, Any]:
     vocabulary = json.loads(tokenizer.read_text())
     names = {token["id"]: token["content"] for token in vocabulary["added_tokens"]}
     names |= {place: name for name, place in vocabulary["model"]["vocab"].items()}
+    text, _, separator, _, question = manifest.prompt.parts
+    if not (
+        isinstance(text, Text)
+        and isinstance(separator, Separator)
+        and isinstance(question, Question)
+    ):
+        raise ValueError("the bundle's prompt is not laid out as that of the embedded model")
     return {
         "architectures": ["LrsEdgeNanoForCausalLM"],
         "hidden_size": spec.hidden,
@@ -217,9 +225,9 @@ def _config(manifest: Manifest, llm: _Graph, tokenizer: Path) -> dict[str, Any]:
         "mm_vision_tower": "efficientnet-lite0",
         "image_mean": vision.mean,
         "image_std": vision.std,
-        "prompt_prefix": manifest.prompt.prefix,
-        "prompt_suffix": manifest.prompt.suffix,
-        "separator": names[manifest.prompt.separator_id],
+        "prompt_prefix": text.text,
+        "prompt_suffix": question.text,
+        "separator": names[separator.ids[0]],
         "tokenizer_model_max_length": manifest.limits.max_length,
     }
 

@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from lrs_edge.bundle.bundle import Embeddings, open_bundle, verify_bundle
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
 from lrs_edge.bundle.manifest import (
     SCHEMA_VERSION,
     FileEntry,
     Limits,
     Manifest,
-    PromptSpec,
     SearchSpec,
     Source,
 )
@@ -62,7 +62,7 @@ def write_bundle(root: Path) -> Path:
         vision=vision_spec("vision.onnx", 336, 24, 2),
         rfm=decoder,
         llm=decoder_spec("llm.onnx", 2, 4, 2, 8, 32, vocabulary=10),
-        prompt=PromptSpec("USER: ", "{question} ASSISTANT:", 3, (2,)),
+        prompt=PromptSpec(rows_layout("USER: ", "{question} ASSISTANT:", separator_id=3), (2,)),
         search=SearchSpec(1008),
         limits=Limits(2048, 4096),
         embeddings="embeddings.safetensors",
@@ -184,7 +184,8 @@ def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path) -> None:
         ("search", {"base_side": 10}),
         ("limits", {"max_length": 0}),
         ("limits", {"max_length": 100}),
-        ("prompt", {"suffix": "no place for it"}),
+        ("prompt", {"parts": [{"part": "question", "text": "{question}"}]}),
+        ("prompt", {"position_axes": 3}),
     ],
 )
 def test_numbers_that_no_model_has_are_refused(

@@ -81,6 +81,22 @@ def test_a_linked_folder_inside_the_bundle_is_one_too(bundle: Path) -> None:
     refused(bundle, "link to a folder")
 
 
+def parts(
+    prefix: str = "USER: ",
+    suffix: str = "{question}",
+    separator: int = 3,
+    local: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """A layout as it stands in a manifest."""
+    return [
+        {"part": "text", "text": prefix},
+        {"part": "global_view"},
+        {"part": "separator", "ids": [separator]},
+        local or {"part": "local_rows"},
+        {"part": "question", "text": suffix},
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "values"),
     [
@@ -96,15 +112,25 @@ def test_a_linked_folder_inside_the_bundle_is_one_too(bundle: Path) -> None:
         ("search", {"base_side": 10**9}),
         ("search", {"keep_ratio": -1}),
         ("limits", {"max_length": 1 << 40}),
-        ("prompt", {"suffix": "{question}" * 1000}),
-        ("prompt", {"suffix": "{question}{question}"}),
-        ("prompt", {"suffix": "{question}" + "x" * 5000}),
-        ("prompt", {"prefix": "x" * 5000}),
-        ("prompt", {"prefix": "{question}"}),
+        ("prompt", {"parts": parts(suffix="{question}" * 1000)}),
+        ("prompt", {"parts": parts(suffix="{question}{question}")}),
+        ("prompt", {"parts": parts(suffix="{question}" + "x" * 5000)}),
+        ("prompt", {"parts": parts(suffix="no place for it")}),
+        ("prompt", {"parts": parts(prefix="x" * 5000)}),
+        ("prompt", {"parts": parts(prefix="{question}")}),
+        ("prompt", {"parts": parts(separator=-1)}),
+        ("prompt", {"parts": parts(separator=10**30)}),
+        ("prompt", {"parts": parts()[::-1]}),
+        ("prompt", {"parts": parts()[:-1]}),
+        ("prompt", {"parts": parts() * 2}),
+        ("prompt", {"parts": [{"part": "text", "text": "a"}] * 100 + parts()}),
+        ("prompt", {"parts": [*parts(), {"part": "separator", "ids": [1]}]}),
+        ("prompt", {"parts": [{"part": "video"}, *parts()]}),
+        ("prompt", {"parts": parts(local={"part": "local_tiles", "before": "x" * 5000})}),
+        ("prompt", {"parts": parts(local={"part": "local_rows", "end": 1})}),
+        ("prompt", {"position_axes": 3}),
         ("prompt", {"stop_texts": [""]}),
         ("prompt", {"stop_ids": [10]}),
-        ("prompt", {"separator_id": -1}),
-        ("prompt", {"bos_id": 10**30}),
         ("prompt", {"stop_ids": [1] * 1000}),
     ],
 )

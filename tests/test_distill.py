@@ -144,7 +144,7 @@ def test_the_bundle_scores_as_the_student_does(
     model = read_model(find_checkpoint(str(target)))
     encoder, _ = open_encoder(model, tmp_path, None)
     asked = [Question("new.png", text, ()) for text in QUESTIONS]
-    assembler = Assembler(model, encoder, asked, tmp_path, tmp_path, model.embed_tokens())
+    assembler = Assembler(model, encoder, asked, tmp_path, tmp_path)
     student = Student.read(model.rfm, torch.device("cpu"))
     with np.load(tmp_path / "t.npz") as trace:
         levels = [
@@ -156,7 +156,7 @@ def test_the_bundle_scores_as_the_student_does(
             group = QuestionGroup(f"g{level}", "new.png", level - 1, tiles, (0, 1, 2))
             made = assembler.build(group)
             scores = student.scores(made.packed)[-1][1].numpy()
-            np.testing.assert_array_equal(made.indices, trace[f"rfm{level}_local_indices"])
+            np.testing.assert_array_equal(made.cells, trace[f"rfm{level}_local_indices"])
             # Tokens are kept as float16 on disk.
             np.testing.assert_allclose(scores, trace[f"rfm{level}_attn"], rtol=0.02, atol=1e-5)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lrs_edge.errors import ExportError, UsageError
-from lrs_edge.language.sequence import place_local
 from lrs_edge.pyramid.levels import TileIndex, build_pyramid, token_grid
+from lrs_edge_export.checkpoints.sequences import TextEmbeddings
 from lrs_edge_export.distill.chance import seeded
 from lrs_edge_export.distill.collect import Targets
 from lrs_edge_export.distill.evidence import (
@@ -31,9 +31,10 @@ from lrs_edge_export.distill.localise import Row, choose_layers
 from lrs_edge_export.distill.loss import LossWeights, distillation_loss, divergence
 from lrs_edge_export.distill.questions import image_folder, question_files, read_questions
 from lrs_edge_export.distill.safetensors_copy import copy_with, dtype_of
-from lrs_edge_export.distill.sequences import QuestionGroup, TextEmbeddings
+from lrs_edge_export.distill.sequences import QuestionGroup
 from lrs_edge_export.distill.start import check_layer_list
 from lrs_edge_export.distill.work import Work
+from tests.sequences import rows_builder
 
 SIZES = st.integers(20, 700)
 
@@ -119,7 +120,7 @@ def test_evidence_tokens_lie_under_the_box(height: int, width: int, data: st.Dat
     box = (float(x0), float(y0), float(x1), float(y1))
     grid = token_grid(level, 2, (height, width) if index == 0 else (level.height, level.width))
     features = {tile: np.zeros((4, 3), np.float32) for tile in level.tiles()}
-    local = place_local(grid, features, np.zeros(3, np.float32), index)
+    local = rows_builder(np.zeros(3, np.float32)).local(grid, features, index)
     found = evidence_tokens(local, grid, level, (height, width), [box])
     assert not (found & local.is_newline).any()
     tiles = set(evidence_tiles(level, (height, width), [box]))
@@ -269,4 +270,4 @@ def test_a_work_folder_belongs_to_one_run(tmp_path: Path) -> None:
 def test_text_embeddings_are_those_of_the_table() -> None:
     table = np.random.default_rng(0).random((50, 4), np.float32)
     ids = np.array([7, 3, 3, 49])
-    np.testing.assert_array_equal(TextEmbeddings(table, ids.tolist()).lookup(ids), table[ids])
+    np.testing.assert_array_equal(TextEmbeddings(table).lookup(ids), table[ids])

@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge.bundle.layout import GlobalView, LocalRows
 from lrs_edge.bundle.manifest import Flavour, Manifest
 from lrs_edge_export.bundle.tokenizer_json import from_byte_level
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
@@ -93,15 +94,17 @@ def check_input_ids(name: str, manifest: Manifest, tokenizer: Tokenizer) -> None
     """Prompt ids made with nothing but the manifest and the `tokenizers` library."""
     run, spec = load_run(name), manifest.prompt
     question = run.info["question"]
-    if spec.question_newline:
-        question += "\n" + run.info["end_str"]
-    before = tokenizer.encode(spec.prefix, add_special_tokens=False).ids
-    suffix = spec.suffix.replace("{question}", question)
+    *bos, text, view, separator, rows, asked = spec.parts
+    assert (view, rows) == (GlobalView(), LocalRows())
+    assert asked.newline
+    question += "\n" + run.info["end_str"]
+    before = tokenizer.encode(text.text, add_special_tokens=False).ids
+    suffix = asked.text.replace("{question}", question)
     after = tokenizer.encode(suffix, add_special_tokens=False).ids
-    first = [] if spec.bos_id is None else [spec.bos_id]
+    first = [token for part in bos for token in part.ids]
     assert [*first, *before, IMAGE_TOKEN, *after] == run.arrays["input_ids"].tolist()
-    assert spec.prefix + "<image>" + suffix == run.info["prompt"]
-    assert spec.separator_id == run.info["sep_token_id"]
+    assert text.text + "<image>" + suffix == run.info["prompt"]
+    assert separator.ids == (run.info["sep_token_id"],)
     assert tokenizer.get_vocab_size() == run.info["tokenizer_len"]
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from lrs_edge.bundle.manifest import PromptSpec
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
 from lrs_edge.errors import BundleError, QuestionError
 from lrs_edge.language.llm import StopText
 from lrs_edge.language.prompt import MAX_QUESTION_CHARS, Prompt
 
-SPEC = PromptSpec("<s>user ", "\n{question}<e>", separator_id=58, stop_ids=(257,))
+SPEC = PromptSpec(rows_layout("<s>user ", "\n{question}<e>", separator_id=58), (257,))
 
 
 def write_tokenizer(path: Path) -> Path:
@@ -51,14 +51,13 @@ def test_each_part_is_tokenised_by_itself_without_added_tokens(prompt: Prompt) -
 
 def test_the_instruction_stands_on_a_line_of_its_own(tokenizer_path: Path, prompt: Prompt) -> None:
     assert prompt.decode(prompt.tokens("Why?", "Be brief.").after.tolist()) == "\nWhy?\nBe brief."
-    llava = Prompt(
-        tokenizer_path, PromptSpec("", "{question}|", 0, (257,), question_newline=True), 258
-    )
+    layout = rows_layout("", "{question}|", separator_id=0, question_newline=True)
+    llava = Prompt(tokenizer_path, PromptSpec(layout, (257,)), 258)
     assert llava.decode(llava.tokens("Why?").after.tolist()) == "Why?\n|"
 
 
 def test_the_beginning_of_sequence_comes_first(tokenizer_path: Path) -> None:
-    spec = PromptSpec("user", "{question}", 0, (257,), bos_id=256)
+    spec = PromptSpec(rows_layout("user", "{question}", separator_id=0, bos_id=256), (257,))
     assert Prompt(tokenizer_path, spec, 258).before[0] == 256
 
 
@@ -107,7 +106,7 @@ def test_bytes_that_are_no_text_do_not_end_the_stream(tmp_path: Path) -> None:
     tokenizer.add_special_tokens(["<e>"])
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
-    prompt = Prompt(path, PromptSpec("", "{question}", 0, (256,)), 257)
+    prompt = Prompt(path, PromptSpec(rows_layout("", "{question}", separator_id=0), (256,)), 257)
     random = np.random.default_rng(0)
     for _ in range(300):
         ids = random.integers(0, 256, 8).tolist()

@@ -16,13 +16,15 @@ import lrs_edge
 from lrs_edge import Answer, BundleError, Engine
 from lrs_edge.answer import report
 from lrs_edge.baselines.unpruned import spread_scores
-from lrs_edge.language.sequence import Sequence, build_prefix, place_local
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.language.sequence import Sequence
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 from lrs_edge.search.context import spread
 from lrs_edge.search.exhaustive import _Canvas
 from lrs_edge.search.rfm import RegionFocus, token_scores
 from lrs_edge.search.scorers import NormScorer, RandomScorer
 from tests.checkpoints import GRID, write_qwen
+from tests.sequences import rows_builder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUESTION = "How many ships?"
@@ -71,7 +73,8 @@ def ask(engine: Engine, path: Path, **options: object) -> Answer:
 
 
 def prefix_of(embeds: np.ndarray) -> Sequence:
-    return build_prefix(embeds[:1], embeds[1:-1], embeds[-1:])
+    kinds = [TokenKind.SYSTEM, *[TokenKind.GLOBAL] * (len(embeds) - 2), TokenKind.SEPARATOR]
+    return Sequence(embeds, make_tokens(np.arange(len(embeds)), np.array(kinds, np.int8)))
 
 
 # -- scorers -------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ def test_random_scores_are_uniform_and_repeatable() -> None:
     questions = [random.normal(size=(3, 8)).astype(np.float32) for _ in range(2)]
     grid = TokenGrid(40, 40, 40, 1, 1)
     tile = random.normal(size=(1600, 8)).astype(np.float32)
-    local = place_local(grid, {TileIndex(0, 0): tile}, np.zeros(8, np.float32), 0)
+    local = rows_builder(np.zeros(8, np.float32)).local(grid, {TileIndex(0, 0): tile}, 0)
 
     def drawn(seed: int, question: int) -> np.ndarray:
         return token_scores(RandomScorer(seed, prefix, questions[question]).local(local).local)
@@ -102,7 +105,7 @@ def test_random_scores_are_uniform_and_repeatable() -> None:
 def test_norm_scores_are_shares_of_the_norms() -> None:
     embeds = np.array([[3, 4], [0, 0], [6, 8], [0, 5]], np.float32)
     grid = TokenGrid(2, 2, 2, 1, 1)
-    local = place_local(grid, {TileIndex(0, 0): embeds}, np.array([1, 0], np.float32), 0)
+    local = rows_builder(np.array([1, 0], np.float32)).local(grid, {TileIndex(0, 0): embeds}, 0)
     scorer = NormScorer(prefix_of(np.array([[9, 9], [2, 0], [0, 6], [1, 1]], np.float32)))
     norms = np.array([5, 0, 1, 10, 5, 1])
     assert np.allclose(token_scores(scorer.local(local).local), norms / norms.sum(), atol=1e-6)
@@ -292,18 +295,18 @@ def test_groups_together_are_one_softmax(
 ) -> None:
     random = np.random.default_rng(seed)
     tiles = [TileIndex(r, c) for r in range(grid.tile_rows) for c in range(grid.tile_cols)]
-    newline = np.ones(4, np.float32)
-    canvas = _Canvas(grid, tiles, newline)
+    sequences = rows_builder(np.ones(4, np.float32))
+    canvas = _Canvas(sequences.places(grid, tiles, 2))
     indices, weights = [], []
     for start in range(0, len(tiles), size):
         group = tiles[start : start + size]
         features = {t: random.normal(size=(grid.per_tile**2, 4)).astype(np.float32) for t in group}
-        local = place_local(grid, features, newline, 2, close_gaps=closed)
+        local = sequences.local(grid, features, 2, close_gaps=closed)
         logits = random.normal(size=(3, len(local))).astype(np.float32)
         canvas.add(local, logits)
         indices.append(local.indices)
         weights.append(np.exp(logits.astype(np.float64)))
-    local, logits = canvas.tokens(2)
+    local, logits = canvas.tokens()
     assert np.array_equal(local.indices, np.arange(grid.count))
     assert np.array_equal(local.is_newline, local.indices % grid.width == grid.cols)
     assert np.all(local.embeds[local.is_newline] == 1)

@@ -190,7 +190,7 @@ def test_without_a_cut_segments_are_the_whole_model(
     close(logits, decoder.forward(cache, embeds, tokens))
     for step in range(3):
         later = embeds[step : step + 1]
-        label = make_tokens(np.array([caches.next_position]), TokenKind.ANSWER)
+        label = make_tokens(caches.text_positions(1), TokenKind.ANSWER)
         close(parts.forward(caches, later, label), decoder.forward(cache, later, label))
     assert [len(held) for held in caches.tokens] == [length + 3] * 3
 
@@ -218,7 +218,7 @@ def test_dropping_equals_masking(model: Model, bundle: Path, plan: PruningPlan) 
     for kept, layer in zip(left, plan.keeps, strict=True):
         assert np.array_equal(held[layer], kept)
     for step in range(3):
-        label = make_tokens(np.array([caches.next_position]), TokenKind.ANSWER)
+        label = make_tokens(caches.text_positions(1), TokenKind.ANSWER)
         logits = parts.forward(caches, later[step : step + 1], label)
         close(logits[0], masked.logits(embeds, tokens, plan, later[: step + 1])[1])
 

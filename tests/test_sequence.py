@@ -6,17 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrs_edge.language.sequence import (
-    build_prefix,
-    build_suffix,
-    concatenate,
-    pad_dense,
-    place_local,
-)
+from lrs_edge.language.sequence import concatenate, pad_dense
 from lrs_edge.pyramid.levels import TileIndex, build_pyramid, token_grid
 from lrs_edge.search.rfm import dense_bias, token_scores
+from tests.sequences import rows_builder
 
 NEWLINE = np.full(3, -1, np.float32)
+SEQUENCES = rows_builder(NEWLINE)
 
 
 def level_and_grid(height: int, width: int):
@@ -39,7 +35,7 @@ def test_every_token_stands_where_the_padded_sequence_has_it(
 ) -> None:
     level, grid = level_and_grid(height, width)
     tiles = data.draw(st.lists(st.sampled_from(level.tiles()), unique=True, max_size=6))
-    local = place_local(grid, features_of(tiles), NEWLINE, 0)
+    local = SEQUENCES.local(grid, features_of(tiles), 0)
     assert np.all(np.diff(local.indices) > 0)
     assert np.array_equal(local.offsets, local.indices)
     assert local.is_newline.sum() == grid.rows
@@ -54,7 +50,7 @@ def test_every_token_stands_where_the_padded_sequence_has_it(
 def test_closing_gaps_renumbers_and_drops_empty_rows() -> None:
     level, grid = level_and_grid(3000, 3000)
     tiles = [TileIndex(1, 2), TileIndex(1, 4)]
-    local = place_local(grid, features_of(tiles), NEWLINE, 0, close_gaps=True)
+    local = SEQUENCES.local(grid, features_of(tiles), 0, close_gaps=True)
     assert np.array_equal(local.offsets, np.arange(len(local)))
     assert local.span == len(local) == 2 * 144 + 12
     assert local.is_newline.sum() == 12
@@ -64,7 +60,7 @@ def test_closing_gaps_renumbers_and_drops_empty_rows() -> None:
 
 def test_the_dense_canvas_holds_the_compact_tokens_and_zeros() -> None:
     _, grid = level_and_grid(1500, 900)
-    compact = place_local(grid, features_of([TileIndex(0, 1)]), NEWLINE, 0)
+    compact = SEQUENCES.local(grid, features_of([TileIndex(0, 1)]), 0)
     dense = pad_dense(compact, grid)
     assert len(dense) == grid.count
     assert np.array_equal(dense.embeds[~dense.hidden], compact.embeds)
@@ -73,8 +69,8 @@ def test_the_dense_canvas_holds_the_compact_tokens_and_zeros() -> None:
 
 
 def test_prefix_and_suffix_number_positions_around_the_local_tokens() -> None:
-    prefix = build_prefix(np.zeros((2, 3)), np.zeros((4, 3)), np.zeros((1, 3)))
-    suffix = build_suffix(np.zeros((2, 3), np.float32), 20)
+    prefix = SEQUENCES.prefix(np.zeros((4, 3), np.float32))
+    suffix = SEQUENCES.suffix(np.zeros((2, 3), np.float32), 20)
     whole = concatenate(prefix, suffix)
     assert whole.tokens["position"].tolist() == [0, 1, 2, 3, 4, 5, 6, 20, 21]
     assert whole.tokens["kind"].tolist() == [0, 0, 1, 1, 1, 1, 2, 5, 5]

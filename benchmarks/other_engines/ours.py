@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from lrs_edge.bundle.bundle import Embeddings
-from lrs_edge.bundle.manifest import DecoderSpec, Flavour, GraphFile, PromptSpec
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.bundle.manifest import DecoderSpec, Flavour, GraphFile
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.engines.runtime import ort
@@ -49,9 +50,8 @@ class OurEngine:
             vocabulary=vocabulary,
         )
         # Stop tokens are for the prompt's checks; the model below has none, so that it never stops.
-        template = PromptSpec(
-            prefix="", suffix="{question}", separator_id=0, stop_ids=(config["eos_token_id"],)
-        )
+        layout = rows_layout("", "{question}", separator_id=0)
+        template = PromptSpec(layout, (config["eos_token_id"],))
         self._embeddings = Embeddings(folder / "embeddings.safetensors", hidden, vocabulary)
         self._model = LanguageModel(
             Decoder(graph, spec, scoring=False),

@@ -26,6 +26,8 @@ from benchmarks.reference_torch.tokens import (
     with_positions,
 )
 from benchmarks.reference_torch.weights import load_weights
+from lrs_edge.bundle.layout import Separator
+from lrs_edge.language.prompt import Prompt
 from lrs_edge_export.torch_model.vision import vision_tokens
 
 #: Share of the local tokens kept in both selections (docs/algorithm.md).
@@ -90,7 +92,9 @@ class Reference:
         self._weights = load_weights(folder)
         self._rfm = Decoder(self._weights.rfm)
         self._llm = Decoder(self._weights.llm)
-        self._tokenizer = Tokenizer.from_str(self._weights.model.tokenizer_json)
+        model = self._weights.model
+        self._tokenizer = Tokenizer.from_str(model.tokenizer_json)
+        self._texts = Prompt(model.tokenizer_json, model.prompt, model.vocabulary)
 
     def levels(self, image: Image.Image) -> Levels:
         """The image preprocessed. Raises ValueError where the authors' code fails."""
@@ -144,7 +148,9 @@ class Reference:
             first = local_tokens(
                 base, everywhere, features, weights.newline, (levels.height, levels.width)
             )
-        separator = weights.embed_tokens[weights.model.prompt.separator_id][None]
+        parts = weights.model.prompt.parts
+        (separator_ids,) = (part.ids for part in parts if isinstance(part, Separator))
+        separator = weights.embed_tokens[torch.tensor(separator_ids)]
         prefix = torch.cat((before, view, separator))
         with watch.stage("score"):
             first_scores = self._scores(prefix, first, after)
@@ -176,20 +182,9 @@ class Reference:
 
     def _prompt(self, question: str, end_str: str) -> tuple[Tensor, Tensor]:
         """Embeddings of the text before and after the image."""
-        spec = self._weights.model.prompt
-        if end_str or spec.question_newline:
-            question = f"{question}\n{end_str}"
-        first = [] if spec.bos_id is None else [spec.bos_id]
-        ids = (
-            [*first, *self._ids(spec.prefix)],
-            self._ids(spec.suffix.replace("{question}", question)),
-        )
+        ids = self._texts.tokens(question, end_str)
         table = self._weights.embed_tokens
-        return table[torch.tensor(ids[0])], table[torch.tensor(ids[1])]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return table[torch.from_numpy(ids.before)], table[torch.from_numpy(ids.after)]
 
     def _encoded(self, tiles: Tensor) -> Tensor:
         """Tokens [N, G, G, D] of tiles [N, 3, S, S]."""

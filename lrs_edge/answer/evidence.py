@@ -52,7 +52,7 @@ def _regions(
     if sent is not None:
         kept &= np.isin(local.indices, sent)
     # Newlines have row and column -1 and come before all tiles.
-    owners = np.where(local.is_newline, -1, local.tile_rows * level.tile_cols + local.tile_cols)
+    owners = np.where(local.is_structure, -1, local.tile_rows * level.tile_cols + local.tile_cols)
     order = np.argsort(owners, kind="stable")
     numbers = np.array([tile.row * level.tile_cols + tile.col for tile in scored.tiles], np.int64)
     starts = np.searchsorted(owners[order], numbers, side="left")
@@ -63,7 +63,7 @@ def _regions(
         scores = scored.scores[places]
         count = int(kept[places].sum())
         if len(places):
-            peak = _cell_bounds(pyramid, scored, int(local.indices[places[int(scores.argmax())]]))
+            peak = _cell_bounds(pyramid, scored, int(local.cells[places[int(scores.argmax())]]))
         yield Region(
             level=local.level,
             row=tile.row,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrs_edge.language.sequence import pad_dense, place_local
+from lrs_edge.language.sequence import pad_dense
 from lrs_edge.pyramid.levels import TileIndex
 from lrs_edge.pyramid.selection import reference_tiles
 from lrs_edge.search.context import SearchContext
@@ -61,7 +61,7 @@ class AsReleased:
         if not features:
             return None
         grid = context.grid(number, level, min_cols=0)
-        compact = place_local(grid, features, context.model.newline, number)
+        compact = context.model.sequences.local(grid, features, number)
         local = pad_dense(compact, grid) if len(compact) < grid.count else compact
         from_cache = context.tiles.from_cache - remembered
         shown = Shown(index, level, grid, tuple(sorted(features)), from_cache, local)

@@ -33,10 +33,9 @@ class SegmentCaches:
     def __init__(self, caches: Sequence[KVCache]) -> None:
         self.caches = tuple(caches)
 
-    @property
-    def next_position(self) -> int:
-        """The position after the last token's; gaps before it stay gaps."""
-        return self.caches[-1].next_position
+    def text_positions(self, count: int) -> NDArray[np.int64]:
+        """Positions int64 [k, count] of text behind the cached tokens; gaps stay gaps."""
+        return self.caches[-1].text_positions(count)
 
     @property
     def tokens(self) -> tuple[Tokens, ...]:

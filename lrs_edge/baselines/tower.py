@@ -254,6 +254,7 @@ class CompressedLevel:
         local = LocalTokens(
             embeds=np.concatenate(embeds)[order],
             indices=places[order],
+            cells=places[order],
             offsets=places[order],
             span=grid.count,
             tile_rows=rows,

@@ -53,8 +53,9 @@ class AllTokens:
         return self._context.tiles.looked_at
 
     def count(self, index: int) -> int:
-        """Tokens of the unpadded grid, newlines included."""
-        return self._context.grid(index, self._context.pyramid.levels[index]).count
+        """Tokens of the unpadded grid, newlines and marks included."""
+        context = self._context
+        return context.model.sequences.count(context.grid(index, context.pyramid.levels[index]))
 
     def show(self, index: int, tiles: Sequence[TileIndex]) -> Shown:
         """Tokens of the tiles in the order of the level's sequence."""
@@ -154,9 +155,9 @@ class Unpruned:
 def _take_all(shown: Shown, views: int) -> LevelPass:
     count = len(shown.local)
     logits = TokenLogits(np.zeros((1, count), np.float32), np.zeros((1, views), np.float32))
-    tiles = np.flatnonzero(~shown.local.is_newline)
-    newlines = np.flatnonzero(shown.local.is_newline)
-    return as_pass(shown, logits, token_scores(logits.local), tiles, newlines, is_scored=False)
+    tiles = np.flatnonzero(~shown.local.is_structure)
+    structure = np.flatnonzero(shown.local.is_structure)
+    return as_pass(shown, logits, token_scores(logits.local), tiles, structure, is_scored=False)
 
 
 def spread_scores(count: int) -> NDArray[np.float32]:

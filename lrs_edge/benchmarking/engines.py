@@ -29,7 +29,7 @@ from lrs_edge.evaluation.flops import graph_costs
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.sampling import Sampler
 from lrs_edge.language.sequence import Sequence as TokenSequence
-from lrs_edge.language.sequence import build_prefix, build_suffix, concatenate, place_local
+from lrs_edge.language.sequence import concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 
 #: Work of graphs by their path in the bundle, as a meter has it.
@@ -211,16 +211,13 @@ class EngineBench:
     def _text(self, length: int) -> TokenSequence:
         """Tokens of random words, at positions from 0."""
         ids = self._rng.integers(0, self._stages.manifest.llm.vocabulary, length)
-        return build_suffix(self._stages.embeddings.lookup(ids), 0)
+        return self._stages.sequences.suffix(self._stages.embeddings.lookup(ids), 0)
 
     def _prefix(self) -> TokenSequence:
         """Text before the image, a global view that shows noise, separator."""
         stages = self._stages
         view = self._random(stages.vision.spec.grid**2, stages.manifest.llm.hidden)
-        before = stages.prompt.tokens(_QUESTION, "").before
-        separator = np.array([stages.manifest.prompt.separator_id], np.int64)
-        look_up = stages.embeddings.lookup
-        return build_prefix(look_up(before), view, look_up(separator))
+        return stages.sequences.prefix(view)
 
     def _level(self, prefix: TokenSequence, tiles: int) -> TokenSequence:
         """A level of so many tiles that show noise, nearly square, and the question after it."""
@@ -234,11 +231,10 @@ class EngineBench:
             TileIndex(place // cols, place % cols): self._random(side * side, hidden)
             for place in range(tiles)
         }
-        newline = stages.embeddings.newline
-        local = place_local(grid, features, newline, 0, close_gaps=True)
+        local = stages.sequences.local(grid, features, 0, close_gaps=True)
         after = stages.embeddings.lookup(stages.prompt.tokens(_QUESTION, "").after)
         start = len(prefix)
-        suffix = build_suffix(after, start + local.span)
+        suffix = stages.sequences.suffix(after, start + local.span)
         return concatenate(local.sequence(start + local.offsets), suffix)
 
     def _most_tiles(self) -> int:

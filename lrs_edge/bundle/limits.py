@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest, PromptSpec, StageSpec, VisionSpec
+from lrs_edge.bundle.layout import (
+    LocalTiles,
+    PromptSpec,
+    Question,
+    Separator,
+    Text,
+    TokenIds,
+    problems,
+)
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest, StageSpec, VisionSpec
 from lrs_edge.errors import BundleError
 
 #: Bounds in the manner of `lrs_edge_export.families.registry`: several times what the largest
@@ -26,14 +35,14 @@ MAX_FLOPS = 1 << 48
 MAX_TILE_TOKENS = 1 << 30
 #: Characters of the prompt before and after the image; the longest template we know has 200.
 MAX_TEMPLATE = 4096
+#: Parts of a prompt's layout.
+MAX_PARTS = 64
 MAX_STOPS = 64
 MAX_STOP_TEXT = 256
 MAX_FILES = 4096
 MAX_NAME = 1024
 #: Graphs of one stage, and engines that one was written for.
 MAX_GRAPHS = 64
-
-QUESTION = "{question}"
 
 
 def check_limits(path: Path, manifest: Manifest) -> None:
@@ -171,15 +180,21 @@ def _tokens(name: str, ids: tuple[int, ...], vocabulary: int) -> Iterator[str]:
 
 
 def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
-    for name, text in (("prefix", prompt.prefix), ("suffix", prompt.suffix)):
-        if len(text) > MAX_TEMPLATE:
-            yield f"prompt.{name} must have at most {MAX_TEMPLATE} characters"
-    if QUESTION in prompt.prefix or prompt.suffix.count(QUESTION) != 1:
-        yield f"prompt.suffix must contain {QUESTION} exactly once, and prompt.prefix must not"
+    if len(prompt.parts) > MAX_PARTS:
+        yield f"prompt.parts must be at most {MAX_PARTS}"
+    if problem := problems(prompt.parts):
+        yield f"prompt.parts {problem}"
+    for part in prompt.parts:
+        texts = [part.text] if isinstance(part, Text | Question) else []
+        if isinstance(part, LocalTiles):
+            texts = [part.before, part.after]
+        if any(len(text) > MAX_TEMPLATE for text in texts):
+            yield f"texts of prompt.parts must have at most {MAX_TEMPLATE} characters each"
+        if isinstance(part, TokenIds | Separator):
+            yield from _tokens("ids of prompt.parts", part.ids, vocabulary)
+    if prompt.position_axes != 1:
+        yield "prompt.position_axes must be 1: this lrs-edge builds no sequences with more of them"
     yield from _tokens("prompt.stop_ids", prompt.stop_ids, vocabulary)
-    yield from _tokens("prompt.separator_id", (prompt.separator_id,), vocabulary)
-    if prompt.bos_id is not None:
-        yield from _tokens("prompt.bos_id", (prompt.bos_id,), vocabulary)
     if len(prompt.stop_texts) > MAX_STOPS:
         yield f"prompt.stop_texts must be at most {MAX_STOPS}"
     if any(not 0 < len(text) <= MAX_STOP_TEXT for text in prompt.stop_texts):

@@ -50,6 +50,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from lrs_edge.bundle.layout import PromptSpec
 from lrs_edge.bundle.parity import ParityReport
 from lrs_edge.errors import BundleError
 
@@ -215,29 +216,6 @@ class DecoderSpec(StageSpec, frozen=True):
     floats: str
     vocabulary: int = 0
     segments: tuple[SegmentSpec, ...] = ()
-
-
-class PromptSpec(msgspec.Struct, frozen=True):
-    """Prompt template and special tokens.
-
-    Attributes:
-        prefix: Text before the image.
-        suffix: Text after the image; `{question}` is replaced.
-        separator_id: Token whose embedding stands between global view and local tokens.
-        stop_ids: Tokens that end an answer.
-        bos_id: Token put before the prefix, or None.
-        stop_texts: Texts that end an answer.
-        question_newline: A newline, and the `end_str` of an evaluation if there is one, follow the
-            question before `suffix` goes on (LLaVA's evaluation scripts).
-    """
-
-    prefix: str
-    suffix: str
-    separator_id: int
-    stop_ids: tuple[int, ...]
-    bos_id: int | None = None
-    stop_texts: tuple[str, ...] = ()
-    question_newline: bool = False
 
 
 class SearchSpec(msgspec.Struct, frozen=True):

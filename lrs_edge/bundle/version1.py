@@ -3,6 +3,7 @@
 A stage named its graphs in fields of its own (`graph`, `masked_graph`, `int8_kv_graph`). Fields
 that came later could be absent, which meant what is filled in here. What was measured was one flat
 dictionary (`llm_cosine`, `llm_cosine_limit`, `llm_precision`, `accuracy_total`).
+The prompt was text around an image that was always laid out in rows.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
     new["vision"] = _stage(content.get("vision"), _VISION_GRAPHS, _VISION)
     for name in ("rfm", "llm"):
         new[name] = _stage(content.get(name), _DECODER_GRAPHS, _DECODER)
+    new["prompt"] = _prompt(content.get("prompt"))
     new["parity"] = _parity(content.get("parity", {}))
     return new
 
@@ -95,3 +97,23 @@ def _stage(stage: Any, graphs: dict[str, str], defaults: dict[str, Any]) -> Any:
     if new["precision"] == "int8":
         new["precision"] = "int8-weight"
     return new
+
+
+def _prompt(prompt: Any) -> Any:
+    if not isinstance(prompt, dict):
+        return prompt
+    bos = prompt.get("bos_id")
+    parts: list[dict[str, Any]] = [] if bos is None else [{"part": "ids", "ids": [bos]}]
+    parts += [
+        {"part": "text", "text": prompt.get("prefix")},
+        {"part": "global_view"},
+        {"part": "separator", "ids": [prompt.get("separator_id")]},
+        {"part": "local_rows"},
+        {
+            "part": "question",
+            "text": prompt.get("suffix"),
+            "newline": prompt.get("question_newline", False),
+        },
+    ]
+    kept = {name: prompt[name] for name in ("stop_ids", "stop_texts") if name in prompt}
+    return {"parts": parts, **kept}

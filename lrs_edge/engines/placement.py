@@ -14,6 +14,7 @@ from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
 from lrs_edge.language.decoder import Decoder
+from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.llm import LanguageModel
 from lrs_edge.language.prompt import Prompt
 from lrs_edge.requests.memory import means_no_memory
@@ -28,6 +29,7 @@ class Stages:
 
     manifest: Manifest
     prompt: Prompt
+    sequences: SequenceBuilder
     embeddings: Embeddings
     vision: VisionEncoder
     focus: RegionFocus
@@ -115,6 +117,7 @@ def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
         bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
     )
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
+    sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
     vision_graph = load_graph(
         manifest.vision.path(Flavour.PLAIN),
         replace(options, unpack_weights=unpacks_weights(manifest.vision.precision)),
@@ -133,6 +136,7 @@ def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
     return Stages(
         manifest=manifest,
         prompt=prompt,
+        sequences=sequences,
         embeddings=embeddings,
         vision=vision,
         focus=focus,
@@ -148,7 +152,7 @@ def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
         ),
         search_model=SearchModel(
             focus=focus,
-            newline=embeddings.newline,
+            sequences=sequences,
             per_tile=vision.per_tile,
             tile=manifest.vision.tile,
             base_side=manifest.search.base_side,

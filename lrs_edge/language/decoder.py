@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from lrs_edge.bundle.manifest import DecoderSpec
 from lrs_edge.engines.base import Graph
 from lrs_edge.errors import BackendError, BundleError
-from lrs_edge.language.kv_cache import UNKNOWN, Fingerprints, KVCache, Tokens, fingerprints
+from lrs_edge.language.kv_cache import (
+    UNKNOWN,
+    Fingerprints,
+    KVCache,
+    Tokens,
+    fingerprints,
+    position_ids,
+)
 
 #: Tokens of a long prompt that run through the layers at once: attention holds heads x chunk x
 #: keys numbers, which for a whole level of a scene would be most of the memory that is needed. No
@@ -303,7 +310,7 @@ def run_layers(
     """
     feeds: dict[str, NDArray[np.generic]] = {
         "inputs_embeds": embeds[None].astype(np.float32, copy=False),
-        "position_ids": np.ascontiguousarray(tokens["position"])[None],
+        "position_ids": position_ids(tokens),
         "past_length": np.array([len(cache)], np.int64),
         **(more or {}),
     }

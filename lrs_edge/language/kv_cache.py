@@ -36,12 +36,22 @@ class TokenKind(IntEnum):
     NEWLINE = 4
     QUESTION = 5  # text after the image
     ANSWER = 6
+    MARK = 7  # text that marks a tile
 
 
-#: One cached token: its position for RoPE, its kind and, for tile tokens, where it comes from.
-TOKEN = np.dtype(
-    [("position", "<i8"), ("kind", "i1"), ("level", "<i2"), ("row", "<i4"), ("col", "<i4")]
-)
+def token_dtype(axes: int) -> np.dtype[np.void]:
+    """One cached token: its positions for RoPE, its kind and, for tile tokens, where it comes from.
+
+    Args:
+        axes: Positions k of a token: 1, or 3 for RoPE over time, rows and columns.
+    """
+    shape = () if axes == 1 else (axes,)
+    places = [("level", "<i2"), ("row", "<i4"), ("col", "<i4")]
+    return np.dtype([("position", "<i8", shape), ("kind", "i1"), *places])
+
+
+#: Of models with one position for each token.
+TOKEN = token_dtype(1)
 
 Tokens = NDArray[np.void]
 
@@ -57,19 +67,27 @@ def make_tokens(
     """Labels for tokens that are about to enter a cache.
 
     Args:
-        positions: int64 [n], the positions that RoPE sees.
+        positions: int64 [n], or [k, n] of k axes: the positions that RoPE sees.
         kind: What they are, one for all or one each.
         level: Search level of tile tokens.
         rows: Tile row of each, -1 where there is none.
         cols: Tile column of each.
 
     Returns:
-        Structured array [n] of dtype `TOKEN`.
+        Structured array [n] of `token_dtype(k)`.
     """
-    tokens = np.empty(len(positions), TOKEN)
-    tokens["position"], tokens["kind"], tokens["level"] = positions, kind, level
+    axes = 1 if positions.ndim == 1 else len(positions)
+    given = positions if axes > 1 else positions.reshape(-1)
+    tokens = np.empty(given.shape[-1], token_dtype(axes))
+    tokens["position"], tokens["kind"], tokens["level"] = given.T, kind, level
     tokens["row"], tokens["col"] = rows, cols
     return tokens
+
+
+def position_ids(tokens: Tokens) -> NDArray[np.int64]:
+    """Positions int64 [k, n] of tokens, as graphs take them."""
+    positions: NDArray[np.int64] = tokens["position"].reshape(len(tokens), -1)
+    return np.ascontiguousarray(positions.T)
 
 
 Fingerprints = NDArray[np.uint64]
@@ -112,8 +130,16 @@ class KVCache:
 
     @property
     def next_position(self) -> int:
-        """The position after the last cached token's; gaps before it stay gaps."""
-        return int(self._labels["position"][self._length - 1]) + 1 if self._length else 0
+        """The position after the last cached token's; gaps before it stay gaps.
+
+        Of several axes the largest counts, and text has the same position on all of them.
+        """
+        return int(np.max(self._labels["position"][self._length - 1])) + 1 if self._length else 0
+
+    def text_positions(self, count: int) -> NDArray[np.int64]:
+        """Positions int64 [k, count] of text behind the cached tokens."""
+        places = self.next_position + np.arange(count, dtype=np.int64)
+        return np.tile(places, (self._labels.dtype["position"].shape or (1,)) + (1,))
 
     @property
     def known(self) -> int:
@@ -171,23 +197,34 @@ class KVCache:
 
         Raises:
             ValueError: There is no room for them (`reserve` was not called), or their positions
-                do not ascend: attention is causal by place, so place and position must agree.
+                (on the first of several axes: time) do not ascend: attention is causal by place,
+                so place and position must agree.
         """
         end = self._length + len(tokens)
         if end > self.buffers.capacity:
             raise ValueError(f"{len(tokens)} tokens do not fit behind {len(self)} cached ones")
-        positions = tokens["position"]
-        ascends = len(positions) == 0 or int(positions[0]) >= self.next_position
-        if not ascends or np.any(positions[1:] <= positions[:-1]):
+        if self._length == 0 and self._labels.dtype != tokens.dtype:
+            self._labels = np.empty(len(self._labels), tokens.dtype)
+        if not self._ascends(tokens):
             raise ValueError("positions of cached tokens must ascend")
         if end > len(self._labels):
-            more = max(end, self.buffers.capacity) - self._length
-            self._labels = np.concatenate([self._labels[: self._length], np.empty(more, TOKEN)])
-            self._marks = np.concatenate([self._marks[: self._length], np.zeros(more, np.uint64)])
+            more = np.empty(max(end, self.buffers.capacity) - self._length, tokens.dtype)
+            self._labels = np.concatenate([self._labels[: self._length], more])
+            unknown = np.full(len(more), UNKNOWN, np.uint64)
+            self._marks = np.concatenate([self._marks[: self._length], unknown])
         self._labels[self._length : end] = tokens
         self._marks[self._length : end] = UNKNOWN if marks is None else marks
         self._runs.append((self._length, end))
         self._length = end
+
+    def _ascends(self, tokens: Tokens) -> bool:
+        positions = tokens["position"]
+        if positions.ndim > 1:
+            # Tokens of one image have the same time, and their rows and columns go back and forth.
+            known = self._labels["position"][: self._length][-1:, 0]
+            return bool(np.all(np.diff(np.concatenate([known, positions[:, 0]])) >= 0))
+        first = len(positions) == 0 or int(positions[0]) >= self.next_position
+        return first and not np.any(positions[1:] <= positions[:-1])
 
     def truncate(self, length: int) -> None:
         """Return to the first `length` tokens. Costs nothing: the rest is overwritten later.
@@ -291,6 +328,8 @@ class KVCache:
         count = min(self._length, len(tokens))
         same = self._marks[:count] == marks[:count]
         same &= marks[:count] != UNKNOWN
+        if self._labels.dtype != tokens.dtype:
+            return 0
         same &= self._labels[:count] == tokens[:count]
         return count if same.all() else int(np.argmin(same))
 

@@ -128,8 +128,7 @@ class LanguageModel:
         """Run one token behind the cached ones and forget it: only its time is of interest."""
         length = len(cache)
         embeds = self._embeddings.lookup(np.zeros(1, np.int64))
-        position = np.array([cache.next_position], np.int64)
-        self._decoder.forward(cache, embeds, make_tokens(position, TokenKind.ANSWER))
+        self._decoder.forward(cache, embeds, make_tokens(cache.text_positions(1), TokenKind.ANSWER))
         cache.truncate(length)
 
     def prefill_pruned(
@@ -213,9 +212,9 @@ class LanguageModel:
             if len(ids) >= max_tokens:
                 yield Step(None, text.finish(), "length")
                 return
-            position = np.array([cache.next_position], np.int64)
             embeds = self._embeddings.lookup(np.array([token], np.int64))
-            logits = self._forward(cache, embeds, make_tokens(position, TokenKind.ANSWER))
+            behind = make_tokens(cache.text_positions(1), TokenKind.ANSWER)
+            logits = self._forward(cache, embeds, behind)
 
 
 class StopText:

@@ -1,11 +1,11 @@
-"""Prompts: the template around image and question, tokens in and text out.
+"""Prompts: the text around image and question, tokens in and text out.
 
-The prompt is split at the image and each part is tokenised by itself (docs/algorithm.md, "Prompt").
+Each part of the layout is tokenised by itself (docs/algorithm.md, "Prompt").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from lrs_edge.bundle.manifest import PromptSpec
+from lrs_edge.bundle.layout import (
+    QUESTION,
+    GlobalView,
+    Part,
+    PromptSpec,
+    Question,
+    Separator,
+    Text,
+    TokenIds,
+)
 from lrs_edge.bundle.tokenizer import check_tokenizer
 from lrs_edge.errors import BundleError, QuestionError
 
@@ -26,39 +35,44 @@ IMAGE_TOKEN = -200
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids int64 before and after the image."""
+    """Token ids int64 of the text before the global view, and after the local tokens."""
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
 
 
 class Prompt:
-    """One bundle's template and tokenizer.
+    """One model's prompt and tokenizer.
 
     Args:
-        path: `tokenizer.json`.
-        spec: Template and special tokens.
+        source: `tokenizer.json`: its path, checked as a bundle's is, or what it holds.
+        spec: Layout and special tokens.
         vocabulary: Rows of the embedding table.
 
     Raises:
         BundleError: The tokenizer cannot be read or has tokens without an embedding.
     """
 
-    def __init__(self, path: Path, spec: PromptSpec, vocabulary: int) -> None:
-        self._path = path
-        check_tokenizer(path)
+    def __init__(self, source: Path | str, spec: PromptSpec, vocabulary: int) -> None:
+        path = self._path = source if isinstance(source, Path) else "the tokenizer"
+        if isinstance(source, Path):
+            check_tokenizer(source)
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            if isinstance(source, Path):
+                self._tokenizer = Tokenizer.from_file(str(source))
+            else:
+                self._tokenizer = Tokenizer.from_str(source)
         # tokenizers raises bare Exception for every kind of bad file, and panics beyond Exception.
         except BaseException as error:
             raise self._refused(error) from error
         # A bundle's tokenizer could be set to cut or fill every text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        ids = [spec.separator_id, *spec.stop_ids]
-        ids += [spec.bos_id] if spec.bos_id is not None else []
+        ids = list(spec.stop_ids)
+        for part in spec.parts:
+            ids += part.ids if isinstance(part, TokenIds | Separator) else ()
         largest = max(*self._tokenizer.get_vocab(with_added_tokens=True).values(), *ids)
-        if largest >= vocabulary or min(ids) < 0:
+        if largest >= vocabulary or min(ids, default=0) < 0:
             raise BundleError(
                 f"{path} has token {largest}, the embeddings have {vocabulary} rows; "
                 "export the bundle again"
@@ -75,13 +89,17 @@ class Prompt:
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
         spelled = {f"<0x{byte:02X}>": byte for byte in range(256)}
         self._bytes = {tokens[name]: byte for name, byte in spelled.items() if name in tokens}
-        self._before = self._encode(spec.prefix)
-        if spec.bos_id is not None:
-            self._before = np.concatenate([[spec.bos_id], self._before]).astype(np.int64)
+        view = next(i for i, part in enumerate(spec.parts) if isinstance(part, GlobalView))
+        self._before = self.ids(spec.parts[:view])
+
+    @property
+    def spec(self) -> PromptSpec:
+        """Layout and special tokens."""
+        return self._spec
 
     @property
     def before(self) -> NDArray[np.int64]:
-        """Token ids before the image; the same for every question."""
+        """Token ids before the global view; the same for every question."""
         return self._before
 
     def tokens(self, question: str, end_str: str = "") -> PromptTokens:
@@ -98,11 +116,30 @@ class Prompt:
         if not text.strip():
             raise QuestionError("the question is empty; ask something about the image")
         self._checked(end_str, "end_str")
-        if end_str or self._spec.question_newline:
-            text = f"{text}\n{end_str}"
         return PromptTokens(
-            self._before, self._encode(self._spec.suffix.replace("{question}", text))
+            self._before, self.ids(self._spec.parts[self._spec.local_place + 1 :], text, end_str)
         )
+
+    def ids(
+        self, parts: Sequence[Part], question: str = "", end_str: str = ""
+    ) -> NDArray[np.int64]:
+        """Token ids int64 [n] of consecutive parts; those that are no text have none.
+
+        Args:
+            parts: Of the layout.
+            question: Stands in for the question, as it is.
+            end_str: As in `tokens`.
+        """
+        found = [np.zeros(0, np.int64)]
+        for part in parts:
+            if isinstance(part, TokenIds | Separator):
+                found.append(np.array(part.ids, np.int64))
+            elif isinstance(part, Text):
+                found.append(self.encode(part.text))
+            elif isinstance(part, Question):
+                asked = f"{question}\n{end_str}" if end_str or part.newline else question
+                found.append(self.encode(part.text.replace(QUESTION, asked)))
+        return np.concatenate(found)
 
     def _checked(self, text: str, what: str) -> str:
         if not isinstance(text, str):
@@ -122,7 +159,8 @@ class Prompt:
                 )
         return text
 
-    def _encode(self, text: str) -> NDArray[np.int64]:
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Token ids int64 [n] of a text by itself, with nothing added. Raises BundleError."""
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         # As when it is made.

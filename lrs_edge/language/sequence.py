@@ -1,17 +1,14 @@
-"""Token sequences: the prefix that all questions on a scene share, and a level's local tokens."""
+"""Token sequences and a level's local tokens; `layout.py` builds them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.language.kv_cache import TokenKind, Tokens, make_tokens
-from lrs_edge.pyramid.levels import TileIndex, TokenGrid
-from lrs_edge.pyramid.selection import grid_indices, newline_indices
-from lrs_edge.vision.encoder import Features
+from lrs_edge.pyramid.levels import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -33,41 +30,23 @@ def concatenate(*parts: Sequence) -> Sequence:
     )
 
 
-def build_prefix(
-    before: NDArray[np.float32], global_tokens: Features, separator: NDArray[np.float32]
-) -> Sequence:
-    """Text before the image, global view, separator; positions from 0.
-
-    Args:
-        before: float32 [b, D].
-        global_tokens: float32 [T, D].
-        separator: float32 [1, D].
-    """
-    embeds = np.concatenate([before, global_tokens, separator])
-    kinds = np.full(len(embeds), TokenKind.GLOBAL, np.int8)
-    kinds[: len(before)] = TokenKind.SYSTEM
-    kinds[-1] = TokenKind.SEPARATOR
-    return Sequence(embeds, make_tokens(np.arange(len(embeds), dtype=np.int64), kinds))
-
-
 def global_places(prefix: Sequence) -> NDArray[np.int64]:
     """Places int64 [T] of the global view's tokens in a prefix."""
     return np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
-
-
-def build_suffix(after: NDArray[np.float32], first_position: int) -> Sequence:
-    """Text after the image, positions from `first_position`."""
-    positions = first_position + np.arange(len(after), dtype=np.int64)
-    return Sequence(after, make_tokens(positions, TokenKind.QUESTION))
 
 
 @dataclass(frozen=True)
 class LocalTokens:
     """Local tokens of one level as they stand in a sequence.
 
+    Tokens of tiles show a part of the image. The others, newlines and the text that marks a tile,
+    give the sequence its structure.
+
     Attributes:
         embeds: float32 [n, D].
-        indices: int64 [n], ascending places in the level's padded sequence.
+        indices: int64 [n], ascending places in the sequence of the whole level.
+        cells: int64 [n], places on the level's token grid, row-major with a column behind each row
+            for its newline; -1 for marks. In a layout of rows these are the `indices`.
         offsets: int64 [n], positions relative to the first local token. Equal to `indices`, or
             without gaps where the padded sequence is longer than the model was made for.
         span: Positions that the level takes up; the text after the image starts behind them.
@@ -79,6 +58,7 @@ class LocalTokens:
 
     embeds: NDArray[np.float32]
     indices: NDArray[np.int64]
+    cells: NDArray[np.int64]
     offsets: NDArray[np.int64]
     span: int
     tile_rows: NDArray[np.int64]
@@ -94,11 +74,37 @@ class LocalTokens:
         """True for newline tokens, bool [n]."""
         return self.tile_rows < 0
 
+    @property
+    def is_mark(self) -> NDArray[np.bool_]:
+        """True for the text that marks tiles, bool [n]."""
+        return self.cells < 0
+
+    @property
+    def is_structure(self) -> NDArray[np.bool_]:
+        """True for newlines and marks, bool [n]: no score chooses them."""
+        return self.is_newline | self.is_mark
+
+    def groups(self, grid: TokenGrid) -> NDArray[np.int64]:
+        """What each token stands in, int64 [n]: its token row; its tile where tiles have marks."""
+        if self.is_mark.any():
+            return self.tile_rows * grid.tile_cols + self.tile_cols
+        return self.cells // grid.width
+
+    def structure_of(self, top: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of the structure that is kept with the tile tokens at places `top`.
+
+        All newlines, and the marks of tiles of which a token is kept.
+        """
+        tiles = self.tile_rows << 32 | self.tile_cols
+        kept = self.is_newline | (self.is_mark & np.isin(tiles, tiles[top]))
+        return np.flatnonzero(kept)
+
     def take(self, places: NDArray[np.int64]) -> LocalTokens:
         """A part of the tokens, by ascending places."""
         return LocalTokens(
             self.embeds[places],
             self.indices[places],
+            self.cells[places],
             self.offsets[places],
             self.span,
             self.tile_rows[places],
@@ -109,65 +115,20 @@ class LocalTokens:
 
     def sequence(self, positions: NDArray[np.int64]) -> Sequence:
         """The tokens as a sequence at the given positions int64 [n]."""
-        kinds = np.where(self.is_newline, TokenKind.NEWLINE, TokenKind.TILE).astype(np.int8)
+        kinds = np.full(len(self), TokenKind.TILE, np.int8)
+        kinds[self.is_newline] = TokenKind.NEWLINE
+        kinds[self.is_mark] = TokenKind.MARK
         tokens = make_tokens(
             positions, kinds, level=self.level, rows=self.tile_rows, cols=self.tile_cols
         )
         return Sequence(self.embeds, tokens)
 
 
-def place_local(
-    grid: TokenGrid,
-    features: Mapping[TileIndex, Features],
-    newline: NDArray[np.float32],
-    level: int,
-    *,
-    close_gaps: bool = False,
-) -> LocalTokens:
-    """Tokens of the given tiles in the order of the level's padded sequence, newlines included.
-
-    Tokens of other tiles are left out and positions keep their gaps, which equals computing the
-    padded sequence with those tokens masked.
-
-    Args:
-        grid: The level's unpadded token grid.
-        features: Tokens float32 [per_tile**2, D] per tile.
-        newline: float32 [D], ends every row.
-        level: Index of the search level.
-        close_gaps: Number positions without gaps, and leave out the newlines of rows in which no
-            tile lies: for levels so large that padded positions would leave the model's range.
-    """
-    lines = newline_indices(grid)
-    if close_gaps:
-        tops = sorted({tile.row * grid.per_tile for tile in features})
-        shown = [row for top in tops for row in range(top, min(top + grid.per_tile, grid.rows))]
-        lines = lines[np.array(shown, np.int64)] if shown else lines[:0]
-    index_parts, embed_parts = [lines], [np.tile(newline, (len(lines), 1))]
-    row_parts = [np.full(len(lines), -1, np.int64)]
-    col_parts = [np.full(len(lines), -1, np.int64)]
-    for tile, tokens in features.items():
-        places, within = grid_indices(grid, tile)
-        index_parts.append(places)
-        embed_parts.append(tokens[within])
-        row_parts.append(np.full(len(places), tile.row, np.int64))
-        col_parts.append(np.full(len(places), tile.col, np.int64))
-    indices = np.concatenate(index_parts)
-    order = np.argsort(indices)
-    indices = indices[order]
-    return LocalTokens(
-        embeds=np.concatenate(embed_parts)[order],
-        indices=indices,
-        offsets=np.arange(len(indices), dtype=np.int64) if close_gaps else indices,
-        span=len(indices) if close_gaps else grid.count,
-        tile_rows=np.concatenate(row_parts)[order],
-        tile_cols=np.concatenate(col_parts)[order],
-        hidden=np.zeros(len(indices), bool),
-        level=level,
-    )
-
-
 def pad_dense(local: LocalTokens, grid: TokenGrid) -> LocalTokens:
-    """The reference's dense canvas: every place of the level, zeros where no tile was read."""
+    """The reference's dense canvas: every place of the level, zeros where no tile was read.
+
+    For layouts of rows that end with newlines, as all models of the reference have.
+    """
     count = grid.count
     embeds = np.zeros((count, local.embeds.shape[1]), np.float32)
     embeds[local.indices] = local.embeds
@@ -179,6 +140,7 @@ def pad_dense(local: LocalTokens, grid: TokenGrid) -> LocalTokens:
     return LocalTokens(
         embeds=embeds,
         indices=indices,
+        cells=indices,
         offsets=indices,
         span=count,
         tile_rows=np.where(newline, -1, rows // grid.per_tile),

@@ -115,36 +115,38 @@ def best_tiles(totals: NDArray[np.float64], count: int) -> list[TileIndex]:
 
 
 def trim_to_budget(
-    rows: Indices, scores: Scores, is_newline: NDArray[np.bool_], budget: int
+    groups: Indices, scores: Scores, is_structure: NDArray[np.bool_], budget: int
 ) -> NDArray[np.bool_]:
     """Which of the kept tokens stay when only `budget` of them may.
 
-    The best tile tokens stay, each with its row's newline; newlines of other rows fill what is
-    left, from the top.
+    The best tile tokens stay, each with the structure of its group (a row's newline, a tile's
+    marks); that of other groups fills what is left, from the top.
 
     Args:
-        rows: int64 [n], token row of each.
+        groups: int64 [n], group of each: its token row, or its tile.
         scores: float32 [n].
-        is_newline: bool [n], at most one per row.
+        is_structure: bool [n].
         budget: Tokens that may stay, 0 or more.
 
     Returns:
         bool [n].
     """
-    if len(rows) <= budget:
-        return np.ones(len(rows), bool)
-    stays = np.zeros(len(rows), bool)
-    newline_of = {int(rows[place]): int(place) for place in np.flatnonzero(is_newline)}
-    tiles = np.flatnonzero(~is_newline)
+    if len(groups) <= budget:
+        return np.ones(len(groups), bool)
+    stays = np.zeros(len(groups), bool)
+    structure: dict[int, list[int]] = {}
+    for place in np.flatnonzero(is_structure):
+        structure.setdefault(int(groups[place]), []).append(int(place))
+    tiles = np.flatnonzero(~is_structure)
     left = budget
     for place in tiles[np.argsort(-scores[tiles], kind="stable")]:
-        newline = newline_of.get(int(rows[place]))
         wanted = [int(place)]
-        if newline is not None and not stays[newline]:
-            wanted.append(newline)
+        wanted += [
+            with_it for with_it in structure.get(int(groups[place]), []) if not stays[with_it]
+        ]
         if len(wanted) <= left:
             stays[wanted] = True
             left -= len(wanted)
-    spare = [place for place in newline_of.values() if not stays[place]]
+    spare = [place for places in structure.values() for place in places if not stays[place]]
     stays[sorted(spare)[:left]] = True
     return stays

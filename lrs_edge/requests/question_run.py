@@ -27,7 +27,7 @@ from lrs_edge.errors import BundleError, ReadStoppedError, UsageError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
 from lrs_edge.language.sampling import Sampler
-from lrs_edge.language.sequence import Sequence, build_prefix, build_suffix, concatenate
+from lrs_edge.language.sequence import Sequence
 from lrs_edge.pyramid.levels import Pyramid, build_pyramid, reference_fails
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget, ModelCosts
 from lrs_edge.requests.clock import Clock
@@ -348,12 +348,7 @@ class QuestionRun:
         self._progress.tell("encode")
         shown = self._tiles if self._compressed is None else self._compressed
         global_tokens = shown.global_tokens(self._pyramid.global_view)
-        separator = np.array([stages.manifest.prompt.separator_id], np.int64)
-        prefix = build_prefix(
-            stages.embeddings.lookup(self._prompt.before),
-            global_tokens,
-            stages.embeddings.lookup(separator),
-        )
+        prefix = stages.sequences.prefix(global_tokens)
         if self._trace is not None:
             self._trace.add_prompt(self._prompt)
             self._trace.add_pyramid(self._pyramid)
@@ -365,8 +360,7 @@ class QuestionRun:
     ) -> Sequence:
         """Prefix, kept local tokens, text after the image; positions without gaps."""
         start, kept = len(prefix), result.final
-        local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
-        whole = concatenate(prefix, local, build_suffix(after, start + len(kept)))
+        whole = self._stages.sequences.final(prefix, kept, after)
         limit = self._stages.manifest.limits.max_length
         if len(whole) > limit:
             # Only the reference policy gets here: it cuts the end, the question included.

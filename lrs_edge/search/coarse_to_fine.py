@@ -84,7 +84,7 @@ class CoarseToFine:
         totals = None
         if last is not None:
             totals = tile_scores(
-                last.local.indices[last.top], last.scores[last.top], last.grid, last.level, level
+                last.local.cells[last.top], last.scores[last.top], last.grid, last.level, level
             )
             wanted[0] = len(best_tiles(totals, wanted[0]))
         shares, limit = context.budget.share(context.tiles.looked_at, wanted)

@@ -9,7 +9,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.language.sequence import LocalTokens, global_places, place_local
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.sequence import LocalTokens, global_places
 from lrs_edge.language.sequence import Sequence as TokenSequence
 from lrs_edge.pyramid.levels import Level, Pyramid, TileIndex, TokenGrid, token_grid
 from lrs_edge.requests.budget import Budget
@@ -28,7 +29,7 @@ class SearchModel:
 
     Attributes:
         focus: The RFM.
-        newline: float32 [D], the embedding that ends a row of local tokens.
+        sequences: Builds the prompt's sequences.
         per_tile: Local tokens along a tile's side.
         tile: Tile side in pixels.
         base_side: Long side of the base level in pixels.
@@ -40,7 +41,7 @@ class SearchModel:
     """
 
     focus: RegionFocus
-    newline: NDArray[np.float32]
+    sequences: SequenceBuilder
     per_tile: int
     tile: int
     base_side: int
@@ -142,7 +143,7 @@ class SearchContext:
     ) -> LocalTokens:
         """Tokens of some tiles in the order of the level's padded sequence."""
         closed = self.closes_gaps(grid)
-        return place_local(grid, features, self.model.newline, index, close_gaps=closed)
+        return self.model.sequences.local(grid, features, index, close_gaps=closed)
 
     def closes_gaps(self, grid: TokenGrid) -> bool:
         """Whether gaps of tiles that are not shown close up.
@@ -162,7 +163,7 @@ def no_tiles(model: SearchModel, pyramid: Pyramid) -> SearchResult:
     """The result before any tile was looked at: the global view alone."""
     base = pyramid.levels[0]
     grid = TokenGrid(0, 0, model.per_tile, base.tile_rows, base.tile_cols)
-    local = place_local(grid, {}, model.newline, 0)
+    local = model.sequences.local(grid, {}, 0)
     return SearchResult([], local, np.zeros(0, np.float32))
 
 

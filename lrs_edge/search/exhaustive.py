@@ -7,13 +7,15 @@ unlike the search's, its memory grows with the image.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.errors import OutOfMemoryError
 from lrs_edge.language.sequence import LocalTokens
-from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
-from lrs_edge.pyramid.selection import grid_indices, newline_indices, top_indices
+from lrs_edge.pyramid.levels import Level, TileIndex
+from lrs_edge.pyramid.selection import top_indices
 from lrs_edge.search.context import SearchContext, spread
 from lrs_edge.search.ranking import Shown, as_pass
 from lrs_edge.search.result import LevelPass, SearchResult
@@ -64,7 +66,7 @@ class Exhaustive:
         """Encode and score group after group; None where the time ran out before the first."""
         context = self._context
         grid = context.grid(index, level)
-        canvas = _Canvas(grid, tiles, context.model.newline)
+        canvas = _Canvas(context.model.sequences.places(grid, tiles, index))
         looked_at: list[TileIndex] = []
         remembered, views = context.tiles.from_cache, None
         size = context.options.tiles_per_level
@@ -84,7 +86,7 @@ class Exhaustive:
                 break
         if views is None:
             return None
-        local, logits_of_all = canvas.tokens(index)
+        local, logits_of_all = canvas.tokens()
         from_cache = context.tiles.from_cache - remembered
         shown = Shown(index, level, grid, tuple(looked_at), from_cache, local)
         return self._choose(shown, TokenLogits(logits_of_all, views))
@@ -93,47 +95,34 @@ class Exhaustive:
         """Keep as many tokens as the search would at its finest level, with their newlines."""
         context, local = self._context, shown.local
         scores = token_scores(logits.local)
-        tiles = np.flatnonzero(~local.is_newline)
+        tiles = np.flatnonzero(~local.is_structure)
         per_level = context.options.tiles_per_level * context.model.per_tile**2
         count = int(context.model.keep_ratio * min(per_level, len(tiles)))
         top = tiles[top_indices(scores[tiles], min(max(count, 1), len(tiles)))]
-        newlines = np.flatnonzero(local.is_newline)
+        structure = local.structure_of(top)
         if context.closes_gaps(shown.grid):
             # As on a sparse level: a row has a newline where a tile with kept tokens lies in it.
-            rows = local.indices[newlines] // shown.grid.width // shown.grid.per_tile
-            newlines = newlines[np.isin(rows, local.tile_rows[top])]
-        return as_pass(shown, logits, scores, top, newlines)
+            rows = local.cells[structure] // shown.grid.width // shown.grid.per_tile
+            stays = np.isin(rows, local.tile_rows[top]) | local.is_mark[structure]
+            structure = structure[stays]
+        return as_pass(shown, logits, scores, top, structure)
 
 
 class _Canvas:
     """Tokens and logits of a level, filled group by group.
 
     Args:
-        grid: The level's token grid.
-        tiles: Tiles that may be added.
-        newline: float32 [D].
+        places: Of all tokens that may be added, without embeddings.
 
     Raises:
-        OutOfMemoryError: The tokens do not fit into memory.
+        OutOfMemoryError: The tokens do not fit into memory (told when the first are added).
     """
 
-    def __init__(
-        self, grid: TokenGrid, tiles: list[TileIndex], newline: NDArray[np.float32]
-    ) -> None:
-        parts = [grid_indices(grid, tile)[0] for tile in tiles]
-        self._indices = np.sort(np.concatenate([newline_indices(grid), *parts]))
-        count = len(self._indices)
-        try:
-            self._embeds = np.empty((count, len(newline)), np.float32)
-        except MemoryError as error:
-            raise OutOfMemoryError(
-                f"the {count} tokens of {len(tiles)} tiles do not fit into memory; "
-                "use --search pyramid, or a smaller --max-tiles"
-            ) from error
+    def __init__(self, places: LocalTokens) -> None:
+        self._places = places
+        self._embeds: NDArray[np.float32] | None = None
         self._logits: NDArray[np.float32] | None = None
-        self._rows = np.full(count, -1, np.int64)
-        self._cols = np.full(count, -1, np.int64)
-        self._filled = np.zeros(count, bool)
+        self._filled = np.zeros(len(places), bool)
 
     def add(self, local: LocalTokens, logits: NDArray[np.float32]) -> None:
         """Add one group's tokens with their logits [H, n].
@@ -141,27 +130,29 @@ class _Canvas:
         A row's newline is in every group that has it; the logarithms of the sums make its share of
         the softmax the sum of its shares.
         """
-        if self._logits is None:
-            self._logits = np.full((len(logits), len(self._indices)), -np.inf, np.float32)
-        places = np.searchsorted(self._indices, local.indices)
+        if self._embeds is None or self._logits is None:
+            self._embeds = self._room(local.embeds.shape[1])
+            self._logits = np.full((len(logits), len(self._places)), -np.inf, np.float32)
+        places = np.searchsorted(self._places.indices, local.indices)
         self._embeds[places] = local.embeds
-        self._rows[places], self._cols[places] = local.tile_rows, local.tile_cols
         self._logits[:, places] = np.logaddexp(self._logits[:, places], logits)
         self._filled[places] = True
 
-    def tokens(self, index: int) -> tuple[LocalTokens, NDArray[np.float32]]:
+    def _room(self, width: int) -> NDArray[np.float32]:
+        count = len(self._places)
+        try:
+            return np.empty((count, width), np.float32)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"the {count} tokens of all tiles do not fit into memory; use --search pyramid, or "
+                "a smaller --max-tiles"
+            ) from error
+
+    def tokens(self) -> tuple[LocalTokens, NDArray[np.float32]]:
         """What was added, in the order of the level's sequence, and the logits [H, n]."""
+        assert self._embeds is not None
         assert self._logits is not None
-        local = LocalTokens(
-            embeds=self._embeds,
-            indices=self._indices,
-            offsets=self._indices,
-            span=int(self._indices[-1]) + 1,
-            tile_rows=self._rows,
-            tile_cols=self._cols,
-            hidden=np.zeros(len(self._indices), bool),
-            level=index,
-        )
+        local = replace(self._places, embeds=self._embeds)
         if self._filled.all():
             return local, self._logits
         places = np.flatnonzero(self._filled)

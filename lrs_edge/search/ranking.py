@@ -39,7 +39,7 @@ class Shown:
 def rank(
     shown: Shown, logits: TokenLogits, keep_ratio: float, *, reference_quirks: bool = False
 ) -> LevelPass:
-    """Keep the best share of a level's tokens, and all its newlines.
+    """Keep the best share of a level's tokens, and the structure that goes with them.
 
     Args:
         shown: The level's tokens.
@@ -51,12 +51,12 @@ def rank(
     local = shown.local
     hidden = local.hidden if local.hidden.any() else None
     scores = token_scores(logits.local, hidden, reference_quirk=reference_quirks)
-    eligible = np.flatnonzero(~local.hidden if reference_quirks else ~local.is_newline)
+    eligible = np.flatnonzero(~local.hidden if reference_quirks else ~local.is_structure)
     count = int(keep_ratio * len(eligible))
     if not reference_quirks:
         count = min(max(count, 1), len(eligible))
     top = eligible[top_indices(scores[eligible], count)]
-    return as_pass(shown, logits, scores, top, np.flatnonzero(local.is_newline))
+    return as_pass(shown, logits, scores, top, local.structure_of(top))
 
 
 def as_pass(
@@ -64,7 +64,7 @@ def as_pass(
     logits: TokenLogits,
     scores: NDArray[np.float32],
     top: NDArray[np.int64],
-    newlines: NDArray[np.int64],
+    structure: NDArray[np.int64],
     *,
     is_scored: bool = True,
 ) -> LevelPass:
@@ -75,7 +75,7 @@ def as_pass(
         logits: Theirs.
         scores: float32 [n].
         top: int64 [k], places of the chosen tile tokens, best first.
-        newlines: int64 [m], places of the newlines that are kept with them.
+        structure: int64 [m], places of the newlines and marks that are kept with them.
         is_scored: False where nothing was computed to choose them.
     """
     return LevelPass(
@@ -88,7 +88,7 @@ def as_pass(
         logits=logits.local,
         scores=scores,
         top=top,
-        kept=kept_indices(top, newlines),
+        kept=kept_indices(top, structure),
         global_logits=logits.global_view,
         is_scored=is_scored,
     )

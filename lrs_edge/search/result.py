@@ -27,7 +27,7 @@ class LevelPass:
             prompt token to them).
         scores: float32 [n].
         top: int64 [k], places of the best tokens, best first.
-        kept: int64 [m], places of `top` and the newlines that go with them, ascending.
+        kept: int64 [m], places of `top` and the newlines and marks that go with them, ascending.
         global_logits: float32 [H, T], logits of the global view's tokens.
         masked_scores: float32 [n] under a proper mask, where the pass was dense and traced.
         is_scored: False where all tokens were taken as they were.
@@ -54,7 +54,7 @@ class LevelPass:
 
     @property
     def tokens_scored(self) -> int:
-        """Local tokens that were scored, newlines included."""
+        """Local tokens that were scored, newlines and marks included."""
         return int((~self.local.hidden).sum()) if self.is_scored else 0
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import KVCache
-from lrs_edge.language.sequence import LocalTokens, build_suffix, concatenate, global_places
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.sequence import LocalTokens, concatenate, global_places
 from lrs_edge.language.sequence import Sequence as TokenSequence
 from lrs_edge.requests.budget import Budget
 from lrs_edge.requests.options import AskOptions, Prune
@@ -60,6 +61,7 @@ class RfmScorer:
 
     Args:
         focus: The RFM.
+        sequences: Builds the prompt's sequences.
         cache: The scene's cache.
         prefix: Text before the image, global view, separator.
         after: float32 [a, D], embeddings of the text after the image.
@@ -69,12 +71,14 @@ class RfmScorer:
     def __init__(
         self,
         focus: RegionFocus,
+        sequences: SequenceBuilder,
         cache: KVCache,
         prefix: TokenSequence,
         after: NDArray[np.float32],
         budget: Budget,
     ) -> None:
         self._focus = focus
+        self._sequences = sequences
         self._cache = cache
         self._other: KVCache | None = None
         self._prefix = prefix
@@ -84,22 +88,19 @@ class RfmScorer:
 
     def local(self, local: LocalTokens) -> TokenLogits:
         """One pass of the RFM; hidden tokens are masked as keys (the reference's dense pass)."""
-        start = len(self._prefix)
-        shown = local.sequence(start + local.offsets)
-        suffix = build_suffix(self._after, start + local.span)
+        start, whole = len(self._prefix), self._sequences.level(self._prefix, local, self._after)
         ends, bias = [start], None
         if local.hidden.any():
-            hidden = np.concatenate([local.hidden, np.zeros(len(suffix), bool)])
-            bias = dense_bias(start, hidden)
+            bias = dense_bias(start, np.pad(local.hidden, (0, len(self._after))))
         elif local.level == 0:
-            ends += [start + len(shown), start + len(shown) + len(suffix)]
-        logits = self._logits(concatenate(self._prefix, shown, suffix), ends, bias)
+            ends += [start + len(local), len(whole)]
+        logits = self._logits(whole, ends, bias)
         return TokenLogits(logits[:, start : start + len(local)], logits[:, self._views])
 
     def global_view(self) -> NDArray[np.float32]:
         """One pass of the RFM over the question alone."""
         start = len(self._prefix)
-        whole = concatenate(self._prefix, build_suffix(self._after, start))
+        whole = concatenate(self._prefix, self._sequences.suffix(self._after, start))
         return self._logits(whole, [start], None)[:, self._views]
 
     def unseen(self, local: int) -> int:
@@ -189,6 +190,7 @@ def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
 def make_scorer(
     options: AskOptions,
     focus: RegionFocus,
+    sequences: SequenceBuilder,
     cache: KVCache,
     prefix: TokenSequence,
     after: NDArray[np.float32],
@@ -200,7 +202,7 @@ def make_scorer(
         UsageError: That way to prune scores no tokens before the language model.
     """
     makers: dict[Prune, Callable[[], Scorer]] = {
-        "rfm": lambda: RfmScorer(focus, cache, prefix, after, budget),
+        "rfm": lambda: RfmScorer(focus, sequences, cache, prefix, after, budget),
         "random": lambda: RandomScorer(options.seed, prefix, after),
         "norm": lambda: NormScorer(prefix),
     }

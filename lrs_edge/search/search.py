@@ -108,6 +108,7 @@ class Search:
         return make_scorer(
             context.options,
             context.model.focus,
+            context.model.sequences,
             self._cache,
             context.prefix,
             context.after,
@@ -147,8 +148,10 @@ def trim(result: SearchResult, budget: int, limit: str, end: SearchEnd) -> None:
     if wanted <= budget:
         return
     last = result.passes[-1]
-    rows = final.indices // last.grid.width
-    stays = trim_to_budget(rows, result.final_scores, final.is_newline, budget)
+    groups = final.groups(last.grid)
+    stays = trim_to_budget(groups, result.final_scores, final.is_structure, budget)
+    # A mark without its tile says what is not there; a newline only ends a row.
+    stays[final.is_mark] &= np.isin(groups, groups[stays & ~final.is_structure])[final.is_mark]
     result.final = final.take(np.flatnonzero(stays))
     result.final_scores = result.final_scores[stays]
     if result.end == "finest_level":

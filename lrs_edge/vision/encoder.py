@@ -130,13 +130,18 @@ class VisionEncoder:
         return tokens
 
     def pool(self, tokens: Features) -> Features:
-        """Local tokens [per_tile**2, D] of one tile's [T, D]: the mean of pool x pool neighbours.
+        """Local tokens [per_tile**2, D] of one tile's [T, D]."""
+        return pooled(tokens, self.spec.local_pool)
 
-        Equals the reference's bilinear halving of the 24 x 24 grid.
-        """
-        pool, side = self.spec.local_pool, self.per_tile
-        blocks = tokens.reshape(side, pool, side, pool, -1)
-        return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(side * side, -1))
+
+def pooled(tokens: Features, pool: int) -> Features:
+    """Tokens [T / pool**2, D] of one tile's [T, D], row-major: means of pool x pool neighbours.
+
+    Equals the reference's bilinear halving of the 24 x 24 grid.
+    """
+    side = round(len(tokens) ** 0.5) // pool
+    blocks = tokens.reshape(side, pool, side, pool, -1)
+    return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(side * side, -1))
 
 
 def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -1,7 +1,7 @@
 """Tokenizers in the one format the runtime reads, that of the `tokenizers` library.
 
 Encoding each part of a prompt by itself, without special tokens, gives what the checkpoint's own
-tokenizer gives; the BOS is the runtime's (`prompt.bos_id`).
+tokenizer gives; the BOS is the runtime's (of the prompt's layout).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs_edge.bundle.manifest import Limits, PromptSpec
+from lrs_edge.bundle.layout import PromptSpec
+from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
@@ -357,7 +358,7 @@ class Model:
         image_newline: Reads the newline vector, float32 [D].
         vocabulary: V, the tokenizer's length: rows beyond it can never be chosen.
         tokenizer_json: The tokenizer in the format of the `tokenizers` library.
-        prompt: Template and special tokens.
+        prompt: Layout and special tokens.
         base_side: Long side of the base level in pixels.
         limits: Lengths in tokens.
         repetition: Applies to greedy decoding too.

@@ -56,11 +56,11 @@ def evidence_tokens(
         boxes: Evidence in pixels of the image.
 
     Returns:
-        bool [n]; never a newline.
+        bool [n]; never a newline or a mark.
     """
     found = np.zeros(len(local), bool)
     cell = level.tile / grid.per_tile
-    rows, cols = np.divmod(local.indices, grid.width)
+    rows, cols = np.divmod(local.cells, grid.width)
     high, wide = image_hw[0] / level.height, image_hw[1] / level.width
     tops, lefts = rows * cell * high, cols * cell * wide
     for x0, y0, x1, y1 in boxes:
@@ -68,7 +68,7 @@ def evidence_tokens(
         right = np.minimum(lefts + cell * wide, x1) - np.maximum(lefts, x0)
         overlap = np.clip(down, 0, None) * np.clip(right, 0, None)
         found |= overlap >= _OVERLAP * min(cell * high * cell * wide, (x1 - x0) * (y1 - y0))
-    return found & ~local.is_newline
+    return found & ~local.is_structure
 
 
 def evidence_tiles(

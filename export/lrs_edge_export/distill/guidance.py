@@ -39,7 +39,7 @@ def next_tile_scores(
     places = np.flatnonzero(scored.shown)
     for row in scores:
         top = places[top_quarter(row[places])]
-        found = tile_scores(scored.indices[top], row[top], scored.grid, scored.level, finer)
+        found = tile_scores(scored.cells[top], row[top], scored.grid, scored.level, finer)
         total += found / max(float(found.sum()), 1e-12)
     return total
 

@@ -168,9 +168,7 @@ class _Run:
         progress("hashing the checkpoint")
         work = Work(work_path, self._stamp(model, files))
         encoder, graph = open_encoder(model, work.path, options.threads)
-        assembler = Assembler(
-            model, encoder, self._questions, images, work.path, model.embed_tokens()
-        )
+        assembler = Assembler(model, encoder, self._questions, images, work.path)
         collector = Collector(assembler, self._questions, options.sampling)
         learned, held = self._split()
         rows = None

@@ -11,8 +11,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.language.prompt import Prompt
-from lrs_edge.language.sequence import LocalTokens, build_prefix, build_suffix, concatenate
+from lrs_edge.language.sequence import LocalTokens, concatenate
 from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
 from lrs_edge.requests.budget import Budget
 from lrs_edge.requests.clock import Clock
@@ -21,6 +20,7 @@ from lrs_edge.search.context import SearchContext, SearchModel
 from lrs_edge.search.rfm import RegionFocus
 from lrs_edge.vision.encoder import VisionEncoder
 from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.sequences import model_sequences
 from lrs_edge_export.distill.evidence import KEEP_RATIO, Mask, evidence_tokens
 from lrs_edge_export.distill.features import ImageTokens
 from lrs_edge_export.distill.packing import PackedInput
@@ -55,8 +55,8 @@ class GroupInput:
         packed: Embeddings and geometry.
         level: The level.
         grid: Its token grid.
-        indices: int64 [n], places of the local tokens in the level's padded sequence.
-        shown: bool [n], False for newlines.
+        cells: int64 [n], places of the local tokens on the level's token grid (`LocalTokens`).
+        shown: bool [n], False for newlines and marks.
         evidence: bool [Q, n], tokens that show each question's evidence.
     """
 
@@ -64,26 +64,9 @@ class GroupInput:
     packed: PackedInput
     level: Level
     grid: TokenGrid
-    indices: NDArray[np.int64]
+    cells: NDArray[np.int64]
     shown: Mask
     evidence: Mask
-
-
-class TextEmbeddings:
-    """Embeddings of the few tokens that the questions use, instead of the whole table.
-
-    Args:
-        table: float32 [V, D].
-        ids: Token ids that will be asked for.
-    """
-
-    def __init__(self, table: NDArray[np.float32], ids: Iterable[int]) -> None:
-        self._ids = np.unique(np.fromiter(ids, np.int64))
-        self._rows = table[self._ids].copy()
-
-    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings float32 [n, D] of token ids int64 [n]."""
-        return self._rows[np.searchsorted(self._ids, ids)]
 
 
 class Assembler:
@@ -94,8 +77,7 @@ class Assembler:
         encoder: Its vision stage.
         questions: All questions.
         images: Folder of the images.
-        work: Features and the tokenizer are kept there.
-        table: The embedding table float32 [V, D]; not kept.
+        work: Features are kept there.
 
     Raises:
         QuestionError: A question cannot be asked (too long, a control token in it).
@@ -108,25 +90,19 @@ class Assembler:
         questions: Sequence[TrainingQuestion],
         images: Path,
         work: Path,
-        table: NDArray[np.float32],
     ) -> None:
         self._model = model
         self._encoder = encoder
         self._questions = questions
         self._images = images
         self._features = work / "features"
-        tokenizer = work / "tokenizer.json"
-        tokenizer.write_bytes(model.tokenizer_json.encode())
-        prompt = Prompt(tokenizer, model.prompt, model.vocabulary)
-        self._before = prompt.before
+        self._sequences = model_sequences(model)
+        prompt = self._sequences.prompt
         self._after = [prompt.tokens(question.text).after for question in questions]
-        self._separator = np.array([model.prompt.separator_id], np.int64)
-        ids = np.concatenate([self._before, self._separator, *self._after])
-        self._texts = TextEmbeddings(table, ids.tolist())
         self._search_model = SearchModel(
             # Training never runs the RFM's graph.
             focus=cast(RegionFocus, None),
-            newline=model.image_newline(),
+            sequences=self._sequences,
             per_tile=encoder.per_tile,
             tile=encoder.spec.tile,
             base_side=model.base_side,
@@ -167,9 +143,9 @@ class Assembler:
         return self._build(group, tokens)
 
     def _build(self, group: QuestionGroup, tokens: ImageTokens) -> GroupInput:
-        lookup, level = self._texts.lookup, tokens.pyramid.levels[group.level]
-        prefix = build_prefix(lookup(self._before), tokens.global_tokens(), lookup(self._separator))
-        texts = [lookup(self._after[number]) for number in group.questions]
+        level = tokens.pyramid.levels[group.level]
+        prefix = self._sequences.prefix(tokens.global_tokens())
+        texts = [self._sequences.text(self._after[number]) for number in group.questions]
         search = SearchContext(
             model=self._search_model,
             pyramid=tokens.pyramid,
@@ -183,7 +159,7 @@ class Assembler:
         grid = search.grid(group.level, level)
         local = search.place(grid, tokens.local_tokens(level, group.tiles), group.level)
         start = len(prefix)
-        suffixes = [build_suffix(text, start + local.span) for text in texts]
+        suffixes = [self._sequences.suffix(text, start + local.span) for text in texts]
         whole = concatenate(prefix, local.sequence(start + local.offsets), *suffixes)
         packed = PackedInput(
             embeds=np.ascontiguousarray(whole.embeds),
@@ -197,8 +173,8 @@ class Assembler:
             packed=packed,
             level=level,
             grid=grid,
-            indices=local.indices,
-            shown=~local.is_newline,
+            cells=local.cells,
+            shown=~local.is_structure,
             evidence=self._evidence(group, local, grid, level, tokens.size_hw),
         )
 

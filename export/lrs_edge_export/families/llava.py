@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrs_edge.bundle.manifest import Limits, PromptSpec
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import TokenizerFile
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, download, is_hub_name
@@ -115,12 +116,14 @@ def read_llava(
         vocabulary=vocabulary,
         tokenizer_json=tokenizer.text,
         prompt=PromptSpec(
-            prefix=template.prefix,
-            suffix=template.suffix,
-            separator_id=tokenizer.id_of(":"),
-            stop_ids=stop_ids(config, generation, vocabulary),
-            bos_id=config.integer("bos_token_id", 0, vocabulary - 1) if template.bos else None,
-            question_newline=True,
+            rows_layout(
+                template.prefix,
+                template.suffix,
+                separator_id=tokenizer.id_of(":"),
+                bos_id=config.integer("bos_token_id", 0, vocabulary - 1) if template.bos else None,
+                question_newline=True,
+            ),
+            stop_ids(config, generation, vocabulary),
         ),
         base_side=_BASE_TILES * config.integer("slice_block_size", 1, MAX_TILE),
         limits=Limits(

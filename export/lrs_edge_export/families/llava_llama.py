@@ -7,7 +7,7 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.llava import Template, read_llava
 
-#: LLaVA's `vicuna_v1`. The question comes with its newline (`PromptSpec.question_newline`).
+#: LLaVA's `vicuna_v1`. The question comes with its newline (`layout.Question`).
 VICUNA_V1 = Template(
     prefix=(
         "A chat between a curious user and an artificial intelligence assistant. The assistant "

@@ -7,7 +7,7 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.llava import Template, read_llava
 
-#: LLaVA's `qwen_1_5`. The question comes with its newline (`PromptSpec.question_newline`).
+#: LLaVA's `qwen_1_5`. The question comes with its newline (`layout.Question`).
 QWEN_1_5 = Template(
     prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
     suffix="\n{question}<|im_end|>\n<|im_start|>assistant\n",

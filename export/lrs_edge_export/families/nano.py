@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from lrs_edge.bundle.manifest import Limits, PromptSpec
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import copied
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
@@ -65,10 +66,12 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         vocabulary=vocabulary,
         tokenizer_json=tokenizer.text,
         prompt=PromptSpec(
-            prefix=config.text("prompt_prefix"),
-            suffix=suffix,
-            separator_id=tokenizer.id_of(config.text("separator")),
-            stop_ids=stop_ids(config, generation, vocabulary),
+            rows_layout(
+                config.text("prompt_prefix"),
+                suffix,
+                separator_id=tokenizer.id_of(config.text("separator")),
+            ),
+            stop_ids(config, generation, vocabulary),
         ),
         base_side=config.integer("base_side", 1, MAX_TILE),
         limits=Limits(max_length=longest, max_positions=longest),

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from lrs_edge.bundle.parity import Figure, Mode, ParityReport, StageParity
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.sequences import model_sequences
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.weight_file import WeightFile
@@ -124,9 +125,8 @@ def compare(
     vision, rfm, llm = precisions
     figures = _compare_vision(graphs.vision, samples, tokens, LIMITS[vision])
     stages = [StageParity("vision", figures, vision, _size(graphs.vision), "whole")]
-    sequences = [
-        PromptSequence(model, model.embed_tokens, part, question=QUESTION) for part in tokens
-    ]
+    builder = model_sequences(model)
+    sequences = [PromptSequence(model, builder, part, question=QUESTION) for part in tokens]
     scores, figures = _compare_rfm(model, graphs, sequences, LIMITS[rfm])
     mode = _mode(graphs.rfm_weights)
     stages.append(StageParity("rfm", figures, rfm, _size(graphs.rfm), mode))

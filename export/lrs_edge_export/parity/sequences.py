@@ -1,58 +1,77 @@
-"""A prompt as the decoders are given it: text, global view and local tokens, as embeddings.
-
-The runtime builds the same sequence in `lrs_edge.language.sequence`; this one is for checks and
-calibration.
-"""
+"""Prompts for checks and calibration, made by the runtime's builder of sequences."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from lrs_edge.pyramid.levels import Level, TileIndex
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
+from lrs_edge.pyramid.selection import kept_indices
+from lrs_edge.search.rfm import token_scores
+from lrs_edge.vision.encoder import pooled
 from lrs_edge.vision.positions import ImagePositions
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array
+
+__all__ = ["KEEP_RATIO", "PromptSequence", "positioned", "token_scores", "top_places"]
 
 #: Share of the local tokens that pruning keeps.
 KEEP_RATIO = 0.25
 
 
 class PromptSequence:
-    """One image's sequence of embeddings: text, global view, separator, local tokens, text.
+    """One image's sequence of embeddings, with all tokens of one square level.
 
     Args:
         model: The checkpoint.
-        table: Its embeddings, float32 [V, D].
+        sequences: Its builder.
         tokens: float32 [1 + side * side, T, D], the global view's first, then the tiles' row-major.
         question: Text of the question.
     """
 
-    def __init__(self, model: Model, table: Array | Rows, tokens: Array, *, question: str) -> None:
-        before, after = prompt_ids(model, question)
-        tokens = positioned(model, tokens)
-        separator = [model.prompt.separator_id]
-        self._head = np.concatenate([table[before], tokens[0], table[separator]])
-        self._tail = table[after]
-        self._local, self.newline = local_grid(model, tokens[1:])
+    def __init__(
+        self, model: Model, sequences: SequenceBuilder, tokens: Array, *, question: str
+    ) -> None:
+        tokens, level = positioned(model, tokens), _level(model, tokens)
+        self._sequences = sequences
+        self._prefix = sequences.prefix(tokens[0])
+        self._after = sequences.text(sequences.prompt.tokens(question).after)
+        short = model.vision.tower.grid // model.vision.local_pool
+        side = level.tile_rows
+        grid = TokenGrid(side * short, side * short, short, side, side)
+        tiles = {
+            tile: pooled(shown, model.vision.local_pool)
+            for tile, shown in zip(level.tiles(), tokens[1:], strict=True)
+        }
+        self._local = sequences.local(grid, tiles, 0)
 
     @property
     def embeds(self) -> Array:
         """float32 [T, D] with all local tokens."""
-        return np.concatenate([self._head, self._local, self._tail])
+        return self._sequences.level(self._prefix, self._local, self._after).embeds
 
     def local(self, logits: Array) -> Array:
         """The local tokens' columns of logits [H, T]."""
-        start = len(self._head)
+        start = len(self._prefix)
         return logits[:, start : start + len(self._local)]
 
     def pruned(self, scores: Array) -> Array:
-        """float32 [T', D] with the top-scored local tokens and all newlines."""
-        kept = self.newline.copy()
-        kept[top_places(scores)] = True
-        return np.concatenate([self._head, self._local[kept], self._tail])
+        """float32 [T', D] with the top-scored local tokens, and the structure that goes with them.
+
+        Args:
+            scores: float32 [n] of the local tokens.
+        """
+        tiles = np.flatnonzero(~self._local.is_structure)
+        top = tiles[top_places(scores[tiles])]
+        kept = self._local.take(kept_indices(top, self._local.structure_of(top)))
+        return self._sequences.final(self._prefix, kept, self._after).embeds
+
+
+def _level(model: Model, tokens: Array) -> Level:
+    """The square level that tokens [1 + side * side, T, D] show."""
+    tile, side = model.vision.tile, int((len(tokens) - 1) ** 0.5)
+    return Level(side * tile, side * tile, side, side, tile)
 
 
 def positioned(model: Model, tokens: Array) -> Array:
@@ -60,46 +79,11 @@ def positioned(model: Model, tokens: Array) -> Array:
     if model.positions is None:
         return tokens
     positions = ImagePositions(model.positions.rows(), model.positions.cols())
-    tile, side = model.vision.tile, int((len(tokens) - 1) ** 0.5)
+    tile, level = model.vision.tile, _level(model, tokens)
     view = Level(tile, tile, 1, 1, tile)
-    level = Level(side * tile, side * tile, side, side, tile)
     shown = [(view, TileIndex(0, 0)), *((level, index) for index in level.tiles())]
     added = [positions.of_tile(*place, model.vision.tower.grid) for place in shown]
     return tokens + np.stack(added)
-
-
-def prompt_ids(model: Model, question: str) -> tuple[list[int], list[int]]:
-    """Token ids before the image, with BOS where the model has one, and behind it."""
-    tokenizer = Tokenizer.from_str(model.tokenizer_json)
-    spec = model.prompt
-    question += "\n" * spec.question_newline
-    before = tokenizer.encode(spec.prefix, add_special_tokens=False).ids
-    suffix = spec.suffix.replace("{question}", question)
-    after = tokenizer.encode(suffix, add_special_tokens=False).ids
-    return ([] if spec.bos_id is None else [spec.bos_id]) + before, after
-
-
-def local_grid(model: Model, tokens: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Local tokens of tiles [side * side, T, D], a newline behind each row of the whole grid.
-
-    Returns:
-        float32 [n, D] row-major over all tiles, and bool [n], True for the newlines.
-    """
-    pool, grid = model.vision.local_pool, model.vision.tower.grid
-    side, short = int(len(tokens) ** 0.5), grid // pool
-    split = tokens.reshape(side, side, short, pool, short, pool, -1).mean((3, 5))
-    rows = split.transpose(0, 2, 1, 3, 4).reshape(side * short, side * short, -1)
-    newline = np.broadcast_to(model.image_newline(), (len(rows), 1, rows.shape[2]))
-    places = np.zeros((len(rows), side * short + 1), np.bool_)
-    places[:, -1] = True
-    return np.concatenate([rows, newline], axis=1).reshape(places.size, -1), places.ravel()
-
-
-def token_scores(logits: Array) -> Array:
-    """Softmax per head, mean over heads, [n] of [H, n]."""
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores: Array = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
-    return scores
 
 
 def top_places(scores: Array) -> NDArray[np.int64]:

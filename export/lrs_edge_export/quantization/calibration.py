@@ -24,6 +24,7 @@ from lrs_edge.pyramid.levels import LevelWindow
 from lrs_edge.raster.raster import Raster
 from lrs_edge_export.checkpoints.model import ClipTower, DecoderStage, Model, VisionStage
 from lrs_edge_export.checkpoints.rows import Rows
+from lrs_edge_export.checkpoints.sequences import model_sequences
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores
 from lrs_edge_export.quantization.calibrators import TILE_BATCH
@@ -106,9 +107,9 @@ def load_calibration(
         questions = _questions(folder, paths)
         tiles = np.concatenate([_tiles(path, model.vision, side) for path in paths])
     tokens = _vision_tokens(model.vision, tiles).reshape(len(paths), views, -1, model.vision.hidden)
-    table = model.embed_tokens
+    builder = model_sequences(model)
     prompts = [
-        PromptSequence(model, table, part, question=question)
+        PromptSequence(model, builder, part, question=question)
         for part, question in zip(tokens, questions, strict=True)
     ]
     sequences = [prompt.embeds for prompt in prompts]
@@ -118,7 +119,7 @@ def load_calibration(
         for prompt, found in zip(prompts, logits, strict=True)
     ]
     if model.llm_weights <= CHEAP_WEIGHTS:
-        pruned = _answered(model, table, pruned)
+        pruned = _answered(model, model.embed_tokens, pruned)
     return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")
 
 

@@ -1,0 +1,43 @@
+"""The runtime's builder of sequences over a checkpoint's embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.prompt import Prompt
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.rows import Rows
+from lrs_edge_export.checkpoints.tensors import Array
+
+
+class TextEmbeddings:
+    """Embeddings of the tokens that prompts use: each is read once, when it is first asked for.
+
+    Args:
+        table: float32 [V, D].
+    """
+
+    def __init__(self, table: Rows | Array) -> None:
+        self._table = table
+        self._rows: dict[int, Array] = {}
+
+    def lookup(self, ids: NDArray[np.int64]) -> Array:
+        """Embeddings float32 [n, D] of token ids int64 [n]."""
+        found = np.empty((len(ids), self._table.shape[1]), np.float32)
+        for row, token in zip(found, ids.tolist(), strict=True):
+            if token not in self._rows:
+                self._rows[token] = self._table[[token]][0]
+            row[:] = self._rows[token]
+        return found
+
+
+def model_sequences(model: Model) -> SequenceBuilder:
+    """The builder for a checkpoint.
+
+    Raises:
+        BundleError: Its tokenizer does not work, or has tokens without an embedding.
+    """
+    prompt = Prompt(model.tokenizer_json, model.prompt, model.vocabulary)
+    return SequenceBuilder(prompt, TextEmbeddings(model.embed_tokens).lookup, model.image_newline())

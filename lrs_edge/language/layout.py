@@ -1,0 +1,267 @@
+"""The builder of sequences: a prompt's layout, filled with the tokens of an image and a question.
+
+Runtime, calibration, parity checks, distillation and training all build their sequences here. What
+differs between model families is the layout, which is data (`lrs_edge.bundle.layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.bundle.layout import (
+    COL,
+    NUMBER,
+    ROW,
+    GlobalView,
+    LocalRows,
+    LocalTiles,
+    PromptSpec,
+    Separator,
+)
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.language.prompt import Prompt
+from lrs_edge.language.sequence import LocalTokens, Sequence, concatenate
+from lrs_edge.pyramid.levels import TileIndex, TokenGrid
+from lrs_edge.pyramid.selection import grid_indices, newline_indices
+
+Embeds = NDArray[np.float32]
+
+#: Embeddings float32 [n, D] of token ids int64 [n].
+Lookup = Callable[[NDArray[np.int64]], Embeds]
+
+#: Places in the sequence of a whole level count so many for each marked tile, more than it has.
+_TILE_STRIDE = 1 << 32
+
+#: Sources of a local token's embedding: a row of the tiles' features (0, 1, ...), the newline, or a
+#: mark's text (-2 - number of the token among all marks).
+_NEWLINE = -1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Local tokens of a level without their embeddings.
+
+    Attributes:
+        tokens: With embeddings [n, 0].
+        source: int64 [n], where each embedding comes from.
+        marks: int64 [m], token ids of all marks.
+    """
+
+    tokens: LocalTokens
+    source: NDArray[np.int64]
+    marks: NDArray[np.int64]
+
+
+class SequenceBuilder:
+    """Builds sequences of one model.
+
+    Args:
+        prompt: Layout and tokenizer.
+        lookup: Embeddings of tokens. Any width and type will do: training gives the tokens' numbers
+            instead, and embeds them later.
+        newline: float32 [D], ends rows of local tokens.
+    """
+
+    def __init__(self, prompt: Prompt, lookup: Lookup, newline: Embeds) -> None:
+        self.prompt = prompt
+        self._lookup = lookup
+        self._newline = newline
+        self._marks: dict[str, NDArray[np.int64]] = {}
+
+    @property
+    def spec(self) -> PromptSpec:
+        """The layout."""
+        return self.prompt.spec
+
+    def text(self, ids: NDArray[np.int64]) -> Embeds:
+        """Embeddings float32 [n, D] of token ids int64 [n]."""
+        return self._lookup(ids)
+
+    def prefix(self, global_tokens: Embeds) -> Sequence:
+        """All parts before the local tokens, at positions from 0.
+
+        Args:
+            global_tokens: float32 [T, D].
+        """
+        embeds, kinds = [], []
+        for part in self.spec.parts[: self.spec.local_place]:
+            kind = TokenKind.SYSTEM
+            if isinstance(part, GlobalView):
+                kind = TokenKind.GLOBAL
+                embeds.append(global_tokens)
+            else:
+                kind = TokenKind.SEPARATOR if isinstance(part, Separator) else kind
+                embeds.append(self._lookup(self.prompt.ids((part,))))
+            kinds.append(np.full(len(embeds[-1]), kind, np.int8))
+        whole = np.concatenate(embeds)
+        positions = np.arange(len(whole), dtype=np.int64)
+        return Sequence(whole, make_tokens(positions, np.concatenate(kinds)))
+
+    def suffix(self, after: Embeds, first_position: int) -> Sequence:
+        """Text after the local tokens, float32 [a, D], at positions from `first_position`."""
+        positions = first_position + np.arange(len(after), dtype=np.int64)
+        return Sequence(after, make_tokens(positions, TokenKind.QUESTION))
+
+    def level(self, prefix: Sequence, local: LocalTokens, after: Embeds) -> Sequence:
+        """A level as it is scored: its tokens at their places, gaps where tiles were not looked at.
+
+        Args:
+            prefix: See `prefix`.
+            local: See `local`.
+            after: float32 [a, D], embeddings of the text after the local tokens.
+        """
+        start = len(prefix)
+        shown = local.sequence(start + local.offsets)
+        return concatenate(prefix, shown, self.suffix(after, start + local.span))
+
+    def final(self, prefix: Sequence, kept: LocalTokens, after: Embeds) -> Sequence:
+        """What the language model is given: kept local tokens, positions without gaps."""
+        start = len(prefix)
+        local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
+        return concatenate(prefix, local, self.suffix(after, start + len(kept)))
+
+    def count(self, grid: TokenGrid) -> int:
+        """Local tokens of a whole level; where marks differ in length, at most so many."""
+        part = self.spec.local
+        if isinstance(part, LocalRows):
+            return grid.count if part.newline else grid.rows * grid.cols
+        last = TileIndex(max(grid.tile_rows - 1, 0), max(grid.tile_cols - 1, 0))
+        most = sum(len(self._mark(text, grid, last)) for text in (part.before, part.after))
+        return grid.rows * grid.cols + grid.tile_rows * grid.tile_cols * most
+
+    def local(
+        self,
+        grid: TokenGrid,
+        features: Mapping[TileIndex, Embeds],
+        level: int,
+        *,
+        close_gaps: bool = False,
+    ) -> LocalTokens:
+        """Tokens of the given tiles in the order of the level's sequence, with its structure.
+
+        In a layout of rows, tokens of other tiles are left out and positions keep their gaps, which
+        equals computing the padded sequence with those tokens masked. In one of marked tiles, a
+        tile that is left out leaves no gap: the marks say which tiles are there.
+
+        Args:
+            grid: The level's unpadded token grid.
+            features: Tokens float32 [per_tile**2, D] per tile.
+            level: Index of the search level.
+            close_gaps: Number positions of rows without gaps, and leave out the newlines of rows in
+                which no tile lies: for levels so large that padded positions would leave the
+                model's range.
+        """
+        plan = self._plan(grid, features, level, close_gaps=close_gaps)
+        width = self._newline.shape[0]
+        rows = [self._lookup(plan.marks)[::-1], self._newline[None]]
+        # From the end: the marks' tokens, the newline, then the tiles' from the start.
+        table = np.concatenate([*features.values(), *rows]) if len(plan.source) else None
+        embeds = np.zeros((0, width), np.float32) if table is None else table[plan.source]
+        return replace(plan.tokens, embeds=embeds)
+
+    def places(
+        self, grid: TokenGrid, tiles: Iterable[TileIndex], level: int, *, close_gaps: bool = False
+    ) -> LocalTokens:
+        """As `local`, without embeddings (they are float32 [n, 0])."""
+        return self._plan(grid, tiles, level, close_gaps=close_gaps).tokens
+
+    def _plan(
+        self, grid: TokenGrid, tiles: Iterable[TileIndex], level: int, *, close_gaps: bool
+    ) -> _Plan:
+        part = self.spec.local
+        if isinstance(part, LocalTiles):
+            return self._marked_tiles(part, grid, tuple(tiles), level)
+        return _rows(part, grid, tuple(tiles), level, close_gaps=close_gaps)
+
+    def _marked_tiles(
+        self, part: LocalTiles, grid: TokenGrid, tiles: tuple[TileIndex, ...], level: int
+    ) -> _Plan:
+        marks: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        cells, sources, indices, owners = [], [], [], []
+        taken = 0
+        for place, tile in sorted(enumerate(tiles), key=lambda item: item[1]):
+            inside, within = grid_indices(grid, tile)
+            if len(inside) == 0:
+                continue
+            before, after = (self._mark(text, grid, tile) for text in (part.before, part.after))
+            count = len(before) + len(inside) + len(after)
+            numbers = -2 - taken - np.arange(len(before) + len(after), dtype=np.int64)
+            marks += [before, after]
+            taken += len(numbers)
+            own = place * grid.per_tile**2 + within
+            sources.append(np.concatenate([numbers[: len(before)], own, numbers[len(before) :]]))
+            cell = np.full(count, -1, np.int64)
+            cell[len(before) : len(before) + len(inside)] = inside
+            cells.append(cell)
+            number = tile.row * grid.tile_cols + tile.col
+            indices.append(number * _TILE_STRIDE + np.arange(count, dtype=np.int64))
+            owners.append(np.tile(np.array([[tile.row], [tile.col]], np.int64), count))
+        empty = np.zeros(0, np.int64)
+        joined = np.concatenate([empty, *indices])
+        rows, cols = np.concatenate([np.zeros((2, 0), np.int64), *owners], axis=1)
+        tokens = LocalTokens(
+            embeds=np.zeros((len(joined), 0), np.float32),
+            indices=joined,
+            cells=np.concatenate([empty, *cells]),
+            offsets=np.arange(len(joined), dtype=np.int64),
+            span=len(joined),
+            tile_rows=rows,
+            tile_cols=cols,
+            hidden=np.zeros(len(joined), bool),
+            level=level,
+        )
+        return _Plan(tokens, np.concatenate([empty, *sources]), np.concatenate(marks))
+
+    def _mark(self, text: str, grid: TokenGrid, tile: TileIndex) -> NDArray[np.int64]:
+        """Token ids int64 [m] of the text that marks a tile."""
+        values = {
+            ROW: tile.row + 1,
+            COL: tile.col + 1,
+            NUMBER: tile.row * grid.tile_cols + tile.col + 1,
+        }
+        for name, value in values.items():
+            text = text.replace(name, str(value))
+        if text not in self._marks:
+            self._marks[text] = self.prompt.encode(text)
+        return self._marks[text]
+
+
+def _rows(
+    part: LocalRows, grid: TokenGrid, tiles: tuple[TileIndex, ...], level: int, *, close_gaps: bool
+) -> _Plan:
+    """Rows across all tiles of the level."""
+    lines = newline_indices(grid) if part.newline else np.zeros(0, np.int64)
+    if close_gaps and part.newline:
+        tops = sorted({tile.row * grid.per_tile for tile in tiles})
+        shown = [row for top in tops for row in range(top, min(top + grid.per_tile, grid.rows))]
+        lines = lines[np.array(shown, np.int64)] if shown else lines[:0]
+    indices, sources = [lines], [np.full(len(lines), _NEWLINE, np.int64)]
+    rows, cols = [np.full(len(lines), -1, np.int64)], [np.full(len(lines), -1, np.int64)]
+    for number, tile in enumerate(tiles):
+        places, within = grid_indices(grid, tile)
+        indices.append(places)
+        sources.append(number * grid.per_tile**2 + within)
+        rows.append(np.full(len(places), tile.row, np.int64))
+        cols.append(np.full(len(places), tile.col, np.int64))
+    joined = np.concatenate(indices)
+    order = np.argsort(joined)
+    joined = joined[order]
+    # Without newlines, nothing stands in the column that the grid has for them.
+    offsets = joined if part.newline else joined - joined // grid.width
+    span = grid.count if part.newline else grid.rows * grid.cols
+    tokens = LocalTokens(
+        embeds=np.zeros((len(joined), 0), np.float32),
+        indices=joined,
+        cells=joined,
+        offsets=np.arange(len(joined), dtype=np.int64) if close_gaps else offsets,
+        span=len(joined) if close_gaps else span,
+        tile_rows=np.concatenate(rows)[order],
+        tile_cols=np.concatenate(cols)[order],
+        hidden=np.zeros(len(joined), bool),
+        level=level,
+    )
+    return _Plan(tokens, np.concatenate(sources)[order], np.zeros(0, np.int64))

@@ -1,0 +1,35 @@
+"""Builders of sequences without a bundle, for tests of their geometry."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.bundle.layout import LocalRows, LocalTiles, Part, PromptSpec, rows_layout
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.prompt import Prompt
+from tests.checkpoints import byte_tokenizer
+
+#: Text, global view, a separator of one token, rows, the question.
+ROWS = rows_layout("ab", "{question}", separator_id=58)
+
+
+def builder(parts: tuple[Part, ...], newline: NDArray[np.float32]) -> SequenceBuilder:
+    """A builder whose text embeddings hold the token's number in every place."""
+    prompt = Prompt(byte_tokenizer().to_str(), PromptSpec(parts, (258,)), 259)
+    return SequenceBuilder(
+        prompt,
+        lambda ids: np.tile(ids[:, None].astype(np.float32), (1, len(newline))),
+        newline,
+    )
+
+
+def rows_builder(newline: NDArray[np.float32]) -> SequenceBuilder:
+    """A builder of rows that end with newlines."""
+    return builder(ROWS, newline)
+
+
+def tiles_builder(local: LocalTiles, width: int) -> SequenceBuilder:
+    """A builder of marked tiles."""
+    parts = tuple(local if isinstance(part, LocalRows) else part for part in ROWS)
+    return builder(parts, np.zeros(width, np.float32))
