@@ -26,7 +26,7 @@ from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.tensors import open_tensors
 from lrs_edge_export.distill import DistillOptions, LossWeights, Sampling, TrainOptions, distill
 from lrs_edge_export.distill.features import open_encoder
-from lrs_edge_export.distill.questions import Question
+from lrs_edge_export.distill.questions import TrainingQuestion
 from lrs_edge_export.distill.sequences import Assembler, QuestionGroup
 from lrs_edge_export.distill.start import PRUNER
 from lrs_edge_export.distill.student import Student
@@ -143,7 +143,7 @@ def test_the_bundle_scores_as_the_student_does(
         scene.ask(QUESTIONS[1], trace=tmp_path / "t.npz", tiles_per_level=5, max_tokens=1)
     model = read_model(find_checkpoint(str(target)))
     encoder, _ = open_encoder(model, tmp_path, None)
-    asked = [Question("new.png", text, ()) for text in QUESTIONS]
+    asked = [TrainingQuestion("new.png", text, ()) for text in QUESTIONS]
     assembler = Assembler(model, encoder, asked, tmp_path, tmp_path)
     student = Student.read(model.rfm, torch.device("cpu"))
     with np.load(tmp_path / "t.npz") as trace:

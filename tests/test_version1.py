@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from lrs_edge.bundle.bundle import read_manifest
+from lrs_edge.bundle.layout import PromptSpec, Question, TokenIds, rows_layout
 from lrs_edge.bundle.manifest import SCHEMA_VERSION, Flavour, GraphFile, Manifest
 from lrs_edge.bundle.parity import Choice, Figure
 from lrs_edge.bundle.version1 import upgraded
@@ -52,10 +53,15 @@ def test_a_released_manifest_is_read(tmp_path: Path, old: dict[str, Any]) -> Non
     ]
     # Its products with signed integers are wrong without VNNI, which is asked when it is loaded.
     assert not manifest.exact_integers
+    said = old["prompt"]
+    assert manifest.prompt == PromptSpec(
+        rows_layout(said["prefix"], said["suffix"], separator_id=said["separator_id"]),
+        tuple(said["stop_ids"]),
+    )
     # Everything else is as the file says.
     encoded = json.loads(msgspec.json.encode(manifest))
     for name, value in old.items():
-        if name in ("schema_version", "vision", "rfm", "llm", "parity"):
+        if name in ("schema_version", "vision", "rfm", "llm", "prompt", "parity"):
             continue
         assert encoded[name] == value, name
     for stage in ("vision", "rfm", "llm"):
@@ -168,3 +174,12 @@ def test_the_given_content_is_not_changed(old: dict[str, Any]) -> None:
     before = copy.deepcopy(old)
     upgraded(old)
     assert old == before
+
+
+def test_a_prompt_with_a_first_token_and_a_newline(tmp_path: Path, old: dict[str, Any]) -> None:
+    old["prompt"] |= {"bos_id": 1, "question_newline": True, "stop_texts": ["###"]}
+    prompt = read(tmp_path, old).prompt
+    assert prompt.parts[0] == TokenIds((1,))
+    assert isinstance(prompt.parts[-1], Question)
+    assert prompt.parts[-1].newline
+    assert prompt.stop_texts == ("###",)
