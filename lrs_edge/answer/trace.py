@@ -128,7 +128,9 @@ class Trace:
             with replacing(target) as stream:
                 np.savez_compressed(stream, **self.arrays)
         except OSError as error:
-            raise UsageError(f"the trace {target} cannot be written ({error.strerror})") from error
+            raise UsageError(
+                f"the trace {target} cannot be written ({error.strerror}); name another"
+            ) from error
 
 
 def check_target(path: str | Path) -> Path:

@@ -213,11 +213,14 @@ def read_manifest(root: Path) -> Manifest:
     try:
         manifest = msgspec.convert(_current(path, data), type=Manifest)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{path} is not a valid manifest: {error}") from error
+        raise BundleError(
+            f"{path} is not a valid manifest: {error}; export the bundle again"
+        ) from error
     for name in (*manifest.files, *_named_files(manifest)):
         if not is_inside(name):
             raise BundleError(
-                f"{path} names the file {name[:200]!r}, which is not inside the bundle"
+                f"{path} names the file {name[:200]!r}, which is not inside the bundle; "
+                "do not use it"
             )
     check_limits(path, manifest)
     return manifest
@@ -228,7 +231,9 @@ def _current(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
+        raise BundleError(
+            f"{path} is not JSON: {error}; copy or export the bundle again"
+        ) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     # True == 1, but is not a version.
     if isinstance(version, int) and not isinstance(version, bool):

@@ -130,13 +130,17 @@ def _question(argument: str) -> str:
     # A program started without standard input has none at all.
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
-        raise UsageError(f"the question on standard input is longer than {MAX_STDIN_BYTES} bytes")
+        raise UsageError(
+            f"the question on standard input is longer than {MAX_STDIN_BYTES} bytes; shorten it"
+        )
     # PowerShell's `>` writes UTF-16.
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if is_utf16 else "utf-8").strip(_AROUND)
     except UnicodeDecodeError as error:
-        raise UsageError(f"the question on standard input is not UTF-8 text ({error})") from error
+        raise UsageError(
+            f"the question on standard input is not UTF-8 text ({error}); save it as UTF-8"
+        ) from error
 
 
 def _answer(typed: AskArguments, question: str, options: AskOptions) -> Answer:

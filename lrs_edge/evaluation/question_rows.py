@@ -193,7 +193,7 @@ def line_rows(path: Path, data: bytes) -> Iterator[Row]:
         line = joined.removeprefix(codecs.BOM_UTF8)
         where = f"{path} line {number}"
         if len(line) > MAX_LINE_BYTES:
-            raise UsageError(f"{where} is longer than {MAX_LINE_BYTES} bytes")
+            raise UsageError(f"{where} is longer than {MAX_LINE_BYTES} bytes; correct it")
         if line.strip():
             yield Row(where, _object(where, _decoded(where, line)))
 

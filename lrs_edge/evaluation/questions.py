@@ -81,7 +81,9 @@ def read_questions(path: Path) -> QuestionFile:
     notes = left_out.notes()
     if not questions:
         reason = "; ".join(notes)
-        raise UsageError(f"{path} holds no question that can be asked and scored ({reason})")
+        raise UsageError(
+            f"{path} holds no question that can be asked and scored ({reason}); {FORMS}"
+        )
     return QuestionFile(path, hashlib.sha256(data).hexdigest(), kind, questions, notes)
 
 

@@ -250,7 +250,9 @@ class ResultsWriter:
             self._stream.write(msgspec.json.encode(line) + b"\n")
             self._stream.flush()
         except OSError as error:
-            raise LrsEdgeError(f"{self._path} cannot be written ({error.strerror})") from error
+            raise LrsEdgeError(
+                f"{self._path} cannot be written ({error.strerror}); free some space, and run again"
+            ) from error
 
 
 def open_results(path: Path, header: RunHeader) -> tuple[Results, ResultsWriter]:
@@ -275,7 +277,9 @@ def open_results(path: Path, header: RunHeader) -> tuple[Results, ResultsWriter]
     try:
         stream = path.open("a+b")
     except OSError as error:
-        raise LrsEdgeError(f"{path} cannot be written ({error.strerror})") from error
+        raise LrsEdgeError(
+            f"{path} cannot be written ({error.strerror}); name another file with -o"
+        ) from error
     try:
         _lock(path, stream)
         if not _is_begun(path, header):
@@ -326,7 +330,9 @@ def _is_begun(path: Path, header: RunHeader) -> bool:
         with path.open("rb") as stream:
             return line.startswith(stream.read(len(line) + 1))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}); name a results file"
+        ) from error
 
 
 def _read(path: Path) -> tuple[Results, int]:
@@ -353,7 +359,9 @@ def _read(path: Path) -> tuple[Results, int]:
                     _same_run(path, header, parsed)
                 end += len(line)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}); name a results file"
+        ) from error
     if header is None:
         raise UsageError(f"{path} is not a results file; name one that `lrs-edge eval` wrote")
     return Results(header, found), end
@@ -384,5 +392,6 @@ def _same_run(path: Path, first: RunHeader, other: RunHeader) -> None:
     differences = first.differences(other, chunks=False)
     if differences:
         raise UsageError(
-            f"{path} is of another run than the results before it ({'; '.join(differences)})"
+            f"{path} is of another run than the results before it ({'; '.join(differences)}); "
+            "score the two apart"
         )

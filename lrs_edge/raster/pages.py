@@ -46,7 +46,10 @@ def choose_page(path: Path, dataset: DatasetReader, page: int | None) -> PageCho
     # A JPEG's further images are thumbnails and thermal data; a viewer shows the main one.
     count = 1 if dataset.driver == "JPEG" else max(len(names), 1)
     if page is not None and not (isinstance(page, int) and 1 <= page <= count):
-        raise ImageError(f"{path} has no image number {page!r}; it holds {count}, counted from 1")
+        raise ImageError(
+            f"{path} has no image number {page!r}; it holds {count}, counted from 1: "
+            "name one of those"
+        )
     if count == 1 or dataset.count == 0:
         return PageChoice(1, None, None)
     directories = [_NAME.match(name) for name in names]

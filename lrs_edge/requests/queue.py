@@ -84,7 +84,10 @@ class RequestQueue:
         except RuntimeError as error:
             self._worker = None
             self._waiting.clear()
-            raise BackendError(f"no thread can be started for the answer ({error})") from error
+            raise BackendError(
+                f"no thread can be started for the answer ({error}); "
+                "end other threads of this process"
+            ) from error
 
     def _serve(self) -> None:
         """Work until nothing waits."""

@@ -54,7 +54,10 @@ class TokenizerFile:
         """
         token = self.tokenizer.token_to_id(text)
         if token is None:
-            raise ExportError(f"the tokenizer has no token {text!r}; it is not this family's")
+            raise ExportError(
+                f"the tokenizer has no token {text!r}; "
+                "it is not the tokenizer of this checkpoint's family: download it again"
+            )
         return int(token)
 
 
@@ -83,7 +86,9 @@ def from_byte_level(folder: Path) -> TokenizerFile:
     try:
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{folder / 'merges.txt'} cannot be read ({error})") from error
+        raise ExportError(
+            f"{folder / 'merges.txt'} cannot be read ({error}); download it again"
+        ) from error
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     try:
         pairs = [(left, right) for left, right in merges]
@@ -91,7 +96,8 @@ def from_byte_level(folder: Path) -> TokenizerFile:
     # tokenizers raises bare Exception; the rest are wrong types in the JSON files.
     except Exception as error:
         raise ExportError(
-            f"{folder}: vocab.json and merges.txt do not belong together ({error})"
+            f"{folder}: vocab.json and merges.txt do not belong together ({error}); "
+            "download both again"
         ) from error
     _add_tokens(tokenizer, folder)
     tokenizer.normalizer = normalizers.NFC()
@@ -121,7 +127,10 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.add_tokens(added)
     for (place, _), token in zip(entries, added, strict=True):
         if tokenizer.token_to_id(token.content) != place:
-            raise ExportError(f"{settings.path}: token {token.content!r} cannot have id {place}")
+            raise ExportError(
+                f"{settings.path}: token {token.content!r} cannot have id {place}; "
+                "download it again"
+            )
     older = Settings.load_optional(folder / "added_tokens.json")
     for content, place in older.values.items():
         if tokenizer.token_to_id(content) != place:
@@ -146,17 +155,20 @@ def from_sentencepiece(path: Path) -> TokenizerFile:
         proto.ParseFromString(_read_model(path))
     # protobuf has one DecodeError per implementation.
     except Exception as error:
-        raise ExportError(f"{path} is not a SentencePiece model ({error})") from error
+        raise ExportError(
+            f"{path} is not a SentencePiece model ({error}); download it again"
+        ) from error
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     plain = normalizer.name == "identity" and not normalizer.remove_extra_whitespaces
     if trainer.model_type != trainer.BPE or not plain or not normalizer.add_dummy_prefix:
         raise ExportError(
-            f"{path} is not LLaMA's kind of SentencePiece model (BPE, identity normalisation)"
+            f"{path} is not LLaMA's kind of SentencePiece model (BPE, identity normalisation); "
+            "no other is supported"
         )
     scores = {piece.piece: float(piece.score) for piece in proto.pieces}
     vocabulary = {piece.piece: place for place, piece in enumerate(proto.pieces)}
     if len(vocabulary) != len(proto.pieces) or "" in vocabulary:
-        raise ExportError(f"{path} holds a piece twice, or an empty one; the file is damaged")
+        raise ExportError(f"{path} holds a piece twice, or an empty one; download it again")
     kinds = messages.ModelProto.SentencePiece
     control = [p.piece for p in proto.pieces if p.type in (kinds.CONTROL, kinds.UNKNOWN)]
     unknown = next((p.piece for p in proto.pieces if p.type == kinds.UNKNOWN), None)

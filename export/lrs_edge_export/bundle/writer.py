@@ -123,7 +123,9 @@ def export_bundle(
                 measured = msgspec.structs.replace(measured, accuracy=accuracy.entry)
                 manifest = bundle.write_manifest(planned.plans, measured)
     except OSError as error:
-        raise ExportError(f"{target} cannot be written ({error})") from error
+        raise ExportError(
+            f"{target} cannot be written ({error}); check the free space and the permissions"
+        ) from error
     return ExportResult(target, manifest, report, planned, accuracy)
 
 

@@ -228,10 +228,15 @@ def read_json(path: Path) -> Any:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ExportError(f"{path} is larger than {MAX_JSON_BYTES} bytes; not a checkpoint's")
+            raise ExportError(
+                f"{path} is larger than {MAX_JSON_BYTES} bytes, which no checkpoint's is; "
+                "download it again"
+            )
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise ExportError(f"{path} cannot be read ({error.strerror})") from error
+        raise ExportError(
+            f"{path} cannot be read ({error.strerror}); check its permissions"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} is not JSON ({error}); download it again") from error
 

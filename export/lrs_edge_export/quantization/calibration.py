@@ -137,7 +137,9 @@ def _images(folder: Path) -> list[Path]:
     try:
         entries = list(islice(folder.iterdir(), MOST_ENTRIES + 1))
     except OSError as error:
-        raise ExportError(f"{folder} cannot be read ({error.strerror})") from error
+        raise ExportError(
+            f"{folder} cannot be read ({error.strerror}); check its permissions"
+        ) from error
     if len(entries) > MOST_ENTRIES:
         raise ExportError(
             f"{folder} holds more than {MOST_ENTRIES} entries; put up to {MOST_IMAGES} images into "
@@ -145,7 +147,10 @@ def _images(folder: Path) -> list[Path]:
         )
     found = sorted(entry for entry in entries if entry.suffix.lower() in _SUFFIXES)
     if not found:
-        raise ExportError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        raise ExportError(
+            f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}); "
+            "put some there, or name another"
+        )
     return found
 
 
@@ -179,7 +184,9 @@ def _lines(path: Path) -> list[str]:
             data = stream.read(MAX_FILE_BYTES + 1)
         text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path} cannot be read as text in UTF-8 ({error})") from error
+        raise ExportError(
+            f"{path} cannot be read as text in UTF-8 ({error}); save it as UTF-8"
+        ) from error
     if len(data) > MAX_FILE_BYTES:
         raise ExportError(
             f"{path} is larger than {MAX_FILE_BYTES} bytes; write one question a line"

@@ -133,7 +133,9 @@ def write_scene(
         try:
             part.replace(path)
         except OSError as error:
-            raise LrsEdgeError(f"{path} cannot be written ({error.strerror})") from error
+            raise LrsEdgeError(
+                f"{path} cannot be written ({error.strerror}); name another folder"
+            ) from error
 
 
 @contextmanager

@@ -124,7 +124,9 @@ def read_library(
     if not found:
         wanted = "" if splits is None else f" of split {', '.join(sorted(splits))}"
         has = f"; it has {', '.join(sorted(seen))}" if seen else "; no line has a 'scene'"
-        raise UsageError(f"{listing} lists no usable tile{wanted}{has}")
+        raise UsageError(
+            f"{listing} lists no usable tile{wanted}{has}; name another folder or split"
+        )
     by_label = {label: tuple(found[label]) for label in sorted(found)}
     return TileLibrary(by_label, root)
 
@@ -138,15 +140,21 @@ def _lines(listing: Path) -> Iterator[tuple[int, str]]:
                 if not line:
                     return
                 if len(line) > MAX_LINE:
-                    raise LrsEdgeError(f"{listing}, line {number} has over {MAX_LINE} characters")
+                    raise LrsEdgeError(
+                        f"{listing}, line {number} has over {MAX_LINE} characters; correct it"
+                    )
                 if number > MAX_LINES:
                     raise LrsEdgeError(f"{listing} has over {MAX_LINES} lines; split the folder")
                 if line.strip():
                     yield number, line
     except UnicodeDecodeError as error:
-        raise LrsEdgeError(f"{listing} is not UTF-8 text ({error.reason})") from error
+        raise LrsEdgeError(
+            f"{listing} is not UTF-8 text ({error.reason}); save it as UTF-8"
+        ) from error
     except OSError as error:
-        raise LrsEdgeError(f"{listing} cannot be read ({error.strerror})") from error
+        raise LrsEdgeError(
+            f"{listing} cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def _tile(root: Path, facts: dict[str, Any], where: str) -> LabelledTile:
     if Path(file).is_absolute() or not path.is_relative_to(root):
         raise LrsEdgeError(f"{where}: {file!r} lies outside {root}; keep tiles inside the folder")
     if not exists:
-        raise LrsEdgeError(f"{where}: {file!r} does not exist in {root}")
+        raise LrsEdgeError(f"{where}: {file!r} does not exist in {root}; correct the line")
     name = spoken_name(label) if isinstance(label, str) else ""
     if not name or len(name) > MAX_LABEL or not re.fullmatch(r"[^\W_](?:[\w' ]*\w)?", name):
         raise LrsEdgeError(f"{where}: 'scene' must be a name of up to {MAX_LABEL} characters")

@@ -160,7 +160,9 @@ def write_scenes(
         _write(folder / QUESTIONS, "".join(f"{json.dumps(line)}\n" for line in lines))
     except OSError as error:
         place = error.filename or folder
-        raise LrsEdgeError(f"{place} cannot be written ({error.strerror})") from error
+        raise LrsEdgeError(
+            f"{place} cannot be written ({error.strerror}); name another folder"
+        ) from error
     return SceneSet(folder, options.count, len(waiting), len(lines))
 
 
