@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     bundle = options.bundle or default_bundle_path()
     manifest = read_manifest(bundle)
-    vision = "unpack" if unpacks_weights(manifest.vision.precision) else "keep"
+    vision = "unpack" if unpacks_weights("vision", manifest.vision.precision) else "keep"
     graphs = [str(bundle / manifest.vision.path(Flavour.PLAIN)), vision]
     for spec in (manifest.rfm, manifest.llm):
         graphs += [str(bundle / spec.path(Flavour.GQA)), "keep"]

@@ -43,7 +43,6 @@ from benchmarks.measure import (
 )
 from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.engines.base import BackendOptions
-from lrs_edge.engines.placement import load_stages
 from lrs_edge.language.sequence import LocalTokens, pad_dense
 from lrs_edge.pyramid.levels import build_pyramid, token_grid
 from lrs_edge.raster.raster import Raster
@@ -54,6 +53,7 @@ from lrs_edge.requests.options import AskOptions
 from lrs_edge.search.context import spread
 from lrs_edge.search.rfm import token_scores
 from lrs_edge.search.scorers import RfmScorer
+from lrs_edge.stages import load_stages
 from lrs_edge.vision.encoder import FeatureCache
 from lrs_edge.vision.tiles import TileSource
 

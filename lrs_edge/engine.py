@@ -18,7 +18,6 @@ from lrs_edge.bundle.manifest import DecoderSpec, Manifest
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.metered import Meter
-from lrs_edge.engines.placement import Stages, load_stages
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import GROWTH
 from lrs_edge.requests.cache_pool import CachePool
@@ -27,6 +26,7 @@ from lrs_edge.requests.memory import give_back
 from lrs_edge.requests.queue import MAX_WAITING, RequestQueue
 from lrs_edge.scene import Scene
 from lrs_edge.search.scorers import MAX_KEPT_BYTES
+from lrs_edge.stages import Stages, load_stages
 
 if TYPE_CHECKING:
     from lrs_edge.raster.appearance import Transparency

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from lrs_edge.answer.answer import Answer, Progress
 from lrs_edge.answer.evidence import can_be_placed
 from lrs_edge.answer.trace import Trace, check_target
-from lrs_edge.engines.placement import Stages
 from lrs_edge.errors import UsageError, out_of_memory
 from lrs_edge.pyramid.levels import build_pyramid
 from lrs_edge.requests.cache_pool import CachePool
@@ -21,6 +20,7 @@ from lrs_edge.requests.queue import RequestQueue
 from lrs_edge.requests.scene_caches import SceneCaches
 from lrs_edge.requests.stream import AnswerStream
 from lrs_edge.requests.ticket import Ticket, Work
+from lrs_edge.stages import Stages
 from lrs_edge.vision.encoder import FeatureCache
 from lrs_edge.vision.tiles import TileSource
 

@@ -23,7 +23,7 @@ class SmallDevice:
     name = "vision.onnx"
 
     def __init__(self, provider: str, room: int) -> None:
-        self.provider = provider
+        self.device = provider
         self.room = room
         self.runs: list[int] = []
         self.inputs = {"pixel_values": TensorSpec("pixel_values", "float32", (None, 3, SIDE, SIDE))}

@@ -24,13 +24,13 @@ from lrs_edge.benchmarking.measure import Measurement, Stopwatch, Timed, repeat
 from lrs_edge.bundle.bundle import Bundle
 from lrs_edge.bundle.manifest import DecoderSpec
 from lrs_edge.engines.metered import GraphWork
-from lrs_edge.engines.placement import Stages
 from lrs_edge.evaluation.flops import graph_costs
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.sampling import Sampler
 from lrs_edge.language.sequence import Sequence as TokenSequence
 from lrs_edge.language.sequence import concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
+from lrs_edge.stages import Stages
 
 #: Work of graphs by their path in the bundle, as a meter has it.
 Counts = dict[str, GraphWork]

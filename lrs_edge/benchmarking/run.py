@@ -21,9 +21,9 @@ from lrs_edge.benchmarking.synthetic import synthetic_side, write_image_apart
 from lrs_edge.bundle.bundle import Bundle, open_bundle
 from lrs_edge.bundle.manifest import Manifest
 from lrs_edge.engines.base import BackendOptions
-from lrs_edge.engines.placement import load_stages
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.flops import graph_costs
+from lrs_edge.stages import load_stages
 
 #: All stages, in the order in which they run.
 STAGES = ("load", "read", "encode", "rfm", "prefill", "decode")

@@ -102,9 +102,12 @@ class StageSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         graphs: One file per flavour, which share the weights.
+        precision: How weights are stored and products computed, such as `fp32`, `int8-dynamic` or
+            `int4-weight` (`lrs_edge_export.quantization.precision`).
     """
 
     graphs: tuple[GraphFile, ...]
+    precision: str
 
     def has(self, flavour: str, engine: str = ONNXRUNTIME) -> bool:
         """Whether there is a file of this flavour for an engine."""
@@ -160,7 +163,6 @@ class VisionSpec(StageSpec, frozen=True):
             the global view never is.
         mean: Per channel, on pixels of 0..1.
         std: Per channel, on pixels of 0..1.
-        precision: Of the weights, such as `fp32` or `int8-weight`.
         flops: Floating-point operations of the graph for one tile (a multiplication and an addition
             are two); 0 where the exporter did not count them.
         positions: Entries G of the learned row and column embeddings that are added to tokens by
@@ -173,7 +175,6 @@ class VisionSpec(StageSpec, frozen=True):
     local_pool: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    precision: str
     flops: int
     positions: int = 0
     tower: TowerSpec | None = None
@@ -197,8 +198,6 @@ class DecoderSpec(StageSpec, frozen=True):
         head_dim: Width of one head.
         hidden: Width D of the embeddings.
         intermediate: Width of the gated MLP; 0 where the exporter did not note it.
-        precision: How weights are stored and products computed, such as `fp32`, `int8-dynamic` or
-            `int4-weight` (`lrs_edge_export.quantization.precision`).
         floats: Type of everything that is not quantized, key/value buffers included. ONNX Runtime's
             attention over such buffers needs `float16` on CUDA.
         vocabulary: Tokens V the logits cover; 0 for the RFM.
@@ -212,7 +211,6 @@ class DecoderSpec(StageSpec, frozen=True):
     head_dim: int
     hidden: int
     intermediate: int
-    precision: str
     floats: str
     vocabulary: int = 0
     segments: tuple[SegmentSpec, ...] = ()

@@ -1,13 +1,14 @@
-"""What every backend provides: a graph that runs, and key/value buffers that live on its device.
+"""What every engine provides: a graph that runs on one device, tensors and key/value buffers there.
 
-A backend runs one graph and owns its device memory; it does not know what the graph means.
+An engine runs one graph and owns its device memory; it does not know what the graph means. What a
+graph takes and gives may stay on the device as a `Tensor`; numpy is the host's form of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +26,63 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
+class Tensor(Protocol):
+    """What one graph gives and another takes, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it lies: `cpu`, `cuda`, ..."""
+        ...
+
+    def numpy(self) -> NDArray[Any]:
+        """It on the host: without a copy where it lies there, so not to be written to."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """A tensor on the host: an array, not copied."""
+
+    array: NDArray[Any]
+    device = "cpu"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.array.shape
+
+    def numpy(self) -> NDArray[Any]:
+        """The array itself."""
+        return self.array
+
+
+#: What an input can be given as. An engine takes other engines' tensors by way of the host.
+Feed = NDArray[Any] | Tensor
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """How graphs are run.
 
     Attributes:
-        provider: `auto` takes CUDA where it loads, else the CPU; `cpu` and `cuda` insist.
+        provider: Where all stages run: `auto` takes CUDA where it loads, else the CPU; `cpu` and
+            `cuda` insist. A graph that is loaded by itself is loaded there.
         threads: Threads of one operation; None lets the engine choose.
         unpack_weights: Dequantize weights once when the graph is loaded. Worth the memory for
             convolutions, which ONNX Runtime would dequantize again on every run.
+        stages: Where single stages (`vision`, `rfm`, `llm`) run instead: a device or an engine
+            (`placement.py`).
     """
 
     provider: str = "auto"
     threads: int | None = None
     unpack_weights: bool = False
+    stages: Mapping[str, str] = field(default_factory=dict)
 
 
 class KVBuffers(Protocol):
@@ -104,20 +148,20 @@ class Graph(Protocol):
         ...
 
     @property
-    def provider(self) -> str:
+    def device(self) -> str:
         """Where the graph runs, such as `cpu` or `cuda`."""
         ...
 
     def run(
         self,
-        feeds: Mapping[str, NDArray[np.generic]],
+        feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         buffers: KVBuffers | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run the graph once.
 
         Args:
-            feeds: Host arrays by input name.
+            feeds: Host arrays or tensors by input name.
             outputs: Names of the outputs to return, as host arrays.
             buffers: Bound as `past_*` and, in place, as `present_*`.
 
@@ -125,6 +169,12 @@ class Graph(Protocol):
             BackendError: The engine refuses the inputs or fails.
             OutOfMemoryError: It runs out of memory.
         """
+        ...
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
+    ) -> list[Tensor]:
+        """Run the graph once, as `run` does; the outputs stay where they are computed."""
         ...
 
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:

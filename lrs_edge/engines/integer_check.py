@@ -7,6 +7,7 @@ onnxruntime's kernels cut the sum off. Bundles are written so that no such sum c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
@@ -43,8 +44,12 @@ def integer_products() -> Products:
     return "exact" if wide else "narrow"
 
 
-def integer_warnings(manifest: Manifest, provider: str) -> tuple[str, ...]:
+def integer_warnings(manifest: Manifest, on_cpu: Collection[str]) -> tuple[str, ...]:
     """What an answer of a bundle has to say about integers on this processor, one line each.
+
+    Args:
+        manifest: Of the bundle.
+        on_cpu: Stages that run on the processor.
 
     Raises:
         BackendError: Integer products are wrong here, whatever the weights.
@@ -54,8 +59,8 @@ def integer_warnings(manifest: Manifest, provider: str) -> tuple[str, ...]:
         "rfm": manifest.rfm.precision,
         "llm": manifest.llm.precision,
     }
-    concerned = [name for name, precision in precisions.items() if precision in _INTEGER]
-    if not concerned or provider != "cpu":
+    concerned = [name for name in precisions if name in on_cpu and precisions[name] in _INTEGER]
+    if not concerned:
         return ()
     found = integer_products()
     if found == "wrong":

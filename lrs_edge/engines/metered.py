@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import Graph, KVBuffers, TensorSpec
+from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec
 from lrs_edge.requests.rates import Rates
 
 
@@ -110,30 +110,45 @@ class MeteredGraph:
         return self._graph.outputs
 
     @property
-    def provider(self) -> str:
+    def device(self) -> str:
         """Where the graph runs."""
-        return self._graph.provider
+        return self._graph.device
 
     def run(
         self,
-        feeds: Mapping[str, NDArray[np.generic]],
+        feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         buffers: KVBuffers | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run the graph once and count it; see `Graph.run`."""
         start = time.perf_counter()
         results = self._graph.run(feeds, outputs, buffers)
-        seconds, work = time.perf_counter() - start, _work(feeds)
+        self._count(feeds, time.perf_counter() - start)
+        return results
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
+    ) -> list[Tensor]:
+        """Run the graph once and count it; see `Graph.run_on_device`.
+
+        Where the device works on after the call returns, the time counts for what waits for it.
+        """
+        start = time.perf_counter()
+        results = self._graph.run_on_device(feeds, outputs, buffers)
+        self._count(feeds, time.perf_counter() - start)
+        return results
+
+    def _count(self, feeds: Mapping[str, Feed], seconds: float) -> None:
+        work = _work(feeds)
         self._meter.add(self._name, work)
         self._meter.rates.measured(self._name, seconds, tiles=work.tiles, tokens=work.tokens)
-        return results
 
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:
         """Empty buffers on the graph's device."""
         return self._graph.new_buffers(names)
 
 
-def _work(feeds: Mapping[str, NDArray[np.generic]]) -> GraphWork:
+def _work(feeds: Mapping[str, Feed]) -> GraphWork:
     """What one run computes, by the inputs that graphs of a role have (`bundle/manifest.py`)."""
     if "pixel_values" in feeds:
         return GraphWork(runs=1, tiles=feeds["pixel_values"].shape[0])
@@ -142,5 +157,7 @@ def _work(feeds: Mapping[str, NDArray[np.generic]]) -> GraphWork:
         return GraphWork(runs=1, tokens=tiles * tokens)
     if "position_ids" not in feeds:
         return GraphWork(runs=1)
-    new, past = feeds["position_ids"].shape[1], int(feeds["past_length"].item())
+    given = feeds["past_length"]
+    past = int((given if isinstance(given, np.ndarray) else given.numpy()).item())
+    new = feeds["position_ids"].shape[1]
     return GraphWork(runs=1, tokens=new, pairs=new * past + new * (new + 1) // 2)

@@ -1,15 +1,23 @@
-"""ONNX Runtime backend: CPU and CUDA."""
+"""The engine ONNX Runtime: CPU and CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import BackendOptions, KVBuffers, TensorSpec
+from lrs_edge.engines.base import (
+    BackendOptions,
+    Feed,
+    HostTensor,
+    KVBuffers,
+    Tensor,
+    TensorSpec,
+)
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.gather_model import gather_model
 from lrs_edge.engines.runtime import ort
@@ -29,19 +37,51 @@ _DTYPES = {
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile", "Fail", "InvalidArgument")
 
 
+def devices() -> tuple[str, ...]:
+    """Devices that this onnxruntime was built for, the fastest first.
+
+    Whether they work is seen when a graph is loaded.
+    """
+    built = "CUDAExecutionProvider" in ort.get_available_providers()
+    return ("cuda", "cpu") if built else ("cpu",)
+
+
 def resolve_provider(name: str) -> str:
-    """The execution provider to ask for: `auto` takes CUDA where this onnxruntime has it.
+    """The device to ask for: `auto` takes CUDA where this onnxruntime has it.
 
     Raises:
         BackendError: CUDA was insisted on and this onnxruntime was built without it.
     """
-    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if name == "cuda" and not has_cuda:
+    if name == "auto":
+        return devices()[0]
+    if name not in devices():
         raise BackendError(
             "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
             "use --provider cpu"
         )
-    return "cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu"
+    return name
+
+
+@dataclass(frozen=True)
+class OrtTensor:
+    """A tensor in onnxruntime's memory, on any device."""
+
+    value: ort.OrtValue
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.value.shape())
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return str(self.value.device_name())
+
+    def numpy(self) -> NDArray[Any]:
+        """It on the host."""
+        array: NDArray[Any] = self.value.numpy()
+        return array
 
 
 class OnnxGraph:
@@ -49,7 +89,7 @@ class OnnxGraph:
 
     def __init__(self, session: ort.InferenceSession, provider: str, path: Path) -> None:
         self._session = session
-        self._provider = provider
+        self._device = provider
         self._path = path
         self._inputs = _specs(session.get_inputs())
         self._outputs = _specs(session.get_outputs())
@@ -76,11 +116,8 @@ class OnnxGraph:
                     "export the bundle again"
                 ) from error
             raise translated from error
-        if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            raise BackendError(
-                "the CUDA provider is installed but does not load (driver or CUDA libraries "
-                "missing?); see `lrs-edge doctor`, or use --provider cpu"
-            )
+        if provider != "cpu":
+            _check_whole(session, path)
         return cls(session, provider, path)
 
     @property
@@ -99,37 +136,42 @@ class OnnxGraph:
         return self._outputs
 
     @property
-    def provider(self) -> str:
+    def device(self) -> str:
         """`cpu` or `cuda`."""
-        return self._provider
+        return self._device
 
     def run(
         self,
-        feeds: Mapping[str, NDArray[np.generic]],
+        feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         buffers: KVBuffers | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run once; see `lrs_edge.engines.base.Graph.run`."""
         try:
             if buffers is None:
-                results = self._session.run(list(outputs), dict(feeds))
+                results = self._session.run(list(outputs), _on_host(feeds))
             else:
                 results = self._run_bound(feeds, outputs, buffers)
         except Exception as error:
             raise _translated(error, f"{self._path.name} failed while running") from error
         return [np.asarray(result, dtype=np.float32) for result in results]
 
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
+    ) -> list[Tensor]:
+        """Run once; see `lrs_edge.engines.base.Graph.run_on_device`."""
+        if self._device == "cpu":
+            return [HostTensor(array) for array in self.run(feeds, outputs, buffers)]
+        try:
+            return self._run_kept(feeds, outputs, buffers)
+        except Exception as error:
+            raise _translated(error, f"{self._path.name} failed while running") from error
+
     def _run_bound(
-        self,
-        feeds: Mapping[str, NDArray[np.generic]],
-        outputs: Sequence[str],
-        buffers: KVBuffers,
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers
     ) -> list[Any]:
-        if not isinstance(buffers, OnnxKVBuffers):
-            raise TypeError(f"{type(buffers).__name__} does not belong to the ONNX backend")
-        bound = buffers.bound(self._session, [self._outputs[name] for name in outputs])
-        for name, array in feeds.items():
-            bound.binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        bound = self._own(buffers).bound(self._session, [self._outputs[name] for name in outputs])
+        _bind(bound.binding, feeds)
         if bound.results is not None:
             self._session.run_with_iobinding(bound.binding)
             # Copied, since the next run writes into the same memory.
@@ -139,6 +181,27 @@ class OnnxGraph:
             bound.binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(bound.binding)
         return [value.numpy() for value in bound.binding.get_outputs()[len(buffers.names) :]]
+
+    def _run_kept(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None
+    ) -> list[Tensor]:
+        """Outputs in memory of their own on the device, which no later run writes into."""
+        if buffers is None:
+            binding, others = self._session.io_binding(), 0
+        else:
+            wanted = [self._outputs[name] for name in outputs]
+            binding = self._own(buffers).bound(self._session, wanted, kept=True).binding
+            others = len(buffers.names)
+        _bind(binding, feeds)
+        for name in outputs:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        return [OrtTensor(value) for value in binding.get_outputs()[others:]]
+
+    def _own(self, buffers: KVBuffers) -> OnnxKVBuffers:
+        if not isinstance(buffers, OnnxKVBuffers):
+            raise TypeError(f"{type(buffers).__name__} does not belong to the ONNX engine")
+        return buffers
 
     def new_buffers(self, names: Sequence[str]) -> OnnxKVBuffers:
         """Empty buffers for the inputs `past_<name>`."""
@@ -150,8 +213,8 @@ class OnnxGraph:
                 "export the bundle again"
             )
         if self._mover is None:
-            self._mover = open_mover(spec.dtype, self._provider)
-        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._provider, self._mover)
+            self._mover = open_mover(spec.dtype, self._device)
+        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._device, self._mover)
 
 
 def open_mover(dtype: str, provider: str) -> ort.InferenceSession:
@@ -191,7 +254,7 @@ class OnnxKVBuffers:
         self._capacity = 1
         self._mover = mover
         self._values = {name: self._allocate(1) for name in names}
-        self._bound: dict[tuple[int, tuple[str, ...]], _Bound] = {}
+        self._bound: dict[tuple[int, bool, tuple[str, ...]], _Bound] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -213,7 +276,9 @@ class OnnxKVBuffers:
         """The OrtValue [1, kv_heads, capacity, head_dim] of one buffer."""
         return self._values[name]
 
-    def bound(self, session: ort.InferenceSession, outputs: Sequence[TensorSpec]) -> _Bound:
+    def bound(
+        self, session: ort.InferenceSession, outputs: Sequence[TensorSpec], *, kept: bool = False
+    ) -> _Bound:
         """The buffers bound as `past_*` and, in place, as `present_*` inputs and outputs.
 
         Kept until the buffers move: binding two values per buffer at every token costs more than
@@ -224,14 +289,16 @@ class OnnxKVBuffers:
             outputs: The other outputs, which the caller binds where they are not all of fixed
                 shape; each set has a binding of its own, since a name that was bound once is
                 computed at every run.
+            kept: What comes out is kept beyond the next run, so the caller binds it in any case.
         """
-        key = (id(session), tuple(output.name for output in outputs))
+        key = (id(session), kept, tuple(output.name for output in outputs))
         if key not in self._bound:
             binding = session.io_binding()
             for name, value in self._values.items():
                 binding.bind_ortvalue_input(f"past_{name}", value)
                 binding.bind_ortvalue_output(f"present_{name}", value)
-            self._bound[key] = _Bound(session, binding, _bound_results(binding, outputs))
+            results = None if kept else _bound_results(binding, outputs)
+            self._bound[key] = _Bound(session, binding, results)
         return self._bound[key]
 
     def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
@@ -296,6 +363,22 @@ class OnnxKVBuffers:
             raise _translated(error, f"a KV buffer of shape {shape} cannot be had") from error
 
 
+def _on_host(feeds: Mapping[str, Feed]) -> dict[str, NDArray[Any]]:
+    return {
+        name: feed if isinstance(feed, np.ndarray) else feed.numpy() for name, feed in feeds.items()
+    }
+
+
+def _bind(binding: ort.IOBinding, feeds: Mapping[str, Feed]) -> None:
+    """Bind what a run reads: tensors of this engine as they are, anything else from the host."""
+    for name, feed in feeds.items():
+        if isinstance(feed, OrtTensor):
+            binding.bind_ortvalue_input(name, feed.value)
+        else:
+            array = feed if isinstance(feed, np.ndarray) else feed.numpy()
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+
+
 def _bound_results(
     binding: ort.IOBinding, outputs: Sequence[TensorSpec]
 ) -> list[ort.OrtValue] | None:
@@ -309,6 +392,48 @@ def _bound_results(
         binding.bind_ortvalue_output(output.name, value)
         results.append(value)
     return results
+
+
+#: Operators with which graphs compute shapes and places, of numbers that the host has anyway.
+_SHAPE_OPERATORS = frozenset(
+    (
+        *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather"),
+        *("Identity", "Max", "Min", "Mul", "Pad", "Range", "ReduceMax", "Reshape", "Shape"),
+        *("Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    )
+)
+
+
+def _check_whole(session: ort.InferenceSession, path: Path) -> None:
+    """Refuse a graph that would run on the CPU in part, although CUDA was asked for.
+
+    Besides being slow, it can be wrong: a node on the CPU reads what was bound on the device from a
+    copy that is made once, when it is bound. onnxruntime's own switch for this
+    (`session.disable_cpu_ep_fallback`) refuses shape arithmetic, too, which every graph has.
+
+    Raises:
+        BackendError: CUDA does not load, or has no kernels for operators of the graph.
+    """
+    if "CUDAExecutionProvider" not in session.get_providers():
+        raise BackendError(
+            "the CUDA provider is installed but does not load (driver or CUDA libraries "
+            "missing?); see `lrs-edge doctor`, or use --provider cpu"
+        )
+    # onnxruntime says so since 1.24; before, a node on the CPU is not noticed.
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    elsewhere = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != "CUDAExecutionProvider"
+        for node in part.get_nodes()
+    } - _SHAPE_OPERATORS
+    if elsewhere:
+        raise BackendError(
+            f"{path.name} would run on the CPU in part ({', '.join(sorted(elsewhere)[:4])}), "
+            "which onnxruntime's CUDA provider has no kernels for; use --provider cpu, or export "
+            "the checkpoint for CUDA: lrs-edge export CHECKPOINT --target cuda -o BUNDLE"
+        )
 
 
 def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.InferenceSession:
@@ -326,6 +451,7 @@ def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.I
     providers = ["CPUExecutionProvider"]
     if provider == "cuda":
         providers.insert(0, "CUDAExecutionProvider")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return ort.InferenceSession(model, options, providers=providers)
 
 

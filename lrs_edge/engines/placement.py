@@ -1,198 +1,237 @@
-"""The loaded stages of one bundle: vision encoder, RFM, language model, and what is around them."""
+"""Which engine runs each stage, and on which device: decided here, from what was asked for.
+
+A new engine is one module in this folder, with a graph class that keeps the contract of `base.py`,
+and one entry in `engines()`. Whatever else asks for a graph names a stage and what it needs of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
 
-from lrs_edge.baselines.segments import SegmentedDecoder
-from lrs_edge.baselines.tower import TowerEncoder
-from lrs_edge.bundle.bundle import Bundle, Embeddings
-from lrs_edge.bundle.manifest import DecoderSpec, Flavour, Manifest
+from lrs_edge.bundle.bundle import Bundle
+from lrs_edge.bundle.manifest import (
+    ONNXRUNTIME,
+    DecoderSpec,
+    Flavour,
+    Manifest,
+    StageSpec,
+)
 from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
-from lrs_edge.language.decoder import Decoder
-from lrs_edge.language.layout import SequenceBuilder
-from lrs_edge.language.llm import LanguageModel
-from lrs_edge.language.prompt import Prompt
 from lrs_edge.requests.memory import means_no_memory
-from lrs_edge.search.context import SearchModel
-from lrs_edge.search.rfm import RegionFocus
-from lrs_edge.vision.encoder import VisionEncoder
+
+StageName = Literal["vision", "rfm", "llm"]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+
+#: What a stage's graph is needed for: the usual, an attention bias, or buffers of int8.
+Need = Literal["usual", "masked", "int8-kv"]
 
 
 @dataclass(frozen=True)
-class Stages:
-    """The loaded stages of one bundle; `kv_cache` is the type of the LLM's key/value buffers."""
+class EngineKind:
+    """One engine that can run graphs.
 
-    manifest: Manifest
-    prompt: Prompt
-    sequences: SequenceBuilder
-    embeddings: Embeddings
-    vision: VisionEncoder
-    focus: RegionFocus
-    llm: LanguageModel
-    search_model: SearchModel
-    provider: str
-    meter: Meter
-    warnings: tuple[str, ...] = ()
-    tower: TowerEncoder | None = None
-    kv_cache: str = "float"
-
-
-def unpacks_weights(precision: str) -> bool:
-    """Whether a vision graph's weights are better dequantized once, when the graph is loaded.
-
-    Not those of a graph that computes in int8: there the engine works on the integers.
+    Attributes:
+        name: As `GraphFile.engines` names it.
+        flavours: Of graphs that it runs, by what they are needed for, the preferred first.
+        devices: Those that it can use here, the fastest first. Raises BackendError where the engine
+            is not installed.
+        load: Loads a graph on the device that the options' `provider` names.
+        problem: Why a stage cannot run on a device, or empty; looks at nothing but the manifest.
     """
-    return precision != "int8-static"
+
+    name: str
+    flavours: Mapping[Need, tuple[str, ...]]
+    devices: Callable[[], tuple[str, ...]]
+    load: Callable[[Path, BackendOptions], Graph]
+    problem: Callable[[StageSpec, str], str]
 
 
-def runs_on_cuda(manifest: Manifest) -> bool:
-    """Whether a bundle computes right on CUDA.
+def engines() -> tuple[EngineKind, ...]:
+    """All engines, the one for `auto` first."""
+    onnxruntime = EngineKind(
+        name=ONNXRUNTIME,
+        flavours={
+            "usual": (Flavour.GQA, Flavour.PLAIN),
+            "masked": (Flavour.MASKED,),
+            "int8-kv": (Flavour.GQA_INT8_KV,),
+        },
+        devices=_onnx_devices,
+        load=_load_onnx,
+        problem=_onnx_problem,
+    )
+    return (onnxruntime,)
 
-    GroupQueryAttention has CUDA kernels for float16 only. In float32 it falls to the CPU inside of
-    a CUDA session, where bound key/value buffers are copied once instead of at every run: from the
-    second chunk on the numbers are wrong, and nothing says so.
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage runs."""
+
+    engine: EngineKind
+    device: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where all stages run."""
+
+    places: Mapping[StageName, Place]
+
+    def __str__(self) -> str:
+        """One device where that is all, else `vision=cuda,rfm=cpu,...`."""
+        devices = {stage: place.device for stage, place in self.places.items()}
+        if len(set(devices.values())) == 1:
+            return devices["vision"]
+        return ",".join(f"{stage}={device}" for stage, device in devices.items())
+
+    def on(self, device: str) -> frozenset[StageName]:
+        """Stages on a device."""
+        return frozenset(stage for stage, place in self.places.items() if place.device == device)
+
+
+def requested(options: BackendOptions) -> dict[StageName, str]:
+    """What is asked for each stage: `auto`, a device, or an engine.
+
+    The RFM follows the language model where it is not named, since it may be layers of it.
+
+    Raises:
+        UsageError: A stage that there is not.
     """
-    return all(spec.floats == "float16" for spec in (manifest.rfm, manifest.llm))
+    given = dict(options.stages)
+    unknown = sorted(set(given) - set(STAGE_NAMES))
+    if unknown:
+        raise UsageError(
+            f"there is no stage {unknown[0]!r} to place; name vision, rfm or llm, such as "
+            "vision=cuda"
+        )
+    if "llm" in given:
+        given.setdefault("rfm", given["llm"])
+    return {stage: given.get(stage, options.provider) for stage in STAGE_NAMES}
 
 
-def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float") -> Stages:
-    """Load all stages of a bundle, all on the same provider.
+def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]:
+    """Placements to try, the best first: more than one only where something is `auto`.
 
-    `auto` means whatever works. Bundles that do not compute right on CUDA (`runs_on_cuda`) run on
-    the CPU; where CUDA is listed but a graph does not load on it, all graphs are loaded on the CPU,
-    and every answer says so.
+    Raises:
+        BundleError: The bundle would answer wrongly where a stage was asked to run.
+        BackendError: No engine that is installed can run a stage.
+        UsageError: A stage, device or engine that there is not.
+    """
+    wanted = requested(options)
+    stages = _specs(bundle.manifest)
+    choices: dict[StageName, list[Place]] = {}
+    for stage, name in wanted.items():
+        places = _places(name)
+        problems = [place.engine.problem(stages[stage], place.device) for place in places]
+        choices[stage] = [
+            place for place, problem in zip(places, problems, strict=True) if not problem
+        ]
+        if not choices[stage]:
+            raise BundleError(f"{bundle.path} {problems[0]}")
+    first = Placement({stage: places[0] for stage, places in choices.items()})
+    last = Placement({stage: places[-1] for stage, places in choices.items()})
+    # `auto` is one decision: stages that nobody placed run together where all of them can.
+    free = [stage for stage, name in wanted.items() if name == "auto"]
+    if len({first.places[stage].device for stage in free}) > 1:
+        first = last
+    return (first,) if first == last else (first, last)
+
+
+def _places(name: str) -> list[Place]:
+    """Places that a name stands for, the best first. Raises BackendError or UsageError."""
+    known = engines()
+    if name == "auto":
+        return [Place(known[0], device) for device in known[0].devices()]
+    for engine in known:
+        if name == engine.name:
+            return [Place(engine, device) for device in engine.devices()[:1]]
+    for engine in known:
+        if name in engine.devices():
+            return [Place(engine, name)]
+    if name == "cuda":
+        raise BackendError(
+            "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
+            "use --provider cpu"
+        )
+    raise UsageError(
+        f"there is no device or engine {name!r}; use auto, cpu, cuda or "
+        f"{', '.join(engine.name for engine in known)}"
+    )
+
+
+def _specs(manifest: Manifest) -> dict[StageName, StageSpec]:
+    return {"vision": manifest.vision, "rfm": manifest.rfm, "llm": manifest.llm}
+
+
+class GraphLoader:
+    """Loads graphs of a bundle where their stages are placed.
 
     Args:
         bundle: The bundle.
-        options: How graphs are run.
-        kv_cache: Type of the language model's key/value buffers, `float` or `int8`.
-
-    Raises:
-        BundleError: A graph, the tokenizer or the embeddings do not fit the manifest, or the
-            bundle cannot run on the provider that was insisted on.
-        BackendError: An engine cannot be loaded.
+        placement: Where its stages run.
+        options: Threads.
+        meter: Counts what the graphs compute.
     """
-    fits_cuda = runs_on_cuda(bundle.manifest)
-    if options.provider == "cuda" and not fits_cuda:
-        raise BundleError(
-            f"{bundle.path} would answer wrongly on CUDA: its region focus module or language "
-            "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
-            "Use --provider cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
-            "--target cuda -o BUNDLE"
-        )
-    if options.provider != "auto":
-        return _load(bundle, options, kv_cache)
-    if not fits_cuda:
-        return _load(bundle, replace(options, provider="cpu"), kv_cache)
-    try:
-        return _load(bundle, options, kv_cache)
-    except BackendError as error:
-        stages = _load(bundle, replace(options, provider="cpu"), kv_cache)
-        failed = f"running on the CPU because CUDA failed: {error}"
-        return replace(stages, warnings=(failed, *stages.warnings))
 
+    def __init__(
+        self, bundle: Bundle, placement: Placement, options: BackendOptions, meter: Meter
+    ) -> None:
+        self._bundle = bundle
+        self._placement = placement
+        self._options = options
+        self._meter = meter
 
-def _llm_graph(spec: DecoderSpec, kv_cache: str) -> str:
-    """The language model's graph for a type of key/value buffers. Raises UsageError."""
-    if kv_cache == "float":
-        return spec.path(Flavour.GQA)
-    if not spec.has(Flavour.GQA_INT8_KV):
-        raise UsageError(
-            "this bundle has no language model over an int8 KV cache; export it with --int8-kv, or "
-            "use --kv-cache float"
-        )
-    return spec.path(Flavour.GQA_INT8_KV)
-
-
-def _load(bundle: Bundle, options: BackendOptions, kv_cache: str) -> Stages:
-    manifest, meter = bundle.manifest, Meter()
-    load_graph = partial(_graph, bundle, meter)
-    hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
-    embeddings = Embeddings(
-        bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
-    )
-    prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
-    sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
-    vision_graph = load_graph(
-        manifest.vision.path(Flavour.PLAIN),
-        replace(options, unpack_weights=unpacks_weights(manifest.vision.precision)),
-    )
-    vision = VisionEncoder(vision_graph, manifest.vision, hidden, embeddings.positions)
-    masked = manifest.rfm.path(Flavour.MASKED) if manifest.rfm.has(Flavour.MASKED) else None
-    rfm = Decoder(
-        load_graph(manifest.rfm.path(Flavour.GQA), options),
-        manifest.rfm,
-        scoring=True,
-        load_masked=None if masked is None else partial(load_graph, masked, options),
-    )
-    llm_graph = load_graph(_llm_graph(manifest.llm, kv_cache), options)
-    llm_decoder = Decoder(llm_graph, manifest.llm, scoring=False)
-    focus = RegionFocus(rfm)
-    return Stages(
-        manifest=manifest,
-        prompt=prompt,
-        sequences=sequences,
-        embeddings=embeddings,
-        vision=vision,
-        focus=focus,
-        llm=LanguageModel(
-            llm_decoder,
-            prompt,
-            embeddings,
-            stop_ids=manifest.prompt.stop_ids,
-            stop_texts=manifest.prompt.stop_texts,
-            load_segments=partial(_segmented, manifest.llm, partial(load_graph, options=options))
-            if manifest.llm.segments
-            else None,
-        ),
-        search_model=SearchModel(
-            focus=focus,
-            sequences=sequences,
-            per_tile=vision.per_tile,
-            tile=manifest.vision.tile,
-            base_side=manifest.search.base_side,
-            keep_ratio=manifest.search.keep_ratio,
-            max_length=manifest.limits.max_length,
-            max_positions=manifest.limits.max_positions,
-            gapless=manifest.vision.positions > 0,
-        ),
-        provider=vision_graph.provider,
-        meter=meter,
-        tower=_tower(manifest, partial(load_graph, options=replace(options, unpack_weights=True))),
-        kv_cache=kv_cache,
-        warnings=_integer_warnings(manifest, vision_graph.provider),
-    )
-
-
-def _integer_warnings(manifest: Manifest, provider: str) -> tuple[str, ...]:
-    """See `integer_check`, which needs the engine."""
-    from lrs_edge.engines.integer_check import integer_warnings
-
-    return integer_warnings(manifest, provider)
-
-
-def _segmented(spec: DecoderSpec, load_graph: Callable[[str], Graph]) -> SegmentedDecoder:
-    return SegmentedDecoder([load_graph(segment.graph) for segment in spec.segments], spec)
-
-
-def _tower(manifest: Manifest, load_graph: Callable[[str], Graph]) -> TowerEncoder | None:
-    spec = manifest.vision.tower
-    if spec is None:
+    def path(self, stage: StageName, need: Need = "usual") -> str | None:
+        """The file in the bundle that serves a stage's need where it is placed; None for none."""
+        spec, engine = _specs(self._bundle.manifest)[stage], self._placement.places[stage].engine
+        for flavour in engine.flavours.get(need, ()):
+            if spec.has(flavour, engine.name):
+                return spec.path(flavour, engine.name)
         return None
-    names = spec.graph, spec.projector
-    return TowerEncoder(
-        lambda: (load_graph(names[0]), load_graph(names[1])), manifest.vision, manifest.llm.hidden
-    )
+
+    def stage(self, stage: StageName, need: Need = "usual") -> Graph:
+        """Load a stage's graph.
+
+        Raises:
+            BundleError: The bundle has none for its engine, or it is no graph.
+            BackendError: The engine fails.
+        """
+        path = self.path(stage, need)
+        if path is None:
+            name = self._placement.places[stage].engine.name
+            raise BundleError(
+                f"{self._bundle.path} has no graph of {stage} for {name}; export the checkpoint "
+                "again, or place the stage elsewhere"
+            )
+        spec = _specs(self._bundle.manifest)[stage]
+        return self.file(stage, path, unpack_weights=unpacks_weights(stage, spec.precision))
+
+    def file(self, stage: StageName, path: str, *, unpack_weights: bool = False) -> Graph:
+        """Load any graph of the bundle where a stage is placed; raises as `stage` does."""
+        place = self._placement.places[stage]
+        options = replace(
+            self._options, provider=place.device, unpack_weights=unpack_weights, stages={}
+        )
+        graph = place.engine.load(self._bundle.graph(path), options)
+        return MeteredGraph(graph, path, self._meter)
 
 
-def _graph(bundle: Bundle, meter: Meter, name: str, options: BackendOptions) -> Graph:
+def unpacks_weights(stage: StageName, precision: str) -> bool:
+    """Whether a graph's weights are better dequantized once, when the graph is loaded.
+
+    Those of vision are, since they are convolutions: but not in a graph that computes in int8,
+    where the engine works on the integers.
+    """
+    return stage == "vision" and precision != "int8-static"
+
+
+def _onnx_devices() -> tuple[str, ...]:
     try:
-        from lrs_edge.engines.onnx import OnnxGraph
+        from lrs_edge.engines.onnx import devices
     except ImportError as error:
         if means_no_memory(error):
             raise out_of_memory("onnxruntime cannot be imported", error) from error
@@ -200,4 +239,26 @@ def _graph(bundle: Bundle, meter: Meter, name: str, options: BackendOptions) -> 
             "onnxruntime is not installed; run, where lrs-edge was installed from: "
             "pip install '.[cpu]' (or '.[gpu]' on an NVIDIA GPU)"
         ) from error
-    return MeteredGraph(OnnxGraph.load(bundle.graph(name), options), name, meter)
+    return devices()
+
+
+def _load_onnx(path: Path, options: BackendOptions) -> Graph:
+    from lrs_edge.engines.onnx import OnnxGraph
+
+    return OnnxGraph.load(path, options)
+
+
+def _onnx_problem(spec: StageSpec, device: str) -> str:
+    """GroupQueryAttention has CUDA kernels for float16 only.
+
+    In float32 it falls to the CPU inside of a CUDA session, where bound key/value buffers are
+    copied once instead of at every run: the numbers are wrong from the second chunk on.
+    """
+    if device == "cpu" or not isinstance(spec, DecoderSpec) or spec.floats == "float16":
+        return ""
+    return (
+        "would answer wrongly on CUDA: its region focus module or language "
+        "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
+        "Use --provider cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
+        "--target cuda -o BUNDLE"
+    )

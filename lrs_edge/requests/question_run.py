@@ -22,7 +22,6 @@ from lrs_edge.baselines.prumerge import PruMerge
 from lrs_edge.baselines.segments import SegmentCaches
 from lrs_edge.baselines.tower import CompressedTiles, Rule
 from lrs_edge.baselines.visionzip import DROPPED, VisionZip
-from lrs_edge.engines.placement import Stages
 from lrs_edge.errors import BundleError, ReadStoppedError, UsageError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
@@ -39,6 +38,7 @@ from lrs_edge.search.context import SearchContext, no_tiles
 from lrs_edge.search.result import SearchResult
 from lrs_edge.search.rfm import token_scores
 from lrs_edge.search.search import Search, trim
+from lrs_edge.stages import Stages
 from lrs_edge.vision.tiles import TileSource
 
 if TYPE_CHECKING:

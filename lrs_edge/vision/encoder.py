@@ -43,7 +43,7 @@ class VisionEncoder:
         self.positions = positions
         self._graph = graph
         self._hidden = hidden
-        self._batch = 1 if graph.provider == "cpu" else MOST_BATCH
+        self._batch = 1 if graph.device == "cpu" else MOST_BATCH
         self._mean = np.array(spec.mean, np.float32)
         self._std = np.array(spec.std, np.float32)
         wanted = (None, 3, spec.tile, spec.tile)

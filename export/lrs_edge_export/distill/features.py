@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.bundle.manifest import Flavour, GraphFile, VisionSpec
-from lrs_edge.engines.base import BackendOptions, KVBuffers, TensorSpec
+from lrs_edge.engines.base import (
+    BackendOptions,
+    Feed,
+    HostTensor,
+    KVBuffers,
+    Tensor,
+    TensorSpec,
+)
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.errors import BackendError
 from lrs_edge.files import replacing
@@ -82,7 +89,7 @@ class VisionGraph:
     """
 
     name = _GRAPH
-    provider = "cpu"
+    device = "cpu"
 
     def __init__(self, path: Path, stage: VisionStage, threads: int | None) -> None:
         self._path = path
@@ -95,7 +102,7 @@ class VisionGraph:
 
     def run(
         self,
-        feeds: Mapping[str, NDArray[np.generic]],
+        feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         buffers: KVBuffers | None = None,
     ) -> list[NDArray[np.float32]]:
@@ -103,6 +110,12 @@ class VisionGraph:
         if self._graph is None:
             self._graph = OnnxGraph.load(self._path, self._options)
         return self._graph.run(feeds, outputs, buffers)
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
+    ) -> list[Tensor]:
+        """Encode tiles. Raises BackendError."""
+        return [HostTensor(array) for array in self.run(feeds, outputs, buffers)]
 
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:
         """There are none. Raises BackendError."""

@@ -66,7 +66,7 @@ class Probe:
         return _median([self._timed_prompt(session, prompt) for _ in range(_RUNS)])
 
     def _vision(self, path: Path, precision: Precision) -> OnnxGraph:
-        options = BackendOptions("cpu", unpack_weights=unpacks_weights(precision))
+        options = BackendOptions("cpu", unpack_weights=unpacks_weights("vision", precision))
         return OnnxGraph.load(path, options)
 
     def _session(self, path: Path, capacity: int) -> DecoderSession:

@@ -1,0 +1,165 @@
+"""The loaded stages of one bundle: vision encoder, RFM, language model, and what is around them.
+
+Where they run is decided in `engines/placement.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lrs_edge.baselines.segments import SegmentedDecoder
+from lrs_edge.baselines.tower import TowerEncoder
+from lrs_edge.bundle.bundle import Bundle, Embeddings
+from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.engines.base import BackendOptions, Graph
+from lrs_edge.engines.metered import Meter
+from lrs_edge.engines.placement import GraphLoader, Placement, placements
+from lrs_edge.errors import BackendError, UsageError
+from lrs_edge.language.decoder import Decoder
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.llm import LanguageModel
+from lrs_edge.language.prompt import Prompt
+from lrs_edge.search.context import SearchModel
+from lrs_edge.search.rfm import RegionFocus
+from lrs_edge.vision.encoder import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The loaded stages of one bundle.
+
+    `provider` says on which device they run, `kv_cache` of which type the LLM's key/value buffers
+    are.
+    """
+
+    manifest: Manifest
+    prompt: Prompt
+    sequences: SequenceBuilder
+    embeddings: Embeddings
+    vision: VisionEncoder
+    focus: RegionFocus
+    llm: LanguageModel
+    search_model: SearchModel
+    provider: str
+    meter: Meter
+    warnings: tuple[str, ...] = ()
+    tower: TowerEncoder | None = None
+    kv_cache: str = "float"
+
+
+def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float") -> Stages:
+    """Load all stages of a bundle.
+
+    `auto` means whatever works: where a graph does not load on CUDA, what nobody placed is loaded
+    on the CPU, and every answer says so.
+
+    Args:
+        bundle: The bundle.
+        options: Where stages run, and how.
+        kv_cache: Type of the language model's key/value buffers, `float` or `int8`.
+
+    Raises:
+        BundleError: A graph, the tokenizer or the embeddings do not fit the manifest, or the
+            bundle cannot run where it was asked to.
+        BackendError: An engine cannot be loaded.
+        UsageError: What was asked for is not there.
+    """
+    first, *others = placements(bundle, options)
+    try:
+        return _load(bundle, first, options, kv_cache)
+    except BackendError as error:
+        for placement in others:
+            stages = _load(bundle, placement, options, kv_cache)
+            failed = f"running on the CPU because CUDA failed: {error}"
+            return replace(stages, warnings=(failed, *stages.warnings))
+        raise
+
+
+def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cache: str) -> Stages:
+    manifest, meter = bundle.manifest, Meter()
+    graphs = GraphLoader(bundle, placement, options, meter)
+    hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
+    embeddings = Embeddings(
+        bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
+    )
+    prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
+    sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
+    vision = VisionEncoder(graphs.stage("vision"), manifest.vision, hidden, embeddings.positions)
+    masked = graphs.path("rfm", "masked") is not None
+    rfm = Decoder(
+        graphs.stage("rfm"),
+        manifest.rfm,
+        scoring=True,
+        load_masked=(lambda: graphs.stage("rfm", "masked")) if masked else None,
+    )
+    focus = RegionFocus(rfm)
+    llm = LanguageModel(
+        Decoder(_llm_graph(graphs, kv_cache), manifest.llm, scoring=False),
+        prompt,
+        embeddings,
+        stop_ids=manifest.prompt.stop_ids,
+        stop_texts=manifest.prompt.stop_texts,
+        load_segments=(lambda: _segmented(manifest, graphs)) if manifest.llm.segments else None,
+    )
+    return Stages(
+        manifest=manifest,
+        prompt=prompt,
+        sequences=sequences,
+        embeddings=embeddings,
+        vision=vision,
+        focus=focus,
+        llm=llm,
+        search_model=SearchModel(
+            focus=focus,
+            sequences=sequences,
+            per_tile=vision.per_tile,
+            tile=manifest.vision.tile,
+            base_side=manifest.search.base_side,
+            keep_ratio=manifest.search.keep_ratio,
+            max_length=manifest.limits.max_length,
+            max_positions=manifest.limits.max_positions,
+            gapless=manifest.vision.positions > 0,
+        ),
+        provider=str(placement),
+        meter=meter,
+        tower=_tower(manifest, graphs),
+        kv_cache=kv_cache,
+        warnings=_integer_warnings(manifest, placement),
+    )
+
+
+def _llm_graph(graphs: GraphLoader, kv_cache: str) -> Graph:
+    """The language model over a type of key/value buffers. Raises UsageError."""
+    if kv_cache == "float":
+        return graphs.stage("llm")
+    if graphs.path("llm", "int8-kv") is None:
+        raise UsageError(
+            "this bundle has no language model over an int8 KV cache; export it with --int8-kv, or "
+            "use --kv-cache float"
+        )
+    return graphs.stage("llm", "int8-kv")
+
+
+def _integer_warnings(manifest: Manifest, placement: Placement) -> tuple[str, ...]:
+    """See `integer_check`, which needs the engine."""
+    from lrs_edge.engines.integer_check import integer_warnings
+
+    return integer_warnings(manifest, placement.on("cpu"))
+
+
+def _segmented(manifest: Manifest, graphs: GraphLoader) -> SegmentedDecoder:
+    parts = [graphs.file("llm", segment.graph) for segment in manifest.llm.segments]
+    return SegmentedDecoder(parts, manifest.llm)
+
+
+def _tower(manifest: Manifest, graphs: GraphLoader) -> TowerEncoder | None:
+    spec = manifest.vision.tower
+    if spec is None:
+        return None
+    names = spec.graph, spec.projector
+
+    def load() -> tuple[Graph, Graph]:
+        tower, projector = (graphs.file("vision", name, unpack_weights=True) for name in names)
+        return tower, projector
+
+    return TowerEncoder(load, manifest.vision, manifest.llm.hidden)
