@@ -73,7 +73,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
-from lrs_edge.bundle import Embeddings
+from lrs_edge.bundle.bundle import Embeddings
 path = Path(sys.argv[1])
 rows = np.arange(4000 * 8, dtype=np.float32).reshape(4000, 8)
 save_file({"embed_tokens": rows, "image_newline": rows[0]}, path)

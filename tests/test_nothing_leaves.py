@@ -112,6 +112,6 @@ def test_onnxruntime_is_imported_in_one_place() -> None:
         for folder in folders
         for path in (ROOT / folder).rglob("*.py")
         for match in pattern.finditer(path.read_text(encoding="utf-8"))
-        if not match[0].strip().startswith("from") or "backends.runtime" not in path.read_text()
+        if not match[0].strip().startswith("from") or "engines.runtime" not in path.read_text()
     }
     assert found == {str(Path("lrs_edge/engines/runtime.py"))}

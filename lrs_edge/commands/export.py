@@ -75,7 +75,7 @@ _PRECISION = click.Choice(
     type=click.FloatRange(0, 100),
     metavar="PERCENT",
     help="Keep so much of each stage's weights, the most sensitive by measurement, at a higher "
-    "precision; default: 15 for int8-dynamic, int8-static and int4-weight, else 0.",
+    "precision; default: 15 for int8-static and int4-weight, else 0.",
 )
 @click.option(
     "--sensitivity",

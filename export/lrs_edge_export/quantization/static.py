@@ -208,10 +208,9 @@ def _quantize(
     **nodes: list[str],
 ) -> onnx.ModelProto:
     """The model with quantization pairs around all nodes, or those that `nodes` say."""
+    import lrs_edge.engines.runtime  # noqa: F401, I001 - before anything of onnxruntime
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    import lrs_edge.engines.runtime  # noqa: F401 - before anything of onnxruntime
 
     add_pre_process_metadata(model)
     source, target = folder / "source.onnx", folder / "quantized.onnx"
