@@ -22,6 +22,7 @@ from lrs_edge.baselines.prumerge import PruMerge
 from lrs_edge.baselines.segments import SegmentCaches
 from lrs_edge.baselines.tower import CompressedTiles, Rule
 from lrs_edge.baselines.visionzip import DROPPED, VisionZip
+from lrs_edge.bundle.layout import LocalRows
 from lrs_edge.errors import BundleError, ReadStoppedError, UsageError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
@@ -99,6 +100,7 @@ class QuestionRun:
                 "the image was turned by its EXIF orientation, which the authors' code does not "
                 "do; open it with orientation 'stored' for the reference policy"
             )
+        self._check_layout()
         self._plan = self._plan_pruning()
         self._pyramid = self._build_pyramid()
         self._source = tiles
@@ -130,6 +132,15 @@ class QuestionRun:
                 "full policy"
             )
         return build_pyramid(raster.height, raster.width, policy="full", **size)
+
+    def _check_layout(self) -> None:
+        if self._options.policy != "reference":
+            return
+        if self._stages.manifest.prompt.local != LocalRows(newline=True):
+            raise BundleError(
+                "the reference policy is for models whose local tokens stand in rows that end with "
+                "newlines, which this bundle's prompt does not have; use --policy full"
+            )
 
     def _plan_pruning(self) -> PruningPlan | None:
         if self._options.prune not in INSIDE:
