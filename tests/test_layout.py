@@ -52,7 +52,7 @@ from tests.sequences import tiles_builder
 
 QUESTION = "How many ships?"
 
-#: As InternVL lays its tiles out: a mark in text before each, text between and behind them.
+#: As InternVL lays its tiles out: a mark in text before each, text between and after them.
 MARKED: tuple[Part, ...] = (
     TokenIds((256,)),
     Text("<|im_start|>user\n"),

@@ -358,7 +358,7 @@ def test_a_bundle_without_segments_says_what_to_do(whole: Path, image: Path) -> 
 
 def test_segments_add_no_weights(bundle: Path, whole: Path) -> None:
     data = "llm.onnx.data"
-    # Keys of the layer behind a cut are projected twice, by the same weights.
+    # Keys of the layer after a cut are projected twice, by the same weights.
     assert (bundle / data).read_bytes() == (whole / data).read_bytes()
     assert (bundle / "llm.onnx").read_bytes() == (whole / "llm.onnx").read_bytes()
     segments = read_manifest(bundle).llm.segments

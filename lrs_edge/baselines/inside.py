@@ -38,7 +38,7 @@ class PruningPlan:
     """Where tokens are dropped, how many, and by what.
 
     Attributes:
-        keeps: Share of the prompt's vision tokens that is left behind each layer count K.
+        keeps: Share of the prompt's vision tokens that is left after each layer count K.
         ranking: Which attention ranks them.
     """
 

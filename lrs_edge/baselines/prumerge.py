@@ -1,7 +1,7 @@
 """PruMerge: the outliers of the class token's attention, each merged with what resembles it.
 
 Shang et al., ICCV 2025 (arXiv 2403.15388), LLaVA-PruMerge. The attention is that of the layer
-behind the one whose output is used, all heads as one. Patches above the third quartile by more than
+after the one whose output is used, all heads as one. Patches above the third quartile by more than
 one and a half interquartile ranges are kept: as many as the tile has content, never more than a
 quarter. Each adds the 32 patches with the most similar keys, weighted by their attention, and one
 more token is the weighted sum of all that were not kept. That happens before the projector.

@@ -1,8 +1,8 @@
 """The language model cut into segments of layers, so that tokens can be dropped between them.
 
-Layers before a cut keep all tokens in their KV caches, layers behind it only the kept ones, each at
+Layers before a cut keep all tokens in their KV caches, layers after it only the kept ones, each at
 its own position. Equal to one graph whose layers mask the dropped tokens as keys: a dropped token's
-hidden state is not seen by any other behind the cut.
+hidden state is not seen by any other after the cut.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SegmentCaches:
         self.caches = tuple(caches)
 
     def text_positions(self, count: int) -> NDArray[np.int64]:
-        """Positions int64 [k, count] of text behind the cached tokens; gaps stay gaps."""
+        """Positions int64 [k, count] of text after the cached tokens; gaps stay gaps."""
         return self.caches[-1].text_positions(count)
 
     @property

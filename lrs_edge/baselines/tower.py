@@ -33,7 +33,7 @@ class Patches(NamedTuple):
     """What a CLIP tower gives for n patches of one tile; see `TowerSpec`.
 
     `features` float32 [n, W]; of the last layer that was run `attention` [n] and `keys` [n, d]; of
-    the layer behind it `next_attention` [n] and `next_keys` [n, W].
+    the layer after it `next_attention` [n] and `next_keys` [n, W].
     """
 
     features: NDArray[np.float32]

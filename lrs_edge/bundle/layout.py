@@ -71,7 +71,7 @@ class LocalTiles(_Part, frozen=True, tag="local_tiles"):
 
     Attributes:
         before: Text before a tile's tokens, in which `{row}`, `{col}` and `{number}` are replaced.
-        after: The same behind them.
+        after: The same after them.
     """
 
     before: str = ""
@@ -162,7 +162,7 @@ def problems(parts: tuple[Part, ...]) -> str:
         return "must have one global_view, one of local_rows and local_tiles, and one question"
     (view,), (local,), (question,) = places
     if not view < local < question:
-        return "must have its global_view before its local tokens, and its question behind them"
+        return "must have its global_view before its local tokens, and its question after them"
     if any(isinstance(part, Separator) for part in parts[local:]):
         return "must have a separator before its local tokens only"
     for part in parts:

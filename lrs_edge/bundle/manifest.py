@@ -26,7 +26,7 @@ Graphs of one stage have the same inputs and outputs for every model family:
              -> logits [1, V], present_* as past_*
 
 `past_*` and `present_*` are buffers [1, kv_heads, S, head_dim] of which the first `past_length`
-places are filled; the graph writes the L new keys (after RoPE) and values behind them. Both may be
+places are filled; the graph writes the L new keys (after RoPE) and values after them. Both may be
 the same memory. `rfm` scores at layer n, of which only the keys exist. The `masked` flavour of
 `rfm` has one input more, attention_bias [1, 1, L, past_length + L], added to the attention logits
 of layers 0..n-1.
@@ -140,7 +140,7 @@ class TowerSpec(msgspec.Struct, frozen=True):
             cls_attention [N, T], of the class token to the patches in the last layer that is run,
             after the softmax, mean over heads;
             keys [N, T, d], of the patches in the same layer, mean over heads;
-            next_cls_attention [N, T] and next_keys [N, T, W], the same in the layer behind it, all
+            next_cls_attention [N, T] and next_keys [N, T, W], the same in the layer after it, all
             heads taken as one of width W.
         projector: Path of the projector, features [N, M, W] -> tokens [N, M, D].
         flops: Floating-point operations of the tower for one tile; 0 where they were not counted.

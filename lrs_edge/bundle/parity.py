@@ -33,7 +33,7 @@ class Figure(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """False beyond the limit, and for a value that is no number."""
+        """False beyond the limit, and for a value that is not a number."""
         if self.limit is None:
             return True
         return self.value <= self.limit if self.sign == "<=" else self.value >= self.limit

@@ -33,7 +33,7 @@ def thread_count(wanted: int | None) -> int | None:
         is right.
 
     Raises:
-        UsageError: It is no whole number of at least 1.
+        UsageError: It is not a whole number of at least 1.
     """
     if wanted is None:
         allowed = _allowed()

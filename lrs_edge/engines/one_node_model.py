@@ -32,7 +32,7 @@ def one_node_model(
     Args:
         operator: An operator of the standard domain.
         inputs: Names of the operator's inputs.
-        types: Element type of `y` and of every input that is no constant.
+        types: Element type of `y` and of every input that is not a constant.
         constants: Inputs whose values are stored in the model.
         attributes: Of the operator, integers.
         axes: Names of the axes of `y` and of inputs, whose sizes are free; axes of one name have

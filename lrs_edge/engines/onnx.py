@@ -33,7 +33,7 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(int8)": "int8",
 }
-#: onnxruntime's errors for files that are no graphs (their module is private).
+#: onnxruntime's errors for files that are not graphs (their module is private).
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile", "Fail", "InvalidArgument")
 
 
@@ -100,7 +100,7 @@ class OnnxGraph:
         """Load a graph.
 
         Raises:
-            BundleError: The file is no graph.
+            BundleError: The file is not a graph.
             BackendError: The engine cannot run the graph, or the provider fails.
             OutOfMemoryError: It does not fit into memory.
         """
@@ -112,7 +112,7 @@ class OnnxGraph:
             damaged = type(error).__name__ in _DAMAGED and provider == "cpu"
             if damaged and not isinstance(translated, OutOfMemoryError):
                 raise BundleError(
-                    f"{path} is no ONNX graph that can be run ({_first_line(error)}); copy or "
+                    f"{path} is not an ONNX graph that can be run ({_first_line(error)}); copy or "
                     "export the bundle again"
                 ) from error
             raise translated from error

@@ -197,7 +197,7 @@ class GraphLoader:
         """Load a stage's graph.
 
         Raises:
-            BundleError: The bundle has none for its engine, or it is no graph.
+            BundleError: The bundle has none for its engine, or it is not a graph.
             BackendError: The engine fails.
         """
         path = self.path(stage, need)

@@ -25,7 +25,7 @@ from lrs_edge.language.kv_cache import (
 #: slower than 512 on a CPU, and in `int8-dynamic`, whose scales are those of a run, nearer to fp32.
 PREFILL_CHUNK = 256
 
-#: Told before a part of a prompt runs: its first place in the sequence, and the one behind it.
+#: Told before a part of a prompt runs: its first place in the sequence, and the one after it.
 OnPart = Callable[[int, int], None]
 
 
@@ -133,7 +133,7 @@ class Decoder:
             tokens: Its labels [T].
             ends: Ascending lengths at which this sequence and later ones may part; up to the last
                 of them its tokens can be recognised later. If that is T, so can be the result.
-            attention_bias: float32 [T - ends[0], T] as in `forward`, for the tokens behind the
+            attention_bias: float32 [T - ends[0], T] as in `forward`, for the tokens after the
                 first end, which are then never recognised.
             on_part: Called before each part that is run; what it raises ends the prefill, and the
                 cache then holds the parts before.
@@ -225,9 +225,9 @@ class Decoder:
 
 
 def _boundaries(*ends: int) -> list[int]:
-    """0, the ends, and places every `PREFILL_CHUNK` tokens behind each of them.
+    """0, the ends, and places every `PREFILL_CHUNK` tokens after each of them.
 
-    The places depend on nothing behind them, so that sequences with a common start are cut alike.
+    The places depend on nothing after them, so that sequences with a common start are cut alike.
     """
     bounds = [0]
     for end in sorted(set(ends) - {0}):

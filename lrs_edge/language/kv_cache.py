@@ -137,7 +137,7 @@ class KVCache:
         return int(np.max(self._labels["position"][self._length - 1])) + 1 if self._length else 0
 
     def text_positions(self, count: int) -> NDArray[np.int64]:
-        """Positions int64 [k, count] of text behind the cached tokens."""
+        """Positions int64 [k, count] of text after the cached tokens."""
         places = self.next_position + np.arange(count, dtype=np.int64)
         return np.tile(places, (self._labels.dtype["position"].shape or (1,)) + (1,))
 
@@ -189,7 +189,7 @@ class KVCache:
             self._output = None
 
     def append(self, tokens: Tokens, marks: Fingerprints | None = None) -> None:
-        """Record tokens whose keys and values one run has just written behind the others.
+        """Record tokens whose keys and values one run has just written after the others.
 
         Args:
             tokens: Labels [n].
@@ -202,7 +202,7 @@ class KVCache:
         """
         end = self._length + len(tokens)
         if end > self.buffers.capacity:
-            raise ValueError(f"{len(tokens)} tokens do not fit behind {len(self)} cached ones")
+            raise ValueError(f"{len(tokens)} tokens do not fit after {len(self)} cached ones")
         if self._length == 0 and self._labels.dtype != tokens.dtype:
             self._labels = np.empty(len(self._labels), tokens.dtype)
         if not self._ascends(tokens):
@@ -283,7 +283,7 @@ class KVCache:
             self._move(indices, self.buffers.capacity)
         self._labels[: len(indices)] = self._labels[indices]
         self._marks[: len(indices)] = self._marks[indices]
-        # Tokens behind a dropped one have seen it: what they hold is not what a cache that never
+        # Tokens after a dropped one have seen it: what they hold is not what a cache that never
         # had it would hold.
         self._marks[stayed : len(indices)] = UNKNOWN
         self._cut(stayed)

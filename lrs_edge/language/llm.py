@@ -116,7 +116,7 @@ class LanguageModel:
         """Make the cache begin with these tokens, which later prompts begin with too.
 
         Args:
-            cache: Anything; what it holds behind them stays where they were there already.
+            cache: Anything; what it holds after them stays where they were there already.
             embeds: float32 [n, D].
             tokens: Labels [n].
             on_part: As in `Decoder.prefill`.
@@ -125,7 +125,7 @@ class LanguageModel:
             self._decoder.prefill(cache, embeds, tokens, (len(tokens),), on_part=on_part)
 
     def try_step(self, cache: KVCache) -> None:
-        """Run one token behind the cached ones and forget it: only its time is of interest."""
+        """Run one token after the cached ones and forget it: only its time is of interest."""
         length = len(cache)
         embeds = self._embeddings.lookup(np.zeros(1, np.int64))
         self._decoder.forward(cache, embeds, make_tokens(cache.text_positions(1), TokenKind.ANSWER))
@@ -213,8 +213,8 @@ class LanguageModel:
                 yield Step(None, text.finish(), "length")
                 return
             embeds = self._embeddings.lookup(np.array([token], np.int64))
-            behind = make_tokens(cache.text_positions(1), TokenKind.ANSWER)
-            logits = self._forward(cache, embeds, behind)
+            newest = make_tokens(cache.text_positions(1), TokenKind.ANSWER)
+            logits = self._forward(cache, embeds, newest)
 
 
 class StopText:

@@ -123,7 +123,7 @@ class Prompt:
     def ids(
         self, parts: Sequence[Part], question: str = "", end_str: str = ""
     ) -> NDArray[np.int64]:
-        """Token ids int64 [n] of consecutive parts; those that are no text have none.
+        """Token ids int64 [n] of consecutive parts; those that are not text have none.
 
         Args:
             parts: Of the layout.
@@ -173,12 +173,14 @@ class Prompt:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             return error
         reason = " ".join(str(error).split())[:200]
-        return BundleError(f"{self._path} is no tokenizer that works ({reason}); export it again")
+        return BundleError(
+            f"{self._path} is not a tokenizer that works ({reason}); export it again"
+        )
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated tokens, control tokens left out.
 
-        Bytes that are no UTF-8 become U+FFFD one by one, as SentencePiece has it; `tokenizers`
+        Bytes that are not UTF-8 become U+FFFD one by one, as SentencePiece has it; `tokenizers`
         would give up the whole run of bytes, the valid ones included.
         """
         if self._bytes.keys().isdisjoint(ids):

@@ -45,11 +45,11 @@ class LocalTokens:
     Attributes:
         embeds: float32 [n, D].
         indices: int64 [n], ascending places in the sequence of the whole level.
-        cells: int64 [n], places on the level's token grid, row-major with a column behind each row
+        cells: int64 [n], places on the level's token grid, row-major with a column after each row
             for its newline; -1 for marks. In a layout of rows these are the `indices`.
         offsets: int64 [n], positions relative to the first local token. Equal to `indices`, or
             without gaps where the padded sequence is longer than the model was made for.
-        span: Positions that the level takes up; the text after the image starts behind them.
+        span: Positions that the level takes up; the text after the image starts after them.
         tile_rows: int64 [n], -1 for newlines.
         tile_cols: int64 [n], -1 for newlines.
         hidden: bool [n], zero tokens that only the reference's dense pass computes.

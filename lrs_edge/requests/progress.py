@@ -8,7 +8,7 @@ from typing import Literal
 from lrs_edge.answer.answer import Progress
 
 OnProgress = Callable[[Progress], None]
-Step = Literal["read", "encode", "score", "prefill", "decode"]
+StepName = Literal["read", "encode", "score", "prefill", "decode"]
 
 
 class ProgressTeller:
@@ -45,7 +45,7 @@ class ProgressTeller:
         self._read, self._encoded = read, encoded
         self.tell(step)
 
-    def tell(self, step: Step) -> None:
+    def tell(self, step: StepName) -> None:
         """Say what happens now."""
         self._check()
         if self._on_progress is None:

@@ -26,7 +26,7 @@ from lrs_edge.search.scorers import Scorer, TokenLogits
 class Exhaustive:
     """All tiles of the finest level, scored in groups as large as a level of the search.
 
-    Every group is one pass behind the shared prefix; the softmax goes over what all passes saw.
+    Every group is one pass after the shared prefix; the softmax goes over what all passes saw.
 
     Args:
         context: The question and the image.

@@ -53,7 +53,7 @@ def token_scores(
 def dense_bias(
     cached: int, hidden: NDArray[np.bool_], *, masked: float = MASKED
 ) -> NDArray[np.float32]:
-    """Attention bias for new tokens behind `cached` ones: causal, hidden tokens masked as keys.
+    """Attention bias for new tokens after `cached` ones: causal, hidden tokens masked as keys.
 
     Args:
         cached: Keys before the new tokens; all can be seen.
@@ -96,7 +96,7 @@ class RegionFocus:
     ) -> None:
         """Make the cache begin with the prefix: text before the image, global view, separator.
 
-        What it holds behind the prefix stays where the prefix was there already.
+        What it holds after the prefix stays where the prefix was there already.
         """
         if not self._decoder.begins_with(cache, embeds, tokens):
             self._decoder.prefill(cache, embeds, tokens, (len(tokens),), on_part=on_part)

@@ -57,7 +57,7 @@ class RfmScorer:
     """The Region Focus Module: attention of the prompt's last token.
 
     The base level is the same for every question on a scene, so the scene's cache keeps its keys
-    and values; other passes work behind a copy of the prefix, which is gone after the question.
+    and values; other passes work after a copy of the prefix, which is gone after the question.
 
     Args:
         focus: The RFM.

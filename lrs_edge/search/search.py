@@ -118,7 +118,7 @@ class Search:
 
 def _room(context: SearchContext) -> _Room:
     length = context.model.max_length - len(context.prefix) - len(context.after)
-    # The answer is written behind the prompt: what it may need is not for the image, unless it may
+    # The answer is written after the prompt: what it may need is not for the image, unless it may
     # be so long that no image would be left.
     length -= max(min(context.options.max_tokens, length // 2), 1)
     most = context.options.max_vision_tokens

@@ -96,7 +96,7 @@ class _Writer:
         self._file_of = {name: path for path, names in self._shards.items() for name in names}
 
     def copy_side_files(self) -> None:
-        """Everything that is no weight, and the vision tower where it lies inside."""
+        """Everything that is not a weight, and the vision tower where it lies inside."""
         path = self._checkpoint.path
         weights = {file.name for file in weight_files(path)}
         for file in sorted(path.iterdir()):

@@ -78,7 +78,7 @@ def distill(
 
     Raises:
         ExportError: The checkpoint is not usable, or the target is in the way.
-        UsageError: Options or data cannot be meant.
+        UsageError: Options or data are not valid.
         ImageError: An image cannot be read.
         BackendError: A device is not there.
     """

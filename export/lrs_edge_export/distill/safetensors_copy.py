@@ -17,7 +17,7 @@ def dtype_of(path: Path, name: str) -> torch.dtype | None:
     """Type of a floating-point tensor as it is stored; None if it is not there or of another.
 
     Raises:
-        ExportError: The file is no safetensors file.
+        ExportError: The file is not a safetensors file.
     """
     stored = read_header(path)[0].get(name)
     names = {shown: dtype for dtype, shown in _TYPES.items()}
@@ -39,7 +39,7 @@ def copy_with(
         new: Further tensors: float32, float16 or bfloat16.
 
     Raises:
-        ExportError: The source is no safetensors file.
+        ExportError: The source is not a safetensors file.
         OSError: The target cannot be written.
     """
     stored, metadata = ({}, {}) if source is None else read_header(source)

@@ -20,7 +20,7 @@ class Work:
         stamp: What it belongs to.
 
     Raises:
-        UsageError: It belongs to something else, or is no work folder.
+        UsageError: It belongs to something else, or is not a work folder.
     """
 
     def __init__(self, path: Path, stamp: dict[str, Any]) -> None:
