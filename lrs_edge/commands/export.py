@@ -85,8 +85,8 @@ _PRECISION = click.Choice(
 @click.option(
     "--int8-kv",
     is_flag=True,
-    help="Also write the language model over an int8 KV cache (ask --kv-cache int8). For CUDA: on a "
-    "CPU, prefill over it takes 3 to 4 times as long.",
+    help="Also write the language model over an int8 KV cache (ask --kv-cache int8). For CUDA: on "
+    "a CPU, prefill over it takes 3 to 4 times as long.",
 )
 @click.option(
     "--attention-layers",
