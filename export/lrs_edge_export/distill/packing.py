@@ -63,7 +63,7 @@ class Packing:
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Mixed values [H, I + S, d]: the image part causally, the questions under the mask."""
         image, heads = self.image, len(query)
-        key, value = decoder.spread(key, heads), decoder.spread(value, heads)
+        key, value = decoder.to_all_heads(key, heads), decoder.to_all_heads(value, heads)
         shown = decoder.causal(query[:, :image], key[:, :image], value[:, :image])
         asked = decoder.attention(query[:, image:], key, value, self.mask)
         return torch.cat((shown, asked), dim=1)

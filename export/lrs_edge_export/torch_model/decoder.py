@@ -85,11 +85,11 @@ def attention(
         mask = mask.to(query.dtype)
     heads = query.shape[-3]
     return F.scaled_dot_product_attention(
-        query, spread(key, heads), spread(value, heads), mask, is_causal=is_causal
+        query, to_all_heads(key, heads), to_all_heads(value, heads), mask, is_causal=is_causal
     )
 
 
-def spread(x: Tensor, heads: int) -> Tensor:
+def to_all_heads(x: Tensor, heads: int) -> Tensor:
     """Keys or values [.., heads, T, d] of [.., a divisor of heads, T, d]: each to its group."""
     group = heads // x.shape[-3]
     return x if group == 1 else x.repeat_interleave(group, -3)
@@ -164,7 +164,7 @@ def attention_logits(
     key = rotated_heads(config, weights, "k", normed[keys], turns.at(keys), observe)
     # Few numbers, and the ones that count: full precision under autocast, too.
     with torch.autocast(x.device.type, enabled=False):
-        products = query.float() @ spread(key, config.heads).float().transpose(-2, -1)
+        products = query.float() @ to_all_heads(key, config.heads).float().transpose(-2, -1)
     return products / math.sqrt(config.head_dim)
 
 

@@ -31,19 +31,18 @@ class StoredLayer(Mapping[str, Tensor]):
     def __init__(self, stage: DecoderStage, layer: int) -> None:
         self._stage = stage
         self._layer = layer
+        self._names = layer_shapes(stage.config, scoring=layer == stage.config.layers).keys()
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
         return torch.from_numpy(self._stage.read(self._layer, name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(layer_shapes(self._stage.config, scoring=self._is_scoring))
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(layer_shapes(self._stage.config, scoring=self._is_scoring))
-
-    @property
-    def _is_scoring(self) -> bool:
-        return self._layer == self._stage.config.layers
+        return len(self._names)
 
 
 def read_layer(

@@ -92,7 +92,7 @@ class Layer(nn.Module):
         weights, normed = dict(self.named_parameters()), self.input_layernorm(x)
         query = decoder.rotated_heads(self.config, weights, "q", normed, turns)
         key = decoder.rotated_heads(self.config, weights, "k", normed, turns)
-        return query, decoder.spread(key, self.config.heads)
+        return query, decoder.to_all_heads(key, self.config.heads)
 
     def forward(self, x: Tensor, turns: Rope, mask: Tensor | None) -> Tensor:
         """Attention (causal without a mask) and feed-forward, each added to [B, T, hidden]."""
