@@ -35,7 +35,7 @@ from lrs_edge.bundle.manifest import (
     StageSpec,
 )
 from lrs_edge.errors import BundleError
-from lrs_edge_export.checkpoints.model import EfficientNetTower
+from lrs_edge_export.checkpoints.vision import EfficientNetTower
 
 Array = NDArray[np.float32]
 

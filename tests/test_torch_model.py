@@ -21,8 +21,9 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from lrs_edge_export.checkpoints.model import ClipTower, DecoderConfig, DecoderStage
+from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
 from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.torch_model import decoder, stages, vision
 
 VOCABULARY, LENGTH = 11, 9

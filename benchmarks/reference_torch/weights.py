@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
-from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Model, VisionStage
+from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Model
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.registry import read_model
 from lrs_edge_export.torch_model.decoder import LayerWeights
 from lrs_edge_export.torch_model.stages import read_layer

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Literal
 
 from lrs_edge.errors import ExportError
-from lrs_edge_export.checkpoints.model import ClipTower, Model
+from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.graphs import decoder_graph, vision_graph
 from lrs_edge_export.graphs.weight_file import WeightFile
 from lrs_edge_export.quantization import (

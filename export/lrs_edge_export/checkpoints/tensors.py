@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
@@ -21,6 +22,9 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.safetensors_file import StoredTensor, damaged, read_header
 
 Array = NDArray[np.float32]
+
+#: Of tensors by name.
+Shapes = dict[str, tuple[int, ...]]
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -119,6 +123,26 @@ class Scoped:
                 raise ExportError(
                     f"{what}: {self.prefix}{name} has shape {list(found)}, config.json asks for "
                     f"{list(wanted)}; weights and config do not belong together"
+                )
+
+    def refuse_others(self, prefix: str, known: Collection[str], what: str) -> None:
+        """Refuse tensors that the graph would leave out, such as biases that no config names.
+
+        Args:
+            prefix: Expression for what stands before the names.
+            known: Names that are read.
+            what: Names the part of the model in the message.
+
+        Raises:
+            ExportError: There are others. Tables that are computed anew are none.
+        """
+        for name in self.names():
+            found = re.match(prefix, name)
+            rest = name[found.end() :] if found else ""
+            if found and rest not in known and not rest.endswith("rotary_emb.inv_freq"):
+                raise ExportError(
+                    f"{what}: the checkpoint has {self.prefix}{name}, which the exported model "
+                    "would leave out; its architecture, or a field of config.json, is not supported"
                 )
 
 

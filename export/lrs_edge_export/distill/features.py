@@ -36,7 +36,8 @@ from lrs_edge.requests.options import Resampling
 from lrs_edge.vision.encoder import FeatureCache, Features, VisionEncoder
 from lrs_edge.vision.positions import ImagePositions
 from lrs_edge.vision.tiles import TileSession, TileSource
-from lrs_edge_export.checkpoints.model import Model, VisionStage
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.graphs import vision_graph
 from lrs_edge_export.graphs.weight_file import WeightFile
 

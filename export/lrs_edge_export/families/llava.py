@@ -11,15 +11,10 @@ from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import TokenizerFile
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, download, is_hub_name
-from lrs_edge_export.checkpoints.model import (
-    ClipTower,
-    DecoderStage,
-    Model,
-    VisionStage,
-    check_vocabulary,
-)
+from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
+from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.registry import (
     MAX_HEADS,

@@ -13,16 +13,10 @@ from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import copied
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
-from lrs_edge_export.checkpoints.model import (
-    DecoderStage,
-    EfficientNetTower,
-    Model,
-    PositionTables,
-    VisionStage,
-    check_vocabulary,
-)
+from lrs_edge_export.checkpoints.model import DecoderStage, Model, PositionTables, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.checkpoints.vision import EfficientNetTower, VisionStage
 from lrs_edge_export.families.registry import (
     MAX_TILE,
     MAX_TOKENS,

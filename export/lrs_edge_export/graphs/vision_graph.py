@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lrs_edge_export.checkpoints.model import (
+from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.vision import (
     ClipTower,
     EfficientNetTower,
     VisionStage,
     same_padding,
 )
-from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.graphs.onnx_writer import GraphWriter
 from lrs_edge_export.graphs.weight_file import WeightFile
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lrs_edge.errors import ExportError
-from lrs_edge_export.checkpoints.model import VisionStage
 from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.checkpoints.vision import VisionStage
 
 #: Local tiles along a side, and images at most.
 SIDE = 2

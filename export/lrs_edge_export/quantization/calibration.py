@@ -22,10 +22,11 @@ from lrs_edge.errors import ExportError, ImageError, UsageError
 from lrs_edge.evaluation.questions import read_questions
 from lrs_edge.pyramid.levels import LevelWindow
 from lrs_edge.raster.raster import Raster
-from lrs_edge_export.checkpoints.model import ClipTower, DecoderStage, Model, VisionStage
+from lrs_edge_export.checkpoints.model import DecoderStage, Model
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.sequences import model_sequences
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores
 from lrs_edge_export.quantization.calibrators import TILE_BATCH
 from lrs_edge_export.quantization.kept_tensors import KeptTensors

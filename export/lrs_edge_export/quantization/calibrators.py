@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lrs_edge_export.checkpoints.model import ClipTower, DecoderStage, VisionStage
+from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
 from lrs_edge_export.quantization.kept_tensors import KeptTensors
 from lrs_edge_export.quantization.statistics import InputObserver, InputStatistics
 from lrs_edge_export.torch_model import stages, vision

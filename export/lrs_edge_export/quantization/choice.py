@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrs_edge_export.bundle.stages import Stage, StageWriter
-from lrs_edge_export.checkpoints.model import ClipTower, Model
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.quantization import CalibrationData
 from lrs_edge_export.quantization.precision import Plan, Precision
 from lrs_edge_export.quantization.probe import Probe, least_cosine

@@ -13,7 +13,8 @@ from lrs_edge.bundle.parity import Choice, ParityReport
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import STAGES, STATIC_TILES, Plans, Stage, calibrated, check_plan
-from lrs_edge_export.checkpoints.model import ClipTower, Model
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.parity.check import LIMITS
 from lrs_edge_export.quantization import CalibrationData, load_calibration
 from lrs_edge_export.quantization.choice import Candidate, int8_precisions, measure, ranked

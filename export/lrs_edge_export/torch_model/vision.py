@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
-from lrs_edge_export.checkpoints.model import ClipTower, EfficientNetTower, VisionStage
 from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.checkpoints.vision import ClipTower, EfficientNetTower, VisionStage
 from lrs_edge_export.torch_model.decoder import Observer
 
 
