@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from lrs_edge.baselines.inside import VISION, PruningPlan, kept_count, kept_places
 from lrs_edge.bundle.manifest import DecoderSpec, SegmentSpec
-from lrs_edge.engines.base import Graph
+from lrs_edge.engines.base import Graph, Tensor
 from lrs_edge.errors import BundleError
-from lrs_edge.language.decoder import PREFILL_CHUNK, check_layers, run_layers
+from lrs_edge.language.decoder import PREFILL_CHUNK, check_layers, pass_on, run_layers
 from lrs_edge.language.kv_cache import KVCache, Tokens
 
 _STATES = "hidden_states"
@@ -105,7 +105,9 @@ class SegmentedDecoder:
     def forward(
         self, caches: SegmentCaches, embeds: NDArray[np.float32], tokens: Tokens
     ) -> NDArray[np.float32]:
-        """Run new tokens through all segments; nothing is dropped.
+        """Run a few new tokens through all segments at once; nothing is dropped.
+
+        The states between segments stay on the device.
 
         Args:
             caches: Hold the tokens before them; afterwards these too.
@@ -115,10 +117,16 @@ class SegmentedDecoder:
         Returns:
             Logits float32 [1, V] of the last token.
         """
-        states = embeds
-        for number, cache in enumerate(caches.caches):
-            states = self._run(number, cache, states, tokens, "").values
-        return states
+        states: NDArray[np.float32] | Tensor = embeds
+        *inner, cache = caches.caches
+        for number, behind in enumerate(inner):
+            behind.reserve(len(tokens))
+            states = pass_on(self._graphs[number], behind, states, tokens, _STATES)
+        cache.reserve(len(tokens))
+        name = self._spec.segments[-1].graph
+        (logits,) = run_layers(self._graphs[-1], name, cache, states, tokens, ("logits",))
+        self._check_shapes(name, logits, None, len(tokens), len(cache), last=True)
+        return logits
 
     def _run(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.bundle.manifest import DecoderSpec
-from lrs_edge.engines.base import Graph
+from lrs_edge.engines.base import Feed, Graph, Tensor
 from lrs_edge.errors import BackendError, BundleError
 from lrs_edge.language.kv_cache import (
     UNKNOWN,
@@ -287,7 +287,7 @@ def run_layers(
     graph: Graph,
     name: str,
     cache: KVCache,
-    embeds: NDArray[np.float32],
+    embeds: NDArray[np.float32] | Tensor,
     tokens: Tokens,
     outputs: Sequence[str],
     more: Mapping[str, NDArray[np.generic]] | None = None,
@@ -299,7 +299,7 @@ def run_layers(
         graph: The graph.
         name: Its file, for messages.
         cache: What the new tokens can attend to; it has room for them.
-        embeds: float32 [L, D].
+        embeds: float32 [L, D], or what a graph gave [1, L, D].
         tokens: Labels [L].
         outputs: Outputs to return.
         more: Inputs besides the usual ones.
@@ -308,12 +308,7 @@ def run_layers(
     Raises:
         BackendError: The engine fails, or gives numbers that are not finite.
     """
-    feeds: dict[str, NDArray[np.generic]] = {
-        "inputs_embeds": embeds[None].astype(np.float32, copy=False),
-        "position_ids": position_ids(tokens),
-        "past_length": np.array([len(cache)], np.int64),
-        **(more or {}),
-    }
+    feeds = _feeds(cache, embeds, tokens) | dict(more or {})
     found = graph.run(feeds, outputs, cache.buffers)
     if not all(np.isfinite(values).all() for values in found):
         raise BackendError(
@@ -322,3 +317,32 @@ def run_layers(
         )
     cache.append(tokens, marks)
     return found
+
+
+def pass_on(
+    graph: Graph,
+    cache: KVCache,
+    embeds: NDArray[np.float32] | Tensor,
+    tokens: Tokens,
+    output: str,
+) -> Tensor:
+    """Run new tokens as `run_layers` does, for another graph: the output stays on the device.
+
+    It is not looked at: what is not finite in it stays so to the last graph's logits.
+
+    Returns:
+        float32 [1, L, D].
+    """
+    (states,) = graph.run_on_device(_feeds(cache, embeds, tokens), [output], cache.buffers)
+    cache.append(tokens)
+    return states
+
+
+def _feeds(cache: KVCache, embeds: NDArray[np.float32] | Tensor, tokens: Tokens) -> dict[str, Feed]:
+    if isinstance(embeds, np.ndarray):
+        embeds = embeds[None].astype(np.float32, copy=False)
+    return {
+        "inputs_embeds": embeds,
+        "position_ids": position_ids(tokens),
+        "past_length": np.array([len(cache)], np.int64),
+    }
