@@ -20,9 +20,10 @@ from pathlib import Path
 
 from benchmarks.embedded_checkpoint import write_checkpoint
 from benchmarks.measure import head, parser_for
+from lrs_edge.engines.placement import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export import AccuracyCheck, ExportOptions, Precisions, export_bundle
-from lrs_edge_export.bundle.stages import STAGES, Stage, StageWriter, check_plan
+from lrs_edge_export.bundle.stages import StageWriter, check_plan
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.registry import read_model
@@ -40,7 +41,7 @@ BUNDLES: dict[str, Precisions] = {
 }
 
 
-def plans_of(stage: Stage, model: Model, folder: Path) -> dict[Precision, Plan]:
+def plans_of(stage: StageName, model: Model, folder: Path) -> dict[Precision, Plan]:
     """What `lrs-edge export` would do for each precision that a stage can have."""
     found = {}
     for precision in PRECISIONS:
@@ -55,7 +56,7 @@ def plans_of(stage: Stage, model: Model, folder: Path) -> dict[Precision, Plan]:
 
 
 def measure_stage(
-    stage: Stage, model: Model, data: CalibrationData, folder: Path, rounds: int
+    stage: StageName, model: Model, data: CalibrationData, folder: Path, rounds: int
 ) -> list[dict[str, float | str]]:
     """One row per precision of a stage."""
     probe, plans, paths = Probe(stage, data), plans_of(stage, model, folder), {}
@@ -107,7 +108,7 @@ def main() -> None:
     """Measure, print tables and one line of JSON."""
     parser = parser_for(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="default: the embedded bundle, dequantized")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=STAGE_NAMES, default=list(STAGE_NAMES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=Path)
     parser.add_argument("--images", type=Path)

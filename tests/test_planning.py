@@ -15,9 +15,10 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import onnx
 
+from lrs_edge.engines.placement import STAGE_NAMES
 from lrs_edge.errors import ExportError
 from lrs_edge_export import ExportOptions, Precisions, export_bundle
-from lrs_edge_export.bundle.stages import STAGES, Plans, StageWriter
+from lrs_edge_export.bundle.stages import Plans, StageWriter
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.registry import read_model
@@ -53,7 +54,7 @@ def test_cuda_gets_what_its_kernels_run(
     if large:
         monkeypatch.setattr(planning, "MOST_WEIGHTS", 1)
     found = plans(model, tmp_path, asked, target="cuda")
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         assert found.of(stage).precision == precision
         assert found.of(stage).floats is np.float16
 
@@ -63,7 +64,7 @@ def test_large_stages_on_a_cpu_are_dynamic_by_rule(
 ) -> None:
     monkeypatch.setattr(planning, "MOST_WEIGHTS", 1)
     found = plans(model, tmp_path, "int8")
-    assert {found.of(stage).precision for stage in STAGES} == {"int8-dynamic"}
+    assert {found.of(stage).precision for stage in STAGE_NAMES} == {"int8-dynamic"}
     # Inputs of down projections have a scale for each place: keeping them higher gains nothing.
     assert found.llm.higher == frozenset()
 

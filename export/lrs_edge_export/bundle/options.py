@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lrs_edge.engines.placement import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
-from lrs_edge_export.bundle.stages import STAGES, Stage
 from lrs_edge_export.quantization.precision import REQUESTS, Requested, Target
 
 
@@ -19,7 +19,7 @@ class Precisions:
     llm: Requested = "fp32"
 
     def __post_init__(self) -> None:
-        for stage in STAGES:
+        for stage in STAGE_NAMES:
             if self.of(stage) not in REQUESTS:
                 raise ExportError(
                     f"precision {self.of(stage)!r} is unknown; use one of {', '.join(REQUESTS)}"
@@ -30,9 +30,9 @@ class Precisions:
         """The same for every stage."""
         return cls(precision, precision, precision)
 
-    def of(self, stage: Stage) -> Requested:
+    def of(self, stage: StageName) -> Requested:
         """What was asked for a stage."""
-        requests: dict[Stage, Requested] = {
+        requests: dict[StageName, Requested] = {
             "vision": self.vision,
             "rfm": self.rfm,
             "llm": self.llm,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
+from lrs_edge.engines.placement import StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array
@@ -36,9 +36,6 @@ _FLOAT_VISION = "vision_float.onnx"
 #: Tiles that ranges of activations are measured on; more take longer and change little.
 STATIC_TILES = 40
 
-Stage = Literal["vision", "rfm", "llm"]
-STAGES: tuple[Stage, ...] = ("vision", "rfm", "llm")
-
 
 @dataclass(frozen=True)
 class Plans:
@@ -48,16 +45,18 @@ class Plans:
     rfm: Plan = field(default_factory=Plan)
     llm: Plan = field(default_factory=Plan)
 
-    def of(self, stage: Stage) -> Plan:
+    def of(self, stage: StageName) -> Plan:
         """The plan of a stage."""
         return {"vision": self.vision, "rfm": self.rfm, "llm": self.llm}[stage]
 
-    def with_stage(self, stage: Stage, plan: Plan) -> Plans:
+    def with_stage(self, stage: StageName, plan: Plan) -> Plans:
         """The same plans but for one stage."""
         return replace(self, **{stage: plan})
 
 
-def calibrated(plan: Plan, stage: Stage, model: Model, data: Callable[[], CalibrationData]) -> Plan:
+def calibrated(
+    plan: Plan, stage: StageName, model: Model, data: Callable[[], CalibrationData]
+) -> Plan:
     """The plan, which can ask for what is known of the inputs of a stage's matrix products.
 
     Args:
@@ -106,7 +105,7 @@ class StageWriter:
         self._vision_attention = vision_attention
         self._tiles = tiles
         self._stack = ExitStack()
-        self.weights: dict[Stage, WeightFile] = {}
+        self.weights: dict[StageName, WeightFile] = {}
 
     def __enter__(self) -> StageWriter:
         return self
@@ -119,7 +118,7 @@ class StageWriter:
     ) -> None:
         self._stack.close()
 
-    def write(self, stage: Stage, plan: Plan) -> None:
+    def write(self, stage: StageName, plan: Plan) -> None:
         """Write all graphs of a stage.
 
         Raises:
@@ -170,7 +169,7 @@ class StageWriter:
         path = self.folder / LLM_INT8_KV
         decoder_graph.write_llm(self.model.llm, self.head, path, self.weights["llm"], scales)
 
-    def _open(self, stage: Stage, graph: str, plan: Plan) -> WeightFile:
+    def _open(self, stage: StageName, graph: str, plan: Plan) -> WeightFile:
         weights = self._stack.enter_context(WeightFile(self.folder / f"{graph}.data", plan))
         self.weights[stage] = weights
         return weights
@@ -192,7 +191,7 @@ def clip_tower(model: Model) -> ClipTower:
     return tower
 
 
-def check_plan(stage: Stage, precision: Precision, model: Model) -> None:
+def check_plan(stage: StageName, precision: Precision, model: Model) -> None:
     """Refuse what makes no sense for a stage. Raises ExportError."""
     convolutional = stage == "vision" and not isinstance(model.vision.tower, ClipTower)
     if convolutional and precision in ("int4-weight", "int8-dynamic"):

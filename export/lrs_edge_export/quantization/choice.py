@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs_edge_export.bundle.stages import Stage, StageWriter
+from lrs_edge.engines.placement import StageName
+from lrs_edge_export.bundle.stages import StageWriter
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.quantization import CalibrationData
@@ -23,12 +24,12 @@ from lrs_edge_export.quantization.probe import Probe, least_cosine
 class Candidate:
     """A precision of a stage as measured: least cosine to float over tiles or prompts."""
 
-    stage: Stage
+    stage: StageName
     precision: Precision
     cosine: float
 
 
-def int8_precisions(stage: Stage, model: Model) -> tuple[Precision, ...]:
+def int8_precisions(stage: StageName, model: Model) -> tuple[Precision, ...]:
     """Ways to be int8, the one with the fewest operations in floats first.
 
     Matrix products have one: static int8 was as fast for them, and less faithful
@@ -40,7 +41,7 @@ def int8_precisions(stage: Stage, model: Model) -> tuple[Precision, ...]:
 
 
 def measure(
-    stage: Stage, plans: Sequence[Plan], model: Model, data: CalibrationData, folder: Path
+    stage: StageName, plans: Sequence[Plan], model: Model, data: CalibrationData, folder: Path
 ) -> list[Candidate]:
     """Compare a stage under several plans with itself in float32.
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from lrs_edge.bundle.parity import Choice, ParityReport
+from lrs_edge.engines.placement import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.options import ExportOptions
-from lrs_edge_export.bundle.stages import STAGES, STATIC_TILES, Plans, Stage, calibrated, check_plan
+from lrs_edge_export.bundle.stages import STATIC_TILES, Plans, calibrated, check_plan
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.parity.check import LIMITS
@@ -45,12 +46,12 @@ class Planned:
     """
 
     plans: Plans
-    choices: dict[Stage, list[Candidate]]
-    errors: dict[Stage, list[LayerError]]
+    choices: dict[StageName, list[Candidate]]
+    errors: dict[StageName, list[LayerError]]
 
     def added_to(self, report: ParityReport) -> ParityReport:
         """A report that says what was measured here, too."""
-        kept = {stage: tuple(sorted(self.plans.of(stage).higher)) for stage in STAGES}
+        kept = {stage: tuple(sorted(self.plans.of(stage).higher)) for stage in STAGE_NAMES}
         choices = [
             Choice(stage, one.precision, round(one.cosine, 6))
             for stage, candidates in self.choices.items()
@@ -94,12 +95,12 @@ class Planner:
             ExportError: A stage cannot have the precision that was asked for.
         """
         planned = Planned(Plans(), {}, {})
-        for stage in STAGES:
+        for stage in STAGE_NAMES:
             plan = self._stage_plan(stage, planned)
             planned = replace(planned, plans=planned.plans.with_stage(stage, plan))
         return planned
 
-    def _stage_plan(self, stage: Stage, planned: Planned) -> Plan:
+    def _stage_plan(self, stage: StageName, planned: Planned) -> Plan:
         asked = self._options.precisions.of(stage)
         cuda = self._options.target == "cuda"
         if asked == "fp32" and cuda:
@@ -128,7 +129,7 @@ class Planner:
             planned.errors[stage] = errors[best.precision]
         return best
 
-    def _kept(self, stage: Stage, precision: Precision, planned: Planned) -> Plan:
+    def _kept(self, stage: StageName, precision: Precision, planned: Planned) -> Plan:
         """The plan for a precision, in which sensitive weights are kept higher."""
         options = self._options
         plan = Plan(precision, target=options.target, symmetric=options.symmetric)
@@ -162,14 +163,14 @@ class Planner:
             return replace(plan, higher=best_variant(found).kept)
         return replace(plan, higher=kept_higher(errors, percent))
 
-    def _suspects(self, stage: Stage) -> frozenset[str]:
+    def _suspects(self, stage: StageName) -> frozenset[str]:
         """What is kept higher where nothing is measured: the inputs with the largest outliers."""
         if stage == "vision":
             return frozenset()
         config = (self._model.rfm if stage == "rfm" else self._model.llm).config
         return frozenset(f"layers.{layer}.mlp.down_proj" for layer in range(config.layers))
 
-    def _is_large(self, stage: Stage) -> bool:
+    def _is_large(self, stage: StageName) -> bool:
         tower = self._model.vision.tower
         if stage == "vision":
             if not isinstance(tower, ClipTower):

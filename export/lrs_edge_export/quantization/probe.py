@@ -10,8 +10,8 @@ import numpy as np
 
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
-from lrs_edge.engines.placement import unpacks_weights
-from lrs_edge_export.bundle.stages import LLM, RFM, VISION, Stage
+from lrs_edge.engines.placement import StageName, unpacks_weights
+from lrs_edge_export.bundle.stages import LLM, RFM, VISION
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.sessions import DecoderSession
 from lrs_edge_export.quantization import CalibrationData
@@ -32,7 +32,7 @@ class Probe:
         data: Calibration data.
     """
 
-    def __init__(self, stage: Stage, data: CalibrationData) -> None:
+    def __init__(self, stage: StageName, data: CalibrationData) -> None:
         self._stage = stage
         step = max(len(data.tiles) // _TILES, 1)
         self._tiles = data.tiles[::step][:_TILES]

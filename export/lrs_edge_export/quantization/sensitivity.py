@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lrs_edge_export.bundle.stages import Stage
+from lrs_edge.engines.placement import StageName
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.graphs import decoder_graph, vision_graph
 from lrs_edge_export.graphs.weight_file import WeightFile
@@ -24,14 +24,14 @@ _TILES = 16
 class LayerError:
     """One weight: its stage, its layer's name, its elements, the error it causes alone."""
 
-    stage: Stage
+    stage: StageName
     name: str
     elements: int
     error: float
 
 
 def measure_sensitivity(
-    stage: Stage,
+    stage: StageName,
     plan: Plan,
     model: Model,
     data: CalibrationData,
@@ -114,7 +114,7 @@ def sensitivity_table(errors: Iterable[LayerError], higher: frozenset[str]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _writer(stage: Stage, model: Model, path: Path, weights: WeightFile) -> Callable[[], None]:
+def _writer(stage: StageName, model: Model, path: Path, weights: WeightFile) -> Callable[[], None]:
     """Writes the stage's main graph, as often as it is called."""
     if stage == "vision":
         return lambda: vision_graph.write_vision(model.vision, path, weights)
