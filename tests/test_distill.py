@@ -145,7 +145,7 @@ def test_the_bundle_scores_as_the_student_does(
     encoder, _ = open_encoder(model, tmp_path, None)
     asked = [TrainingQuestion("new.png", text, ()) for text in QUESTIONS]
     assembler = Assembler(model, encoder, asked, tmp_path, tmp_path)
-    student = Student.read(model.rfm, torch.device("cpu"))
+    student = Student.read(model.region_focus, torch.device("cpu"))
     with np.load(tmp_path / "t.npz") as trace:
         levels = [
             int(name[3:-5]) for name in trace if name.endswith("_attn") and name[3:-5].isdigit()
@@ -247,7 +247,7 @@ def test_a_checkpoint_without_rfm(data: Path, tmp_path: Path) -> None:
     new = open_tensors(tmp_path / "new")
     assert set(new.names()) > set(bare)
     model = read_model(find_checkpoint(str(tmp_path / "new")))
-    assert model.rfm.config.layers == 1
+    assert model.region_focus.config.layers == 1
     stored = load_file(tmp_path / "new" / "model-00003-of-00003.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     for number, file in enumerate(shards, 1):
@@ -296,7 +296,7 @@ def test_the_authors_layout(data: Path, tmp_path: Path) -> None:
     result = distill(str(source), data, tmp_path / "new", options)
     assert result.report["steps"] == 3
     model = read_model(find_checkpoint(str(tmp_path / "new")), options.vision_tower)
-    assert (model.rfm.config.layers, result.layer_list) == (2, (2, 4))
+    assert (model.region_focus.config.layers, result.layer_list) == (2, (2, 4))
 
 
 # -- refusals ------------------------------------------------------------------------------------

@@ -67,9 +67,9 @@ def scores_alone(stage: DecoderStage, whole: PackedInput, question: int) -> np.n
 
 def test_packed_questions_equal_questions_alone(model: Model) -> None:
     whole = packed()
-    scores = Student.read(model.rfm, CPU).scores(whole)[-1].numpy()
+    scores = Student.read(model.region_focus, CPU).scores(whole)[-1].numpy()
     for question in range(len(whole.lengths)):
-        wanted = scores_alone(model.rfm, whole, question)
+        wanted = scores_alone(model.region_focus, whole, question)
         np.testing.assert_allclose(scores[question], wanted, rtol=1e-4, atol=1e-7)
 
 
@@ -130,23 +130,23 @@ def test_the_teacher_holds_one_layer_at_a_time(
 
 def test_a_student_of_the_first_layers_sees_what_the_teacher_sees(model: Model) -> None:
     whole = packed()
-    student = Student.read(model.rfm, CPU).scores(whole)
+    student = Student.read(model.region_focus, CPU).scores(whole)
     found = dict(teacher.attention_by_layer(model.llm, [whole], (1, 2), CPU))
     for layer, scores in zip((1, 2), student, strict=True):
         np.testing.assert_array_equal(scores.numpy(), found[layer][0].numpy())
 
 
 def test_a_student_does_not_change_what_it_was_read_from(model: Model) -> None:
-    student = Student.read(model.rfm, CPU)
-    before = model.rfm.read(0, "mlp.up_proj.weight").copy()
+    student = Student.read(model.region_focus, CPU)
+    before = model.region_focus.read(0, "mlp.up_proj.weight").copy()
     with torch.no_grad():
         for weight in student.parameters():
             weight.add_(1.0)
-    np.testing.assert_array_equal(model.rfm.read(0, "mlp.up_proj.weight"), before)
+    np.testing.assert_array_equal(model.region_focus.read(0, "mlp.up_proj.weight"), before)
 
 
 def test_gradients_reach_every_weight(model: Model) -> None:
-    student = Student.read(model.rfm, CPU)
+    student = Student.read(model.region_focus, CPU)
     for weight in student.parameters():
         weight.requires_grad_(True)
     whole = packed()
@@ -158,8 +158,8 @@ def test_gradients_reach_every_weight(model: Model) -> None:
 
 def test_bf16_is_near_fp32(model: Model) -> None:
     whole = packed()
-    exact = Student.read(model.rfm, CPU).scores(whole)[-1]
-    rough = Student.read(model.rfm, CPU, half=True).scores(whole)[-1]
+    exact = Student.read(model.region_focus, CPU).scores(whole)[-1]
+    rough = Student.read(model.region_focus, CPU, half=True).scores(whole)[-1]
     assert rough.dtype == torch.float32
     assert float((exact - rough).abs().sum(-1).max()) < 0.3
     assert not torch.equal(exact, rough)

@@ -71,7 +71,7 @@ def test_formulas_equal_what_torch_counts(bundles: dict[str, tuple[Path, Path]],
     work = GraphWork(runs=1, tokens=length, pairs=length * length)
     llm = counted(lambda: stages.llm_logits(model.llm, model.lm_head(), embeds, 1))
     assert costs["llm.onnx"].of(work) == llm
-    rfm = counted(lambda: stages.rfm_logits(model.rfm, embeds))
+    rfm = counted(lambda: stages.rfm_logits(model.region_focus, embeds))
     scores = 2 * manifest.rfm.heads * manifest.rfm.head_dim * length
     assert costs["rfm.onnx"].of(work) + scores == rfm
     assert costs["rfm_masked.onnx"] == costs["rfm.onnx"]

@@ -52,7 +52,11 @@ def save_without(folder: Path, *unwanted: str, **replaced: np.ndarray) -> None:
 
 def test_a_sound_checkpoint(folder: Path) -> None:
     model = read(folder)
-    assert (model.family, model.vocabulary, model.rfm.config.layers) == ("llava_qwen", 259, 2)
+    assert (model.family, model.vocabulary, model.region_focus.config.layers) == (
+        "llava_qwen",
+        259,
+        2,
+    )
     assert model.lm_head().shape == (259, 64)
     assert model.prompt.stop_ids == (258, 256)
 
@@ -69,7 +73,11 @@ def test_a_shape_that_does_not_fit(folder: Path) -> None:
 
 def test_no_region_focus_module(folder: Path) -> None:
     save_without(folder, "token_pruner")
-    refused(folder, "token_pruner", "lrs-edge distill", "train one")
+    model = read(folder)
+    assert model.rfm is None
+    with pytest.raises(ExportError, match=r"from-llm:LAYERS.*lrs-edge distill"):
+        _ = model.region_focus
+    assert model.with_rfm_of_llm(2).region_focus.config.layers == 2
 
 
 def test_more_tokens_than_embeddings(folder: Path) -> None:

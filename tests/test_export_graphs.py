@@ -43,8 +43,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def opened(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Open:
     folder = tmp_path_factory.mktemp("graphs")
     with WeightFile(folder / "rfm.onnx.data") as weights:
-        write_rfm(model.rfm, "gqa", folder / "rfm.onnx", weights)
-        write_rfm(model.rfm, "masked", folder / "masked.onnx", weights)
+        write_rfm(model.region_focus, "gqa", folder / "rfm.onnx", weights)
+        write_rfm(model.region_focus, "masked", folder / "masked.onnx", weights)
     with WeightFile(folder / "llm.onnx.data") as weights:
         head = LanguageHead(model.vocabulary, model.lm_head)
         write_llm(model.llm, head, folder / "llm.onnx", weights)
@@ -64,7 +64,7 @@ def expected(model: Model, name: str, embeds: np.ndarray, positions: np.ndarray)
     x, places = torch.from_numpy(embeds), torch.from_numpy(positions)
     if name == "llm":
         return stages.llm_logits(model.llm, model.lm_head(), x, 1, places).numpy()
-    return stages.rfm_logits(model.rfm, x, places).numpy()
+    return stages.rfm_logits(model.region_focus, x, places).numpy()
 
 
 def causal(queries: int, keys: int) -> np.ndarray:

@@ -50,7 +50,11 @@ def test_it_is_read_and_exported(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "random", TINY, SMALL_TOWER, shard_bytes=100_000)
     assert len(list((tmp_path / "random").glob("model-*.safetensors"))) > 2
     model = read_model(find_checkpoint(str(tmp_path / "random")))
-    assert (model.vocabulary, model.llm.config.layers, model.rfm.config.layers) == (300, 2, 1)
+    assert (model.vocabulary, model.llm.config.layers, model.region_focus.config.layers) == (
+        300,
+        2,
+        1,
+    )
     weight = model.llm.read(0, "mlp.up_proj.weight")
     assert weight.std() == pytest.approx(1 / 8, rel=0.1)
     head = open_tensors(tmp_path / "random").shape("lm_head.weight")

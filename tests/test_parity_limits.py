@@ -88,7 +88,7 @@ def wrong_scale(stage: DecoderStage) -> DecoderStage:
 def test_a_broken_graph_fails(
     model: Model, vision: Path, tmp_path: Path, change: Callable[[DecoderStage], DecoderStage]
 ) -> None:
-    written = replace(model, rfm=change(model.rfm), llm=change(model.llm))
+    written = replace(model, rfm=change(model.region_focus), llm=change(model.llm))
     with pytest.MonkeyPatch.context() as patch:
         # Matrices of the checkpoint are smaller than what is worth quantizing.
         patch.setattr(weight_file, "MIN_QUANTIZED", 1)

@@ -46,7 +46,7 @@ def exported(model: Model, folder: Path, precision: Precision) -> Iterator[parit
         WeightFile(files["llm"], plan) as llm,
     ):
         write_vision(model.vision, paths["vision"], vision)
-        write_rfm(model.rfm, "gqa", paths["rfm"], rfm)
+        write_rfm(model.region_focus, "gqa", paths["rfm"], rfm)
         write_llm(model.llm, LanguageHead(model.vocabulary, model.lm_head), paths["llm"], llm)
         yield parity.Graphs(**paths, rfm_weights=rfm, llm_weights=llm)
 

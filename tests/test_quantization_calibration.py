@@ -118,11 +118,11 @@ def test_decoder_statistics_are_those_of_one_pass(model: Model, data: Calibratio
 def test_rfm_statistics_include_the_scoring_layer(model: Model, data: CalibrationData) -> None:
     def run(observe: Observer) -> None:
         for x in data.sequences:
-            stages.rfm_logits(model.rfm, torch.from_numpy(x), observe=observe)
+            stages.rfm_logits(model.region_focus, torch.from_numpy(x), observe=observe)
 
     wanted = observed(run)
-    calibrator = DecoderCalibrator(model.rfm, data.sequences, second_moments=True)
-    last = f"layers.{model.rfm.config.layers}.self_attn"
+    calibrator = DecoderCalibrator(model.region_focus, data.sequences, second_moments=True)
+    last = f"layers.{model.region_focus.config.layers}.self_attn"
     for part in ("q_proj", "k_proj"):
         check(calibrator.inputs(f"{last}.{part}").second_moments, wanted[f"{last}.k_proj"])
     check(

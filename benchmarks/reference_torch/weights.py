@@ -89,7 +89,7 @@ def load_weights(folder: Path) -> Weights:
     return Weights(
         model=model,
         vision=replace(model.vision, tower=tower, projector=_in_memory(model.vision.projector)),
-        rfm=_decoder(model.rfm),
+        rfm=_decoder(model.region_focus),
         llm=_decoder(model.llm),
         embed_tokens=torch.from_numpy(model.embed_tokens()),
         lm_head=torch.from_numpy(model.lm_head()),

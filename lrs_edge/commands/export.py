@@ -15,10 +15,30 @@ if TYPE_CHECKING:
     from lrs_edge.bundle.parity import Figure
     from lrs_edge_export import ExportOptions, ExportResult
 
+#: Begins a `--rfm` that is layers of the language model.
+FROM_LLM = "from-llm:"
+
 #: `lrs_edge_export.quantization.precision.REQUESTS`, which needs the `export` extra.
 _PRECISION = click.Choice(
     ["fp32", "fp16", "int8", "int8-dynamic", "int8-static", "int8-weight", "int4-weight"]
 )
+
+
+class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
+    """A precision, or `from-llm:LAYERS`, which becomes the number of layers."""
+
+    name = "rfm"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        """See click. Raises click.BadParameter."""
+        start, layers = FROM_LLM, str(value).removeprefix(FROM_LLM)
+        if not str(value).startswith(start):
+            return str(_PRECISION.convert(value, param, ctx))
+        if not (layers.isascii() and layers.isdigit() and len(layers) <= 4):
+            self.fail(f"{value!r} names no number of layers, such as {start}2", param, ctx)
+        return int(layers)
 
 
 @click.command("export")
@@ -48,7 +68,13 @@ _PRECISION = click.Choice(
     "keeps only weights small.",
 )
 @click.option("--vision", type=_PRECISION, help="Precision of the vision encoder.")
-@click.option("--rfm", type=_PRECISION, help="Precision of the Region Focus Module.")
+@click.option(
+    "--rfm",
+    type=_RfmChoice(),
+    metavar="PRECISION|from-llm:LAYERS",
+    help="Precision of the Region Focus Module; or the language model's own first LAYERS in place "
+    "of one, by reference to its weights: no byte more, and none has to be trained.",
+)
 @click.option("--llm", type=_PRECISION, help="Precision of the language model.")
 @click.option(
     "--target",
@@ -157,6 +183,9 @@ def _options(values: dict[str, Any]) -> ExportOptions:
     from lrs_edge_export import AccuracyCheck, ExportOptions, Precisions
 
     every = values.pop("precision")
+    layers = None
+    if isinstance(values["rfm"], int):
+        layers, values["rfm"] = values["rfm"], None
     stages = {name: values.pop(name) or every for name in ("vision", "rfm", "llm")}
     questions, images = values.pop("questions"), values.pop("eval_images")
     if (questions is None) != (images is None):
@@ -166,6 +195,7 @@ def _options(values: dict[str, Any]) -> ExportOptions:
     return ExportOptions(
         precisions=Precisions(**stages),
         accuracy=check,
+        rfm_layers=layers,
         parity=not values.pop("no_parity"),
         attention_layers=values.pop("attention_layers") or (),
         **values,

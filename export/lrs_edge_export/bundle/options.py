@@ -78,6 +78,8 @@ class ExportOptions:
         parity: Whether to compare with PyTorch at the end.
         parity_images: Folder of images for that; None takes synthetic ones.
         accuracy: Questions that the finished bundle is asked; None for none.
+        rfm_layers: The RFM is so many first layers of the language model, by reference to its
+            weights and at its precision, in place of the checkpoint's own; None for that.
         force: Replace an existing target.
         attention_layers: Layers after which the LLM is also cut into segments, for ways to prune
             that need attention from inside it; ascending.
@@ -98,6 +100,7 @@ class ExportOptions:
     parity: bool = True
     parity_images: Path | None = None
     accuracy: AccuracyCheck | None = None
+    rfm_layers: int | None = None
     force: bool = False
     attention_layers: tuple[int, ...] = ()
     vision_attention: bool = False

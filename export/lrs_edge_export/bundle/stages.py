@@ -36,6 +36,9 @@ _FLOAT_VISION = "vision_float.onnx"
 #: Tiles that ranges of activations are measured on; more take longer and change little.
 STATIC_TILES = 40
 
+#: The order in which stages are written: an RFM may point at the language model's weights.
+WRITTEN: tuple[StageName, ...] = ("vision", "llm", "rfm")
+
 
 @dataclass(frozen=True)
 class Plans:
@@ -72,7 +75,7 @@ def calibrated(
         if stage == "vision":
             return VisionCalibrator(model.vision, data().tiles, second_moments=moments)
         if stage == "rfm":
-            return DecoderCalibrator(model.rfm, data().sequences, second_moments=moments)
+            return DecoderCalibrator(model.region_focus, data().sequences, second_moments=moments)
         return DecoderCalibrator(model.llm, data().pruned, second_moments=moments, head=True)
 
     return replace(plan, calibrator=load)
@@ -149,9 +152,16 @@ class StageWriter:
         source.with_name(f"{source.name}.data").unlink()
 
     def _write_rfm(self, plan: Plan) -> None:
-        weights = self._open("rfm", RFM, plan)
-        decoder_graph.write_rfm(self.model.rfm, "gqa", self.folder / RFM, weights)
-        decoder_graph.write_rfm(self.model.rfm, "masked", self.folder / RFM_MASKED, weights)
+        rfm = self.model.region_focus
+        if rfm.of_llm:
+            # The language model is written, and all that the RFM reads with it.
+            weights = self.weights["rfm"] = self.weights["llm"]
+        else:
+            weights = self._open("rfm", RFM, plan)
+        decoder_graph.write_rfm(rfm, "gqa", self.folder / RFM, weights)
+        decoder_graph.write_rfm(
+            self.model.region_focus, "masked", self.folder / RFM_MASKED, weights
+        )
 
     def _write_llm(self, plan: Plan) -> None:
         weights = self._open("llm", LLM, plan)

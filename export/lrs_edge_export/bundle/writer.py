@@ -17,12 +17,19 @@ from lrs_edge.bundle.manifest import (
     Source,
 )
 from lrs_edge.bundle.parity import ParityReport
-from lrs_edge.engines.placement import STAGE_NAMES
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.embeddings import write_embeddings
 from lrs_edge_export.bundle.manifest import EMBEDDINGS, MANIFEST, TOKENIZER, BundleFolder, Origin
 from lrs_edge_export.bundle.options import AccuracyCheck, ExportOptions, Precisions
-from lrs_edge_export.bundle.stages import LLM, LLM_INT8_KV, RFM, VISION, StageWriter, clip_tower
+from lrs_edge_export.bundle.stages import (
+    LLM,
+    LLM_INT8_KV,
+    RFM,
+    VISION,
+    WRITTEN,
+    StageWriter,
+    clip_tower,
+)
 from lrs_edge_export.bundle.target import check_target, replacing_folder
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, find_checkpoint, source_hash
 from lrs_edge_export.checkpoints.model import Model
@@ -87,6 +94,8 @@ def export_bundle(
     model = read_model(found, tower)
     if recipe and recipe.family != model.family:
         raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
+    if options.rfm_layers is not None:
+        model = model.with_rfm_of_llm(options.rfm_layers)
     _check_cuts(options.attention_layers, model.llm.config.layers)
     if options.vision_attention:
         clip_tower(model).check_next_layer()
@@ -153,7 +162,7 @@ class _Parts:
 
     def write(self) -> None:
         """Graphs, embeddings and tokenizer."""
-        for stage in STAGE_NAMES:
+        for stage in WRITTEN:
             plan = self._planned.plans.of(stage)
             self._progress(f"writing {stage} ({plan.precision})")
             self._writer.write(stage, plan)

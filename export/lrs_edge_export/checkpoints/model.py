@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrs_edge.bundle.layout import PromptSpec
@@ -59,11 +59,14 @@ class DecoderStage:
         config: Sizes.
         tensors: Source scoped to the stack.
         scoring: True for the RFM: layer n holds an input norm, query and key projections only.
+        of_llm: True for an RFM that is the first layers of the language model: its graphs read the
+            language model's weights, in which layer n is whole.
     """
 
     config: DecoderConfig
     tensors: Scoped
     scoring: bool = False
+    of_llm: bool = False
 
     def check(self, what: str) -> None:
         """Check all tensors against the config. Raises ExportError."""
@@ -153,7 +156,7 @@ class Model:
     Attributes:
         family: Name of the reader.
         vision: Vision encoder with projector.
-        rfm: Region Focus Module.
+        rfm: Region Focus Module; None where the checkpoint has none.
         llm: Language model's layers and `norm.weight`.
         embed_tokens: The embedding table, [V, D].
         lm_head: The output projection, [V, D].
@@ -170,7 +173,7 @@ class Model:
 
     family: str
     vision: VisionStage
-    rfm: DecoderStage
+    rfm: DecoderStage | None
     llm: DecoderStage
     embed_tokens: Rows
     lm_head: Rows
@@ -185,6 +188,39 @@ class Model:
     positions: PositionTables | None = None
 
     @property
+    def region_focus(self) -> DecoderStage:
+        """The Region Focus Module.
+
+        Raises:
+            ExportError: There is none.
+        """
+        if self.rfm is None:
+            raise ExportError(
+                f"{self.folders[0]} holds no region focus module; export it with --rfm "
+                "from-llm:LAYERS, which scores by the language model's own first layers, or train "
+                "one with `lrs-edge distill` and export its result"
+            )
+        return self.rfm
+
+    def with_rfm_of_llm(self, layers: int) -> Model:
+        """The model whose RFM is the language model's first layers; the next one scores.
+
+        Args:
+            layers: Full layers n of the RFM.
+
+        Raises:
+            ExportError: The language model has not so many.
+        """
+        most = self.llm.config.layers - 1
+        if not 1 <= layers <= most:
+            raise ExportError(
+                f"--rfm from-llm:{layers}: the language model has {most + 1} layers, of which the "
+                f"one after the RFM's scores; name 1 to {most}"
+            )
+        config = replace(self.llm.config, layers=layers)
+        return replace(self, rfm=DecoderStage(config, self.llm.tensors, scoring=True, of_llm=True))
+
+    @property
     def llm_weights(self) -> int:
         """Weights of the language model's matrices, the output projection's among them."""
         return self.llm.config.weights + self.vocabulary * self.llm.config.hidden
@@ -196,7 +232,8 @@ class Model:
             ExportError: Tensors are missing or do not fit the config.
         """
         self.vision.check()
-        self.rfm.check("region focus module")
+        if self.rfm is not None:
+            self.rfm.check("region focus module")
         self.llm.check("language model")
         self.llm.tensors.require({"norm.weight": (self.llm.config.hidden,)}, "language model")
 

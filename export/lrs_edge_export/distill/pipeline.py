@@ -254,7 +254,7 @@ class _Run:
             source: Checkpoint = self._checkpoint
         else:
             source = with_start_layers(self._checkpoint, prepared.layer_list)
-        stage = read_model(source, options.vision_tower).rfm
+        stage = read_model(source, options.vision_tower).region_focus
         student = Student.read(stage, self._device, half=_half(options.precision, self._device))
         assembler = prepared.collector.assembler
         held = prepared.held[:: max(len(prepared.held) // MEASURED_GROUPS, 1)]

@@ -89,17 +89,17 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
     )
 
 
-def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> DecoderStage:
+def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> DecoderStage | None:
     """The trained RFM of a checkpoint: as many full layers as `llm_layer_list` is long.
 
+    Returns:
+        None where the checkpoint has none (no tensors of a `token_pruner`).
+
     Raises:
-        ExportError: The checkpoint holds none, or its layers are not the listed ones.
+        ExportError: Its layers are not the listed ones.
     """
     if not any(name.startswith(_PRUNER) for name in weights.names()):
-        raise ExportError(
-            f"{config.path.parent} holds no region focus module (no {_PRUNER}* tensors); "
-            "train one with `lrs-edge distill`, and export its result"
-        )
+        return None
     listed = len(config.integers("llm_layer_list"))
     if not 1 <= listed <= MAX_LAYERS:
         raise config.wrong("llm_layer_list", f"must list 1..{MAX_LAYERS} layers")

@@ -155,7 +155,7 @@ class DecoderBuilder:
         """Scaled query-key products [H, T] of the last token at a layer that is not run itself."""
         graph, config = self.graph, self._config
         normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
-        if self._stage.scoring:
+        if self._stage.scoring and not self._stage.of_llm:
             # Of the RFM's scoring layer there are no values, and one query is enough.
             key = self._projected(normed, layer, "k")
             query = self._projected(self.last_token(normed), layer, "q")

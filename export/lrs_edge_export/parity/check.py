@@ -204,10 +204,10 @@ def _compare_rfm(
     inputs = [sequence.embeds for sequence in sequences]
     weights = graphs.rfm_weights
     if weights is not None and _mode(weights) != "whole":
-        raw = parity_layers.engine_scores(model.rfm, weights, inputs)
+        raw = parity_layers.engine_scores(model.region_focus, weights, inputs)
     else:
         raw = parity_layers.run_decoder(graphs.rfm, inputs)
-    exact = parity_layers.reference_scores(model.rfm, inputs)
+    exact = parity_layers.reference_scores(model.region_focus, inputs)
     found = [s.local(logits) for s, logits in zip(sequences, raw, strict=True)]
     wanted = [s.local(logits) for s, logits in zip(sequences, exact, strict=True)]
     scores = [token_scores(logits) for logits in wanted]

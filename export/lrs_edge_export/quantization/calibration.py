@@ -114,7 +114,7 @@ def load_calibration(
         for part, question in zip(tokens, questions, strict=True)
     ]
     sequences = [prompt.embeds for prompt in prompts]
-    logits = _rfm_logits(model.rfm, sequences)
+    logits = _rfm_logits(model.region_focus, sequences)
     pruned = [
         prompt.pruned(token_scores(prompt.local(found)))
         for prompt, found in zip(prompts, logits, strict=True)

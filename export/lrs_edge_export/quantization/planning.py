@@ -95,9 +95,15 @@ class Planner:
             ExportError: A stage cannot have the precision that was asked for.
         """
         planned = Planned(Plans(), {}, {})
+        shared = self._model.region_focus.of_llm
         for stage in STAGE_NAMES:
+            if stage == "rfm" and shared:
+                continue
             plan = self._stage_plan(stage, planned)
             planned = replace(planned, plans=planned.plans.with_stage(stage, plan))
+        if shared:
+            # The same weights, in the same file.
+            planned = replace(planned, plans=planned.plans.with_stage("rfm", planned.plans.llm))
         return planned
 
     def _stage_plan(self, stage: StageName, planned: Planned) -> Plan:
@@ -167,7 +173,7 @@ class Planner:
         """What is kept higher where nothing is measured: the inputs with the largest outliers."""
         if stage == "vision":
             return frozenset()
-        config = (self._model.rfm if stage == "rfm" else self._model.llm).config
+        config = (self._model.region_focus if stage == "rfm" else self._model.llm).config
         return frozenset(f"layers.{layer}.mlp.down_proj" for layer in range(config.layers))
 
     def _is_large(self, stage: StageName) -> bool:
@@ -178,5 +184,5 @@ class Planner:
             layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
             return tower.layers * layer > MOST_WEIGHTS
         if stage == "rfm":
-            return self._model.rfm.config.weights > MOST_WEIGHTS
+            return self._model.region_focus.config.weights > MOST_WEIGHTS
         return self._model.llm_weights > MOST_WEIGHTS

@@ -119,6 +119,6 @@ def _writer(stage: StageName, model: Model, path: Path, weights: WeightFile) -> 
     if stage == "vision":
         return lambda: vision_graph.write_vision(model.vision, path, weights)
     if stage == "rfm":
-        return lambda: decoder_graph.write_rfm(model.rfm, "gqa", path, weights)
+        return lambda: decoder_graph.write_rfm(model.region_focus, "gqa", path, weights)
     head = decoder_graph.LanguageHead(model.vocabulary, model.lm_head)
     return lambda: decoder_graph.write_llm(model.llm, head, path, weights)

@@ -1,0 +1,159 @@
+"""An RFM that is the language model's own first layers, by reference to its weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+pytest.importorskip("torch", reason="exporting needs the `export` extra")
+
+import lrs_edge
+from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge.commands.main import run
+from lrs_edge.errors import ExportError
+from lrs_edge.search.rfm import token_scores
+from lrs_edge_export.bundle.options import ExportOptions, Precisions
+from lrs_edge_export.bundle.writer import export_bundle
+from lrs_edge_export.graphs.sessions import DecoderSession
+from tests.checkpoints import RFM_LAYERS, write_qwen
+from tests.golden_data import checkpoint
+
+PRUNER = "model.mm_projector.token_pruner."
+#: Of a scoring layer.
+SCORING = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj")
+
+
+def weights_without_rfm(source: Path, folder: Path) -> dict[str, np.ndarray]:
+    """Copy all of a checkpoint but its weights, and return those that are not an RFM's."""
+    shutil.copytree(source, folder)
+    weights = {}
+    for path in sorted(folder.glob("model*.safetensors*")):
+        if path.suffix == ".safetensors":
+            weights |= load_file(path)
+        path.unlink()
+    return {name: value for name, value in weights.items() if PRUNER not in name}
+
+
+def with_copies(source: Path, folder: Path, layers: int) -> Path:
+    """The checkpoint with an RFM whose layers are copies of the language model's first ones."""
+    weights = weights_without_rfm(source, folder)
+    for name, value in list(weights.items()):
+        if not name.startswith("model.layers."):
+            continue
+        number, rest = name.removeprefix("model.layers.").split(".", 1)
+        if int(number) < layers or (int(number) == layers and rest.startswith(SCORING)):
+            weights[f"{PRUNER}layers.{number}.{rest}"] = value.copy()
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def without_rfm(source: Path, folder: Path) -> Path:
+    """The checkpoint without any RFM."""
+    save_file(weights_without_rfm(source, folder), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen(tmp_path_factory.mktemp("of_llm") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def logits_of(bundle: Path, embeds: np.ndarray, graph: str = "rfm.onnx") -> np.ndarray:
+    bias = None
+    if graph == "rfm_masked.onnx":
+        bias = np.triu(np.full((len(embeds),) * 2, -3e4, np.float32), 1)
+    found: np.ndarray = DecoderSession(bundle / graph, capacity=len(embeds)).run(embeds, bias=bias)
+    return found
+
+
+def check_same(
+    source: Path, folder: Path, layers: int, precisions: Precisions, tower: Path | None = None
+) -> None:
+    """Export with copies and by reference; scores and files are the same but for the copies."""
+    copies = with_copies(source, folder / "copies", layers)
+    given = str(tower) if tower else None
+    options = ExportOptions(vision_tower=given, precisions=precisions, parity=False)
+    export_bundle(str(copies), folder / "copied", options)
+    export_bundle(str(source), folder / "shared", replace(options, rfm_layers=layers))
+    copied, shared = folder / "copied", folder / "shared"
+    assert not (shared / "rfm.onnx.data").exists()
+    assert (shared / "llm.onnx.data").read_bytes() == (copied / "llm.onnx.data").read_bytes()
+    manifests = [open_bundle(path).manifest for path in (copied, shared)]
+    assert manifests[0].rfm == manifests[1].rfm
+    width = manifests[0].llm.hidden
+    for seed, length in ((0, 7), (1, 300)):
+        random = np.random.default_rng(seed)
+        embeds = random.normal(size=(length, width)).astype(np.float32) * 0.5
+        for graph in ("rfm.onnx", "rfm_masked.onnx"):
+            wanted, found = (logits_of(path, embeds, graph) for path in (copied, shared))
+            scale = np.abs(wanted).max()
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * scale)
+            np.testing.assert_allclose(
+                token_scores(found), token_scores(wanted), rtol=2e-4, atol=1e-9
+            )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic", "int8-weight"])
+def test_scores_equal_those_of_copies(source: Path, tmp_path: Path, precision: str) -> None:
+    check_same(source, tmp_path, RFM_LAYERS, Precisions(rfm=precision, llm=precision))
+
+
+@pytest.mark.parametrize("variant", ["qwen", "llama"])
+def test_scores_of_a_golden_checkpoint(variant: str, tmp_path: Path) -> None:
+    golden = checkpoint(variant)
+    if golden is None:
+        pytest.skip(f"the golden checkpoint of {variant} is not here")
+    tower = golden.parent / "clip_tiny_336"
+    check_same(golden, tmp_path, 2, Precisions(), tower)
+
+
+def test_a_checkpoint_without_rfm_answers_with_layers_of_its_llm(
+    source: Path, image: Path, tmp_path: Path
+) -> None:
+    bare = without_rfm(source, tmp_path / "bare")
+    target = tmp_path / "bundle"
+    assert run(["export", str(bare), "-o", str(target), "--rfm", "from-llm:1", "-q"]) == 0
+    manifest = open_bundle(target).manifest
+    assert manifest.rfm.layers == 1
+    with lrs_edge.load(target) as engine, engine.open(image) as scene:
+        full = scene.ask("Where?", max_tokens=2)
+        reference = scene.ask("Where?", max_tokens=2, policy="reference")
+    assert full.token_ids
+    assert reference.token_ids
+    assert full.prune == "rfm"
+    assert any(region.kept for region in full.regions)
+
+
+def test_an_rfm_of_its_own_gives_way(source: Path, tmp_path: Path) -> None:
+    export_bundle(str(source), tmp_path / "own", ExportOptions(parity=False))
+    options = ExportOptions(parity=False, rfm_layers=1)
+    export_bundle(str(source), tmp_path / "shared", options)
+    sizes = [sum(p.stat().st_size for p in (tmp_path / n).iterdir()) for n in ("own", "shared")]
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("layers", [0, 3, 400])
+def test_layers_that_there_are_not(source: Path, tmp_path: Path, layers: int) -> None:
+    options = ExportOptions(rfm_layers=layers)
+    with pytest.raises(ExportError, match=r"from-llm:\d+: .* name 1 to 2"):
+        export_bundle(str(source), tmp_path / "bundle", options)
+
+
+@pytest.mark.parametrize("value", ["from-llm:", "from-llm:x", "from-llm:-1", "from-llm:2.5", "llm"])
+def test_values_of_rfm_that_are_none(value: str, source: Path, tmp_path: Path) -> None:
+    command = ["export", str(source), "-o", str(tmp_path / "b"), "--rfm", value]
+    assert run(command) == 2
