@@ -167,7 +167,7 @@ def default_cache_bytes(manifest: Manifest) -> int:
     a KV cache of `MAX_KEPT_BYTES` or one that holds the prompt's beginning, if that is larger.
     """
     prefix = -(-(manifest.vision.grid**2) // GROWTH) * GROWTH + GROWTH
-    stacks = (manifest.rfm, manifest.llm)
+    stacks = manifest.decoders
     return FEATURE_CACHE_BYTES + sum(
         max(MAX_KEPT_BYTES, prefix * _bytes_per_token(spec)) for spec in stacks
     )

@@ -213,6 +213,9 @@ class Scene:
             if self._caches is not None:
                 self._caches.close()
             self._caches = SceneCaches(
-                stages.focus.new_cache(), stages.llm.new_cache(), resampling, self._pool
+                None if stages.focus is None else stages.focus.new_cache(),
+                stages.llm.new_cache(),
+                resampling,
+                self._pool,
             )
         return self._caches

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from lrs_edge.baselines.segments import SegmentedDecoder
 from lrs_edge.baselines.tower import TowerEncoder
 from lrs_edge.bundle.bundle import Bundle, Embeddings
-from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest
 from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import GraphLoader, Placement, placements
@@ -37,7 +37,7 @@ class Stages:
     sequences: SequenceBuilder
     embeddings: Embeddings
     vision: VisionEncoder
-    focus: RegionFocus
+    focus: RegionFocus | None
     llm: LanguageModel
     search_model: SearchModel
     provider: str
@@ -85,14 +85,7 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
     sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
     vision = VisionEncoder(graphs.stage("vision"), manifest.vision, hidden, embeddings.positions)
-    masked = graphs.path("rfm", "masked") is not None
-    rfm = Decoder(
-        graphs.stage("rfm"),
-        manifest.rfm,
-        scoring=True,
-        load_masked=(lambda: graphs.stage("rfm", "masked")) if masked else None,
-    )
-    focus = RegionFocus(rfm)
+    focus = None if manifest.rfm is None else _region_focus(manifest.rfm, graphs)
     llm = LanguageModel(
         Decoder(_llm_graph(graphs, kv_cache), manifest.llm, scoring=False),
         prompt,
@@ -126,6 +119,17 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         kv_cache=kv_cache,
         warnings=_integer_warnings(manifest, placement),
     )
+
+
+def _region_focus(spec: DecoderSpec, graphs: GraphLoader) -> RegionFocus:
+    masked = graphs.path("rfm", "masked") is not None
+    decoder = Decoder(
+        graphs.stage("rfm"),
+        spec,
+        scoring=True,
+        load_masked=(lambda: graphs.stage("rfm", "masked")) if masked else None,
+    )
+    return RegionFocus(decoder)
 
 
 def _llm_graph(graphs: GraphLoader, kv_cache: str) -> Graph:

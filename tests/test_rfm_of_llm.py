@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("torch", reason="exporting needs the `export` extra")
 import lrs_edge
 from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.commands.main import run
-from lrs_edge.errors import ExportError
+from lrs_edge.errors import BundleError, ExportError
 from lrs_edge.search.rfm import token_scores
 from lrs_edge_export.bundle.options import ExportOptions, Precisions
 from lrs_edge_export.bundle.writer import export_bundle
@@ -157,3 +158,55 @@ def test_layers_that_there_are_not(source: Path, tmp_path: Path, layers: int) ->
 def test_values_of_rfm_that_are_none(value: str, source: Path, tmp_path: Path) -> None:
     command = ["export", str(source), "-o", str(tmp_path / "b"), "--rfm", value]
     assert run(command) == 2
+
+
+@pytest.fixture(scope="module")
+def bare(source: Path) -> Path:
+    """A bundle of a checkpoint without RFM, its language model cut after layer 1."""
+    checkpoint = without_rfm(source, source.parent / "bare")
+    target = source.parent / "bare_bundle"
+    command = ["export", str(checkpoint), "-o", str(target), "--attention-layers", "1", "-q"]
+    assert run(command) == 0
+    return target
+
+
+@pytest.mark.parametrize(
+    ("options", "prune"),
+    [
+        ({}, "fastv"),
+        ({"kv_budget": 30}, "none"),
+        ({"search": "exhaustive"}, "norm"),
+        ({"timeout": 60}, "fastv"),
+    ],
+)
+def test_a_bundle_without_rfm_takes_another_way_and_says_so(
+    bare: Path, image: Path, options: dict[str, Any], prune: str
+) -> None:
+    manifest = open_bundle(bare).manifest
+    assert manifest.rfm is None
+    assert not any("rfm" in name for name in manifest.files)
+    with lrs_edge.load(bare) as engine, engine.open(image) as scene:
+        answer = scene.ask("Where?", max_tokens=2, **options)
+        again = scene.ask("Where?", max_tokens=2, **options)
+    assert answer.token_ids == again.token_ids != ()
+    assert answer.prune == prune
+    assert any("no region focus module" in w and "from-llm" in w for w in answer.warnings)
+
+
+def test_ways_that_need_no_rfm_work_without_a_word(bare: Path, image: Path) -> None:
+    with lrs_edge.load(bare) as engine, engine.open(image) as scene:
+        for prune in ("none", "norm", "random", "fastv"):
+            answer = scene.ask("Where?", max_tokens=2, prune=prune)
+            assert answer.prune == prune
+            assert not any("region focus module" in warning for warning in answer.warnings)
+        with pytest.raises(BundleError, match=r"reference policy needs.*from-llm"):
+            scene.ask("Where?", policy="reference")
+
+
+def test_a_bundle_without_rfm_is_described(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", str(bare)]) == 0
+    assert run(["info", str(bare), "--format", "json"]) == 0
+    assert run(["models", "verify", str(bare)]) == 0
+    few = ["--stages", "encode,rfm,prefill", "-p", "8", "-r", "1", "--tiles", "2", "-q"]
+    assert run(["bench", "-m", str(bare), *few]) == 0
+    assert "rfm" in capsys.readouterr().out

@@ -87,6 +87,8 @@ class EngineBench:
     def rfm(self, tiles: int) -> Iterator[Measurement]:
         """The prefix of a scene, then one level of tiles with a question after that prefix."""
         focus, spec = self._stages.focus, self._stages.manifest.rfm
+        if focus is None or spec is None:
+            return
         cache = focus.new_cache()
         shown = min(tiles, self._most_tiles())
         prefix = self._prefix()

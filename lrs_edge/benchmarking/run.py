@@ -203,7 +203,8 @@ def _facts(bundle: Bundle, options: BenchOptions) -> dict[str, str]:
     manifest = bundle.manifest
     return {
         "bundle": manifest.name,
-        "precisions": f"vision {manifest.vision.precision}, rfm {manifest.rfm.precision}, "
+        "precisions": f"vision {manifest.vision.precision}, "
+        f"rfm {manifest.rfm.precision if manifest.rfm else 'none'}, "
         f"llm {manifest.llm.precision}",
         "lrs-edge": _version("lrs-edge"),
         "onnxruntime": _onnxruntime(),

@@ -252,11 +252,11 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def _graphs(manifest: Manifest) -> list[str]:
-    stages = manifest.vision, manifest.rfm, manifest.llm
+    stages = manifest.vision, *manifest.decoders
     names = [file.path for stage in stages for file in stage.graphs]
     if manifest.vision.tower is not None:
         names += [manifest.vision.tower.graph, manifest.vision.tower.projector]
-    names += [segment.graph for segment in (*manifest.rfm.segments, *manifest.llm.segments)]
+    names += [segment.graph for segment in manifest.llm.segments]
     return names
 
 

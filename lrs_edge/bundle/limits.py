@@ -64,7 +64,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _texts(manifest)
     yield from _vision(manifest.vision)
     for name, spec in (("rfm", manifest.rfm), ("llm", manifest.llm)):
-        yield from _decoder(name, spec)
+        if spec is not None:
+            yield from _decoder(name, spec)
     yield from _together(manifest)
     yield from _prompt(manifest.prompt, manifest.llm.vocabulary)
 
@@ -149,7 +150,7 @@ def _decoder(name: str, spec: DecoderSpec) -> Iterator[str]:
 def _together(manifest: Manifest) -> Iterator[str]:
     vision, llm, limits = manifest.vision, manifest.llm, manifest.limits
     yield from _within("llm.vocabulary", llm.vocabulary, 1, MAX_TOKENS)
-    if manifest.rfm.hidden != llm.hidden:
+    if manifest.rfm is not None and manifest.rfm.hidden != llm.hidden:
         yield "rfm.hidden must be llm.hidden"
     if vision.grid**2 * llm.hidden * 4 > MAX_TILE_TOKENS:
         yield "vision.grid is too large for llm.hidden"

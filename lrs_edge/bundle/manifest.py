@@ -248,7 +248,8 @@ class Manifest(msgspec.Struct, frozen=True):
     tools: dict[str, str]
     files: dict[str, FileEntry]
     vision: VisionSpec
-    rfm: DecoderSpec
+    #: None where the bundle has none.
+    rfm: DecoderSpec | None
     llm: DecoderSpec
     prompt: PromptSpec
     search: SearchSpec
@@ -262,6 +263,11 @@ class Manifest(msgspec.Struct, frozen=True):
     #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
     penalised_ids: tuple[int, ...] = ()
     parity: ParityReport = ParityReport()
+
+    @property
+    def decoders(self) -> tuple[DecoderSpec, ...]:
+        """The RFM, where there is one, and the language model."""
+        return (self.llm,) if self.rfm is None else (self.rfm, self.llm)
 
 
 #: Tensors of the embeddings file: [V, D] and [D], float16 or float32; with `VisionSpec.positions`

@@ -167,10 +167,10 @@ def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
         "keep_ratio": manifest.search.keep_ratio,
         "precisions": {
             "vision": manifest.vision.precision,
-            "rfm": manifest.rfm.precision,
+            "rfm": manifest.rfm.precision if manifest.rfm else None,
             "llm": manifest.llm.precision,
         },
-        "layers": {"rfm": manifest.rfm.layers, "llm": manifest.llm.layers},
+        "layers": {"rfm": manifest.rfm.layers if manifest.rfm else 0, "llm": manifest.llm.layers},
         "hidden": manifest.llm.hidden,
         "max_length": manifest.limits.max_length,
         "max_positions": manifest.limits.max_positions,

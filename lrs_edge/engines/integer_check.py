@@ -54,11 +54,8 @@ def integer_warnings(manifest: Manifest, on_cpu: Collection[str]) -> tuple[str, 
     Raises:
         BackendError: Integer products are wrong here, whatever the weights.
     """
-    precisions = {
-        "vision": manifest.vision.precision,
-        "rfm": manifest.rfm.precision,
-        "llm": manifest.llm.precision,
-    }
+    stages = {"vision": manifest.vision, "rfm": manifest.rfm, "llm": manifest.llm}
+    precisions = {name: spec.precision for name, spec in stages.items() if spec is not None}
     concerned = [name for name in precisions if name in on_cpu and precisions[name] in _INTEGER]
     if not concerned:
         return ()

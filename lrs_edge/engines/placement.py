@@ -123,6 +123,7 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
     """
     wanted = requested(options)
     stages = _specs(bundle.manifest)
+    wanted = {stage: name for stage, name in wanted.items() if stage in stages}
     choices: dict[StageName, list[Place]] = {}
     for stage, name in wanted.items():
         places = _places(name)
@@ -164,7 +165,8 @@ def _places(name: str) -> list[Place]:
 
 
 def _specs(manifest: Manifest) -> dict[StageName, StageSpec]:
-    return {"vision": manifest.vision, "rfm": manifest.rfm, "llm": manifest.llm}
+    found: dict[StageName, StageSpec] = {"vision": manifest.vision, "llm": manifest.llm}
+    return found if manifest.rfm is None else {**found, "rfm": manifest.rfm}
 
 
 class GraphLoader:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest, StageSpec
 from lrs_edge.engines.metered import GraphWork
 
 
@@ -60,13 +60,14 @@ class Flops:
 def graph_costs(manifest: Manifest) -> dict[str, GraphCost] | None:
     """Costs of a bundle's graphs by their path; None where the manifest lacks a size."""
     vision, rfm, llm = manifest.vision, manifest.rfm, manifest.llm
-    if min(vision.flops, rfm.intermediate, llm.intermediate) <= 0:
+    if min(vision.flops, *(spec.intermediate for spec in manifest.decoders)) <= 0:
         return None
-    stages = (
+    stages: list[tuple[StageSpec, GraphCost]] = [
         (vision, GraphCost("vision", per_tile=vision.flops)),
-        (rfm, _decoder_cost("rfm", rfm, rfm.layers, scores=True)),
         (llm, _decoder_cost("llm", llm, llm.layers, scores=False)),
-    )
+    ]
+    if rfm is not None:
+        stages.append((rfm, _decoder_cost("rfm", rfm, rfm.layers, scores=True)))
     # All flavours of a stage compute the same.
     costs = {file.path: cost for stage, cost in stages for file in stage.graphs}
     tower = vision.tower

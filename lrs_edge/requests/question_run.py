@@ -32,7 +32,7 @@ from lrs_edge.pyramid.levels import Pyramid, build_pyramid, reference_fails
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget, ModelCosts
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.memory import peak_memory
-from lrs_edge.requests.options import INSIDE, TOWER, AskOptions, merged_options
+from lrs_edge.requests.options import INSIDE, TOWER, AskOptions, Prune, merged_options
 from lrs_edge.requests.progress import OnProgress, ProgressTeller
 from lrs_edge.requests.scene_caches import SceneCaches
 from lrs_edge.search.context import SearchContext, no_tiles
@@ -101,6 +101,7 @@ class QuestionRun:
                 "do; open it with orientation 'stored' for the reference policy"
             )
         self._check_layout()
+        self._choose_pruning()
         self._plan = self._plan_pruning()
         self._pyramid = self._build_pyramid()
         self._source = tiles
@@ -141,6 +142,26 @@ class QuestionRun:
                 "the reference policy is for models whose local tokens stand in rows that end with "
                 "newlines, which this bundle's prompt does not have; use --policy full"
             )
+
+    def _choose_pruning(self) -> None:
+        """Take another way to prune where the bundle has no RFM, and say so."""
+        options, stages = self._options, self._stages
+        if options.prune != "rfm" or stages.focus is not None:
+            return
+        missing = "this bundle has no region focus module"
+        wanted = "a checkpoint exported with --rfm from-llm:LAYERS has one without training"
+        if options.policy == "reference":
+            raise BundleError(f"{missing}, which the reference policy needs; {wanted}")
+        prune: Prune = "none"
+        if options.search == "exhaustive":
+            prune = "norm"
+        elif stages.manifest.llm.segments and stages.kv_cache == "float" and not options.kv_budget:
+            prune = "fastv"
+        self._options = merged_options(options, {"prune": prune})
+        self._warnings.append(
+            f"{missing}, so --prune {prune} was used: it does not search for what was asked about; "
+            f"{wanted}"
+        )
 
     def _plan_pruning(self) -> PruningPlan | None:
         if self._options.prune not in INSIDE:
@@ -224,9 +245,9 @@ class QuestionRun:
         stages, manifest = self._stages, self._stages.manifest
         costs = ModelCosts(
             vision=stages.vision.graph_name,
-            rfm=stages.focus.graph_name,
+            rfm="" if stages.focus is None else stages.focus.graph_name,
             llm=stages.llm.graph_name,
-            rfm_share=manifest.rfm.layers / max(manifest.llm.layers, 1),
+            rfm_share=(manifest.rfm.layers if manifest.rfm else 0) / max(manifest.llm.layers, 1),
             per_tile=stages.vision.per_tile**2,
             keep_ratio=stages.search_model.keep_ratio,
         )

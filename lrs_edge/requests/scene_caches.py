@@ -16,13 +16,15 @@ class SceneCaches:
     """KV caches of the RFM and the LLM of one scene, kept between its questions.
 
     Args:
-        rfm: Cache of the RFM.
+        rfm: Cache of the RFM; None where the model has none.
         llm: Cache of the LLM.
         resampling: How the global view in their prefix was read.
         pool: Counts them between questions.
     """
 
-    def __init__(self, rfm: KVCache, llm: KVCache, resampling: Resampling, pool: CachePool) -> None:
+    def __init__(
+        self, rfm: KVCache | None, llm: KVCache, resampling: Resampling, pool: CachePool
+    ) -> None:
         self.rfm = rfm
         self.llm = llm
         self.resampling = resampling
@@ -46,6 +48,8 @@ class SceneCaches:
         be lost because there is no memory to tidy up after it.
         """
         for name, cache in (("rfm", self.rfm), ("llm", self.llm)):
+            if cache is None:
+                continue
             length = cache.known
             if length * cache.bytes_per_token > MAX_KEPT_BYTES:
                 length = min(length, self._prefix)
@@ -57,8 +61,10 @@ class SceneCaches:
 
     def drop(self, key: Hashable) -> None:
         """Empty one of the caches; the pool asks for it."""
-        with suppress(BackendError, MemoryError):
-            (self.rfm if key == "rfm" else self.llm).release(0)
+        cache = self.rfm if key == "rfm" else self.llm
+        if cache is not None:
+            with suppress(BackendError, MemoryError):
+                cache.release(0)
 
     def close(self) -> None:
         """Count no longer."""

@@ -28,7 +28,7 @@ class SearchModel:
     """What the search needs to know of a model.
 
     Attributes:
-        focus: The RFM.
+        focus: The RFM, where there is one.
         sequences: Builds the prompt's sequences.
         per_tile: Local tokens along a tile's side.
         tile: Tile side in pixels.
@@ -40,7 +40,7 @@ class SearchModel:
             trained so, because its tokens carry their place in the image (`vision/positions.py`).
     """
 
-    focus: RegionFocus
+    focus: RegionFocus | None
     sequences: SequenceBuilder
     per_tile: int
     tile: int

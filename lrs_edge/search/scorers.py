@@ -189,9 +189,9 @@ def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def make_scorer(
     options: AskOptions,
-    focus: RegionFocus,
+    focus: RegionFocus | None,
     sequences: SequenceBuilder,
-    cache: KVCache,
+    cache: KVCache | None,
     prefix: TokenSequence,
     after: NDArray[np.float32],
     budget: Budget,
@@ -202,10 +202,12 @@ def make_scorer(
         UsageError: That way to prune scores no tokens before the language model.
     """
     makers: dict[Prune, Callable[[], Scorer]] = {
-        "rfm": lambda: RfmScorer(focus, sequences, cache, prefix, after, budget),
         "random": lambda: RandomScorer(options.seed, prefix, after),
         "norm": lambda: NormScorer(prefix),
     }
+    if focus is not None and cache is not None:
+        rfm = RfmScorer(focus, sequences, cache, prefix, after, budget)
+        makers["rfm"] = lambda: rfm
     if options.prune not in makers:
         raise UsageError(f"--prune {options.prune} has no scores; use one of {', '.join(makers)}")
     return makers[options.prune]()

@@ -50,12 +50,16 @@ class Search:
     Args:
         context: The question, the image, and what the search may cost; its `local_budget` is set
             here.
-        cache: The RFM's cache; its prefix is reused between levels and questions.
+        cache: The RFM's cache; its prefix is reused between levels and questions. None where there
+            is no RFM.
         compressed: Compressed tokens of tiles, where the options ask for them.
     """
 
     def __init__(
-        self, context: SearchContext, cache: KVCache, compressed: CompressedTiles | None = None
+        self,
+        context: SearchContext,
+        cache: KVCache | None,
+        compressed: CompressedTiles | None = None,
     ) -> None:
         self._compressed = compressed
         self._room = _room(context)

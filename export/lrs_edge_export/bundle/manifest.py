@@ -118,7 +118,7 @@ class BundleFolder:
             tools={name: _version(name) for name in _TOOLS},
             files=files,
             vision=self._vision_spec(plans.vision),
-            rfm=_decoder_spec(model.region_focus, _RFM_GRAPHS, plans.rfm),
+            rfm=None if model.rfm is None else _decoder_spec(model.rfm, _RFM_GRAPHS, plans.rfm),
             llm=self._llm_spec(plans.llm),
             prompt=model.prompt,
             search=SearchSpec(base_side=model.base_side),

@@ -59,9 +59,11 @@ def _facts(manifest: Manifest) -> list[tuple[str, ...]]:
 
 
 def _stages(manifest: Manifest) -> list[tuple[str, ...]]:
+    rfm = manifest.rfm
+    focus = ("none", "") if rfm is None else (f"{_decoder(rfm)} + scoring layer", rfm.precision)
     return [
         ("vision", f"tokens of width {manifest.llm.hidden}", manifest.vision.precision),
-        ("region focus", f"{_decoder(manifest.rfm)} + scoring layer", manifest.rfm.precision),
+        ("region focus", *focus),
         ("language model", _decoder(manifest.llm), manifest.llm.precision),
     ]
 

@@ -152,7 +152,9 @@ class StageWriter:
         source.with_name(f"{source.name}.data").unlink()
 
     def _write_rfm(self, plan: Plan) -> None:
-        rfm = self.model.region_focus
+        rfm = self.model.rfm
+        if rfm is None:
+            return
         if rfm.of_llm:
             # The language model is written, and all that the RFM reads with it.
             weights = self.weights["rfm"] = self.weights["llm"]

@@ -188,10 +188,10 @@ class _Parts:
         self._progress("comparing with PyTorch")
         graphs = parity.Graphs(
             vision=self._folder / VISION,
-            rfm=self._folder / RFM,
+            rfm=None if self._model.rfm is None else self._folder / RFM,
             llm=self._folder / LLM,
             llm_kv=self._folder / LLM_INT8_KV if self._options.int8_kv else None,
-            rfm_weights=self._writer.weights["rfm"],
+            rfm_weights=self._writer.weights.get("rfm"),
             llm_weights=self._writer.weights["llm"],
         )
         plans = self._planned.plans

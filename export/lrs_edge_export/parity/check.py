@@ -87,7 +87,7 @@ class Graphs:
 
     Attributes:
         vision: Vision encoder with projector.
-        rfm: Region Focus Module.
+        rfm: Region Focus Module; None where there is none.
         llm: Language model.
         llm_kv: The language model with int8 key and value buffers, where it was written.
         rfm_weights: External data of the RFM, still open, for a comparison layer by layer; None
@@ -96,7 +96,7 @@ class Graphs:
     """
 
     vision: Path
-    rfm: Path
+    rfm: Path | None
     llm: Path
     llm_kv: Path | None = None
     rfm_weights: WeightFile | None = None
@@ -127,10 +127,12 @@ def compare(
     stages = [StageParity("vision", figures, vision, _size(graphs.vision), "whole")]
     builder = model_sequences(model)
     sequences = [PromptSequence(model, builder, part, question=QUESTION) for part in tokens]
-    scores, figures = _compare_rfm(model, graphs, sequences, LIMITS[rfm])
-    mode = _mode(graphs.rfm_weights)
-    stages.append(StageParity("rfm", figures, rfm, _size(graphs.rfm), mode))
-    prompts = [s.pruned(score) for s, score in zip(sequences, scores, strict=True)]
+    prompts = [sequence.embeds for sequence in sequences]
+    if graphs.rfm is not None:
+        scores, figures = _compare_rfm(model, graphs.rfm, graphs, sequences, LIMITS[rfm])
+        mode = _mode(graphs.rfm_weights)
+        stages.append(StageParity("rfm", figures, rfm, _size(graphs.rfm), mode))
+        prompts = [s.pruned(score) for s, score in zip(sequences, scores, strict=True)]
     mode, limits = _mode(graphs.llm_weights), LIMITS[llm]
     if mode == "whole":
         figures = _compare_text(model, graphs.llm, prompts, limits)
@@ -198,7 +200,11 @@ def _compare_vision(
 
 
 def _compare_rfm(
-    model: Model, graphs: Graphs, sequences: Sequence[PromptSequence], limits: Limits
+    model: Model,
+    rfm: Path,
+    graphs: Graphs,
+    sequences: Sequence[PromptSequence],
+    limits: Limits,
 ) -> tuple[list[Array], tuple[Figure, ...]]:
     """Scores of the reference for every image, and the figures."""
     inputs = [sequence.embeds for sequence in sequences]
@@ -206,7 +212,7 @@ def _compare_rfm(
     if weights is not None and _mode(weights) != "whole":
         raw = parity_layers.engine_scores(model.region_focus, weights, inputs)
     else:
-        raw = parity_layers.run_decoder(graphs.rfm, inputs)
+        raw = parity_layers.run_decoder(rfm, inputs)
     exact = parity_layers.reference_scores(model.region_focus, inputs)
     found = [s.local(logits) for s, logits in zip(sequences, raw, strict=True)]
     wanted = [s.local(logits) for s, logits in zip(sequences, exact, strict=True)]

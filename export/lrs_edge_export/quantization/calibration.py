@@ -114,11 +114,13 @@ def load_calibration(
         for part, question in zip(tokens, questions, strict=True)
     ]
     sequences = [prompt.embeds for prompt in prompts]
-    logits = _rfm_logits(model.region_focus, sequences)
-    pruned = [
-        prompt.pruned(token_scores(prompt.local(found)))
-        for prompt, found in zip(prompts, logits, strict=True)
-    ]
+    pruned = sequences
+    if model.rfm is not None:
+        logits = _rfm_logits(model.rfm, sequences)
+        pruned = [
+            prompt.pruned(token_scores(prompt.local(found)))
+            for prompt, found in zip(prompts, logits, strict=True)
+        ]
     if model.llm_weights <= CHEAP_WEIGHTS:
         pruned = _answered(model, model.embed_tokens, pruned)
     return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")

@@ -95,9 +95,10 @@ class Planner:
             ExportError: A stage cannot have the precision that was asked for.
         """
         planned = Planned(Plans(), {}, {})
-        shared = self._model.region_focus.of_llm
+        rfm = self._model.rfm
+        shared = rfm is not None and rfm.of_llm
         for stage in STAGE_NAMES:
-            if stage == "rfm" and shared:
+            if stage == "rfm" and (rfm is None or shared):
                 continue
             plan = self._stage_plan(stage, planned)
             planned = replace(planned, plans=planned.plans.with_stage(stage, plan))
