@@ -45,7 +45,9 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
     new = _MANIFEST | content | {"schema_version": SCHEMA_VERSION}
     new["vision"] = _stage(content.get("vision"), _VISION_GRAPHS, _VISION)
     for name in ("rfm", "llm"):
-        new[name] = _stage(content.get(name), _DECODER_GRAPHS, _DECODER)
+        # None would be no RFM, which came later; an empty stage is refused for what it lacks.
+        stage = {} if content.get(name) is None else content[name]
+        new[name] = _stage(stage, _DECODER_GRAPHS, _DECODER)
     new["prompt"] = _prompt(content.get("prompt"))
     new["parity"] = _parity(content.get("parity", {}))
     return new
