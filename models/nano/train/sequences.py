@@ -12,11 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import END, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
+from common import END, GRID, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
 from questions import PictureQuestion
 from tokenizers import Tokenizer
 from torch import Tensor
 from views import View
+
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.prompt import Prompt
+from lrs_edge.language.sequence import LocalTokens, concatenate
+from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 
 TEXT, NEWLINE = -1, -2
 """Marks in `PackedSequence.source` of places that are not vision tokens."""
@@ -70,16 +76,29 @@ class Batch:
     """The same shape: which of those show the evidence, or name what is looked for."""
 
 
+def _as_text(ids: np.ndarray) -> np.ndarray:
+    """Pairs (TEXT, token id) [n, 2]."""
+    return np.stack([np.full(len(ids), TEXT), ids], 1)
+
+
 class Writer:
-    """Builds sequences with one tokenizer."""
+    """Builds sequences with one tokenizer, by the runtime's builder.
+
+    What is embedded is still to be trained: in place of embeddings the builder is given pairs
+    (source, token id), such as (TEXT, 17) for text and (5, 0) for the vision token 5.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.before = tokenizer.encode(PROMPT_PREFIX).ids
-        self.separator = tokenizer.encode(SEPARATOR).ids
+        separator = tokenizer.encode(SEPARATOR).ids
         self.end = tokenizer.encode(END).ids
-        if len(self.separator) != 1 or len(self.end) != 1:
+        if len(separator) != 1 or len(self.end) != 1:
             raise ValueError("separator and end must be single tokens")
+        layout = rows_layout(PROMPT_PREFIX, PROMPT_SUFFIX, separator_id=separator[0])
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        prompt = Prompt(tokenizer.to_str(), PromptSpec(layout, tuple(self.end)), largest + 1)
+        self.before = prompt.before
+        self.builder = SequenceBuilder(prompt, _as_text, np.array([NEWLINE, 0]))
 
     def focus(self, question: PictureQuestion) -> np.ndarray:
         """Which tokens of the text after the image spell what the question looks for."""
@@ -93,7 +112,27 @@ class Writer:
 
     def after(self, question: str) -> list[int]:
         """Tokens of the text after the image."""
-        return self.tokenizer.encode(PROMPT_SUFFIX.format(question=question)).ids
+        spec = self.builder.spec
+        return self.builder.prompt.ids(spec.parts[spec.local_place + 1 :], question).tolist()
+
+    def local(self, view: View, kept: np.ndarray) -> tuple[LocalTokens, TokenGrid]:
+        """The kept local tokens of a view with the newlines of all its rows, and their grid."""
+        rows, cols = view.local.shape
+        down, across = -(-rows // GRID), -(-cols // GRID)
+        whole = np.full((down * GRID, across * GRID), -1)
+        whole[:rows, :cols] = view.local
+        tiles = {}
+        for row in range(down):
+            for col in range(across):
+                part = whole[row * GRID : (row + 1) * GRID, col * GRID : (col + 1) * GRID]
+                if part[0, 0] >= 0:
+                    tiles[TileIndex(row, col)] = np.stack([part.ravel(), np.zeros(TOKENS, int)], 1)
+        grid = TokenGrid(rows, cols, GRID, down, across)
+        local = self.builder.local(grid, tiles, 0, close_gaps=True)
+        row, col = np.divmod(local.cells, grid.width)
+        stays = local.is_structure.copy()
+        stays[~stays] = kept[row[~stays], col[~stays]]
+        return local.take(np.flatnonzero(stays)), grid
 
     def write(
         self, view: View, kept: np.ndarray | None, questions: list[PictureQuestion]
@@ -102,20 +141,20 @@ class Writer:
 
         Every shown row ends with a newline, whether tokens of it are kept or not: as at run time.
         """
-        ids, source = list(self.before), [TEXT] * len(self.before)
-        ids += [0] * TOKENS + self.separator
-        source += [*range(TOKENS), TEXT]
-        first = len(ids)
+        views = np.stack([np.arange(TOKENS), np.zeros(TOKENS, int)], 1)
+        shared = self.builder.prefix(views)
+        first = len(shared)
         token_place = np.full(view.local.shape, -1)
         if kept is not None:
-            for row in range(view.local.shape[0]):
-                for column in np.flatnonzero(kept[row]):
-                    token_place[row, column] = len(source)
-                    source.append(int(view.local[row, column]))
-                source.append(NEWLINE)
-        ids += [0] * (len(source) - len(ids))
+            local, grid = self.local(view, kept)
+            shown = np.flatnonzero(~local.is_structure)
+            row, col = np.divmod(local.cells[shown], grid.width)
+            token_place[row, col] = first + shown
+            positions = first + np.arange(len(local), dtype=np.int64)
+            shared = concatenate(shared, local.sequence(positions))
+        source, ids = (column.tolist() for column in shared.embeds.T)
         prefix = len(ids)
-        block, position = [0] * prefix, list(range(prefix))
+        block, position = [0] * prefix, shared.tokens["position"].tolist()
         label, weight = [-100] * prefix, [0.0] * prefix
         queries = []
         for number, question in enumerate(questions, 1):
