@@ -17,23 +17,19 @@ from lrs_edge.answer.evidence import (
     unplaced_warning,
 )
 from lrs_edge.answer.trace import Trace
-from lrs_edge.baselines.inside import PruningPlan, plan_pruning
-from lrs_edge.baselines.prumerge import PruMerge
 from lrs_edge.baselines.segments import SegmentCaches
-from lrs_edge.baselines.tower import CompressedTiles, Rule
-from lrs_edge.baselines.visionzip import DROPPED, VisionZip
-from lrs_edge.bundle.layout import LocalRows
-from lrs_edge.errors import BundleError, ReadStoppedError, UsageError
+from lrs_edge.baselines.tower import CompressedTiles
+from lrs_edge.errors import ReadStoppedError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
 from lrs_edge.language.sampling import Sampler
 from lrs_edge.language.sequence import Sequence
-from lrs_edge.pyramid.levels import Pyramid, build_pyramid, reference_fails
-from lrs_edge.requests.budget import FIRST_TOKENS, Budget, ModelCosts
+from lrs_edge.requests.budget import FIRST_TOKENS, Budget
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.memory import peak_memory
-from lrs_edge.requests.options import INSIDE, TOWER, AskOptions, Prune, merged_options
+from lrs_edge.requests.options import AskOptions
 from lrs_edge.requests.progress import OnProgress, ProgressTeller
+from lrs_edge.requests.question_plan import compressed_tiles, model_costs, plan_question
 from lrs_edge.requests.scene_caches import SceneCaches
 from lrs_edge.search.context import SearchContext, no_tiles
 from lrs_edge.search.result import SearchResult
@@ -91,21 +87,12 @@ class QuestionRun:
         self._raster = raster
         self._question = question
         self._prompt = prompt
-        self._options = options
         self._trace = trace
         self._clock = Clock(options.timeout)
-        self._warnings = [*stages.warnings, *raster.warnings]
-        if options.policy == "reference" and raster.info.orientation != 1:
-            self._warnings.append(
-                "the image was turned by its EXIF orientation, which the authors' code does not "
-                "do; open it with orientation 'stored' for the reference policy"
-            )
-        self._check_layout()
-        self._choose_pruning()
-        self._plan = self._plan_pruning()
-        self._pyramid = self._build_pyramid()
+        plan = plan_question(stages, raster, options)
+        self._options, self._pyramid, self._pruning = plan.options, plan.pyramid, plan.pruning
+        self._warnings = [*stages.warnings, *raster.warnings, *plan.warnings]
         self._source = tiles
-        self._check_tower()
         self._compressed: CompressedTiles | None = None
         self._ids: list[int] = []
         self._text = ""
@@ -119,85 +106,6 @@ class QuestionRun:
     def deadline(self) -> float | None:
         """When the time limit is over, by `time.monotonic`; None without one."""
         return self._clock.deadline
-
-    def _build_pyramid(self) -> Pyramid:
-        manifest, raster = self._stages.manifest, self._raster
-        size = {"tile": manifest.vision.tile, "base_side": manifest.search.base_side}
-        if self._options.policy == "reference":
-            pyramid = build_pyramid(raster.height, raster.width, policy="reference", **size)
-            if not reference_fails(pyramid, self._stages.vision.per_tile):
-                return pyramid
-            self._options = merged_options(self._options, {"policy": "full"})
-            self._warnings.append(
-                "the reference implementation fails on images of this shape; answered with the "
-                "full policy"
-            )
-        return build_pyramid(raster.height, raster.width, policy="full", **size)
-
-    def _check_layout(self) -> None:
-        if self._options.policy != "reference":
-            return
-        if self._stages.manifest.prompt.local != LocalRows(newline=True):
-            raise BundleError(
-                "the reference policy is for models whose local tokens stand in rows that end with "
-                "newlines, which this bundle's prompt does not have; use --policy full"
-            )
-
-    def _choose_pruning(self) -> None:
-        """Take another way to prune where the bundle has no RFM, and say so."""
-        options, stages = self._options, self._stages
-        if options.prune != "rfm" or stages.focus is not None:
-            return
-        missing = "this bundle has no region focus module"
-        wanted = "a checkpoint exported with --rfm from-llm:LAYERS has one without training"
-        if options.policy == "reference":
-            raise BundleError(f"{missing}, which the reference policy needs; {wanted}")
-        prune: Prune = "none"
-        if options.search == "exhaustive":
-            prune = "norm"
-        elif stages.manifest.llm.segments and stages.kv_cache == "float" and not options.kv_budget:
-            prune = "fastv"
-        self._options = merged_options(options, {"prune": prune})
-        self._warnings.append(
-            f"{missing}, so --prune {prune} was used: it does not search for what was asked about; "
-            f"{wanted}"
-        )
-
-    def _plan_pruning(self) -> PruningPlan | None:
-        if self._options.prune not in INSIDE:
-            return None
-        if self._stages.kv_cache != "float":
-            raise UsageError(
-                f"--prune {self._options.prune} drops tokens between layers of the language model, "
-                "which has no int8 KV cache for that; use --kv-cache float"
-            )
-        return plan_pruning(self._options, self._stages.manifest.llm.segments)
-
-    def _check_tower(self) -> None:
-        if self._options.prune in TOWER and self._stages.tower is None:
-            raise BundleError(
-                f"--prune {self._options.prune} chooses tokens by attention inside a CLIP vision "
-                "tower, for which this bundle has no outputs; export one with such a tower and "
-                "--vision-attention"
-            )
-
-    def _compressed_tiles(self, progress: ProgressTeller) -> CompressedTiles | None:
-        stages, options = self._stages, self._options
-        if options.prune not in TOWER or stages.tower is None:
-            return None
-        ratio = options.prune_ratio
-        rule: Rule = VisionZip(DROPPED if ratio is None else ratio)
-        if options.prune == "prumerge":
-            rule = PruMerge(ratio)
-        return CompressedTiles(
-            stages.tower,
-            stages.vision,
-            self._raster,
-            rule,
-            options.resampling,
-            self._clock,
-            progress.on_tile,
-        )
 
     def pieces(
         self,
@@ -216,12 +124,20 @@ class QuestionRun:
             CancelledError: Nobody does.
         """
         self._caches = caches
-        self._budget = budget = self._new_budget(is_given_up)
+        self._budget = budget = Budget(
+            self._options,
+            self._clock,
+            self._stages.meter.rates,
+            model_costs(self._stages),
+            is_given_up=is_given_up,
+        )
         self._progress = ProgressTeller(on_progress, len(self._pyramid.levels), budget.check)
         self._tiles = self._source.session(
             self._options.resampling, self._clock, self._progress.on_tile
         )
-        self._compressed = self._compressed_tiles(self._progress)
+        self._compressed = compressed_tiles(
+            self._stages, self._raster, self._options, self._clock, self._progress.on_tile
+        )
         after = self._stages.embeddings.lookup(self._prompt.after)
         budget.asked(len(after))
         try:
@@ -241,20 +157,6 @@ class QuestionRun:
             return
         yield from self._decode(cache, logits)
 
-    def _new_budget(self, is_given_up: Callable[[], bool]) -> Budget:
-        stages, manifest = self._stages, self._stages.manifest
-        costs = ModelCosts(
-            vision=stages.vision.graph_name,
-            rfm="" if stages.focus is None else stages.focus.graph_name,
-            llm=stages.llm.graph_name,
-            rfm_share=(manifest.rfm.layers if manifest.rfm else 0) / max(manifest.llm.layers, 1),
-            per_tile=stages.vision.per_tile**2,
-            keep_ratio=stages.search_model.keep_ratio,
-        )
-        return Budget(
-            self._options, self._clock, stages.meter.rates, costs, is_given_up=is_given_up
-        )
-
     def _fill_prefix(self, prefix: Sequence) -> None:
         """Under a time limit the prompt's beginning is prefilled before the search.
 
@@ -268,7 +170,7 @@ class QuestionRun:
                 raise _TimeUpError
 
         on_part()
-        if self._plan is not None or self._compressed is not None:
+        if self._pruning is not None or self._compressed is not None:
             return
         llm, cache = self._stages.llm, self._caches.llm
         with self._clock.step("prefill"):
@@ -319,7 +221,7 @@ class QuestionRun:
         most = budget.affordable_tokens()
         if most is None or len(result.final) <= most:
             return sequence
-        if self._compressed is None and self._plan is None:
+        if self._compressed is None and self._pruning is None:
             shared = min(len(prefix), len(sequence) - 1)
             llm = self._stages.llm
             if llm.remembers(cache, sequence.embeds, sequence.tokens, shared):
@@ -339,8 +241,8 @@ class QuestionRun:
         if self._compressed is not None:
             # Its global view is another one, and may have the labels of the one that is shared.
             cache = llm.new_cache()
-        if self._plan is not None:
-            pruned, logits = llm.prefill_pruned(sequence.embeds, sequence.tokens, self._plan)
+        if self._pruning is not None:
+            pruned, logits = llm.prefill_pruned(sequence.embeds, sequence.tokens, self._pruning)
             self._segments = segment_reports(self._stages.manifest.llm.segments, pruned)
             if self._trace is not None:
                 self._trace.add_segments(pruned.tokens)
