@@ -6,7 +6,7 @@ from the old integers and their scales (`embedded_checkpoint.py`), and exported 
 and segments that the old bundle has, without its int8 KV graph. The file's name and the hash of the
 rebuilt weights become the new bundle's source; the card keeps what was said of the checkpoint.
 
-    python -m benchmarks.embedded_bundle TARGET [--bundle OLD]
+    python -m benchmarks.embedded_bundle TARGET [--bundle OLD] [--card CARD]
 
 SOURCE_DATE_EPOCH fixes the date, and with it every byte of the result.
 """
@@ -29,12 +29,13 @@ _CARD = "MODEL_CARD.md"
 _OWN_CARD = "## The checkpoint's own card\n"
 
 
-def write_bundle(old: Path | None, target: Path) -> Path:
+def write_bundle(old: Path | None, target: Path, card: Path | None = None) -> Path:
     """Write a bundle anew.
 
     Args:
         old: Bundle of family `nano`; None for the embedded model.
         target: Folder of the new one; it must not exist.
+        card: What is said of the checkpoint; None for what the old bundle's card says of it.
 
     Returns:
         The target.
@@ -48,7 +49,8 @@ def write_bundle(old: Path | None, target: Path) -> Path:
     with tempfile.TemporaryDirectory() as place:
         name = f"{manifest.source.name}, from the bundle of {manifest.created[:10]}"
         checkpoint = write_checkpoint(source.path, Path(place) / name)
-        (checkpoint / _CARD).write_text(_own_card(source), encoding="utf-8")
+        own = _own_card(source) if card is None else card.read_text(encoding="utf-8")
+        (checkpoint / _CARD).write_text(own, encoding="utf-8")
         precisions = (manifest.vision, manifest.rfm, manifest.llm)
         options = ExportOptions(
             name=manifest.name,
@@ -70,8 +72,9 @@ def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("target", type=Path)
     parser.add_argument("--bundle", type=Path, help="default: the embedded model")
+    parser.add_argument("--card", type=Path, help="default: the old bundle's")
     options = parser.parse_args()
-    print(write_bundle(options.bundle, options.target))
+    print(write_bundle(options.bundle, options.target, options.card))
 
 
 if __name__ == "__main__":

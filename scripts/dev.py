@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-DEMO = ["ask", "examples/yellowstone.tif", "What kind of scene is this?"]
+DEMO = ["ask", "examples/yellowstone.tif", "What can be seen in this image?"]
 
 #: The build for CPUs is a tenth of the size of the one that PyPI serves for Linux.
 TORCH = "torch==2.13.0"

@@ -82,7 +82,7 @@ def test_the_small_wordnet_says_what_the_whole_one_says(words: WordNet) -> None:
 
 def test_a_folder_that_is_no_wordnet(tmp_path: Path) -> None:
     pytest.importorskip("nltk", reason="synonyms need the `eval` extra")
-    with pytest.raises(LrsEdgeError, match=r"no WordNet: data.noun.*--no-synonyms"):
+    with pytest.raises(LrsEdgeError, match=r"does not hold WordNet: data.noun.*--no-synonyms"):
         WordNet(tmp_path)
     damaged = private_wordnet(tmp_path)
     (damaged / "index.noun").write_text("ship n x\n")

@@ -99,7 +99,7 @@ def test_the_current_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(gone)
     gone.rmdir()
     try:
-        with pytest.raises(ImageError, match="current folder does not exist"):
+        with pytest.raises(ImageError, match="current folder no longer exists"):
             local_file("small.tif")
     finally:
         os.chdir(tmp_path)

@@ -126,7 +126,10 @@ def named_crs(text: str) -> CRS:
             problem = "it is empty"
         except (RasterioError, CPLE_BaseError, ValueError, RuntimeError) as error:
             problem = " ".join(str(error.__cause__ or error).split())[:200]
-    raise ImageError(f"{name[:80]!r} is not a known coordinate reference system ({problem})")
+    raise ImageError(
+        f"{name[:80]!r} is not a known coordinate reference system ({problem}); "
+        "give a code such as EPSG:32632, a PROJ string or WKT"
+    )
 
 
 def describe(path: Path, found: Located, size: tuple[int, int], crs: str | None) -> Description:
