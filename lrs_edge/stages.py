@@ -65,8 +65,11 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
         UsageError: What was asked for is not there.
     """
     first, *others = placements(bundle, options)
+    decoders = [spec for spec in (bundle.manifest.rfm, bundle.manifest.llm) if spec is not None]
+    soon = [file.path for spec in decoders for file in spec.graphs if file.flavour == "gqa"]
     try:
-        return _load(bundle, first, options, kv_cache)
+        with bundle.checking_ahead(soon):
+            return _load(bundle, first, options, kv_cache)
     except BackendError as error:
         for placement in others:
             stages = _load(bundle, placement, options, kv_cache)

@@ -3,15 +3,16 @@
 A bundle is a directory with a `manifest.json` that lists every file with its size and SHA-256. It
 is untrusted: paths must stay inside, sizes and hashes must agree, the schema version must be known.
 Right hashes say that nobody changed the bundle, not that its maker is honest: what stands in graphs
-(`bundle_graphs`) and in the tokenizer (`bundle_tokenizer`) is checked too.
+(`graphs.py`) and in the tokenizer (`tokenizer.py`) is checked too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -69,6 +70,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    _ahead: dict[str, Future[None]] = field(default_factory=dict, compare=False, repr=False)
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists.
@@ -90,8 +92,31 @@ class Bundle:
             BundleError: The manifest does not list it, or it holds anything else.
         """
         path = self.file(name)
-        check_graph(self.path, name, _sizes(self.manifest))
+        ahead = self._ahead.pop(name, None)
+        if ahead is None:
+            check_graph(self.path, name, _sizes(self.manifest))
+        else:
+            ahead.result()
         return path
+
+    @contextmanager
+    def checking_ahead(self, names: Iterable[str]) -> Iterator[None]:
+        """Inside, graphs that will soon be asked for are checked while others are loaded.
+
+        Args:
+            names: Files, in the order in which `graph` will be asked for them.
+        """
+        sizes = _sizes(self.manifest)
+        with ThreadPoolExecutor(1) as pool:
+            for name in names:
+                if name in sizes:
+                    self._ahead[name] = pool.submit(check_graph, self.path, name, sizes)
+            try:
+                yield
+            finally:
+                for ahead in self._ahead.values():
+                    ahead.cancel()
+                self._ahead.clear()
 
 
 def default_bundle_path() -> Path:
@@ -104,7 +129,7 @@ def default_bundle_path() -> Path:
         models = Path(str(resources.files("lrs_edge_models")))
     except ModuleNotFoundError:
         # A checkout that is not installed: models/ lies beside the package.
-        models = Path(__file__).resolve().parent.parent / "models"
+        models = Path(__file__).resolve().parents[2] / "models" / "lrs_edge_models"
     path = models / "nano" / "bundle"
     if not (path / MANIFEST_NAME).is_file():
         raise BundleError(
@@ -179,7 +204,8 @@ def _content_problems(root: Path, manifest: Manifest, graphs: bool) -> dict[str,
     checks: dict[str, Callable[[], None]] = {}
     if graphs:
         checks = {name: partial(check_graph, root, name, sizes) for name in _graphs(manifest)}
-    checks[manifest.tokenizer] = partial(check_tokenizer, root / manifest.tokenizer)
+        # Where graphs are checked when they are loaded, so is the tokenizer (`Prompt`).
+        checks[manifest.tokenizer] = partial(check_tokenizer, root / manifest.tokenizer)
     checks[manifest.embeddings] = partial(check_embeddings, root / manifest.embeddings, manifest)
     found = {}
     for name, check in checks.items():
