@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from contextlib import suppress
 from types import TracebackType
@@ -71,6 +70,9 @@ class AnswerStream:
 
     async def _something(self) -> None:
         """Wait, without a thread, until there may be another event."""
+        # Imported here: asyncio takes a tenth of the time that loading the embedded model takes.
+        import asyncio
+
         loop = asyncio.get_running_loop()
         happened = loop.create_future()
 
