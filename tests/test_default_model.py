@@ -24,6 +24,13 @@ def test_the_bundle_is_whole_and_small() -> None:
     assert sum(check.size for check in checks) <= 40_000_000
 
 
+def test_the_last_onnxruntime_for_python_3_10_has_all_operators() -> None:
+    onnx = pytest.importorskip("onnx", reason="reading graphs needs the `export` extra")
+    for path in default_bundle_path().glob("*.onnx"):
+        graph = onnx.load(path, load_external_data=False).graph
+        assert "QuantizeLinear" not in {node.op_type for node in graph.node}, path.name
+
+
 @pytest.mark.parametrize(
     ("question", "answers"),
     [

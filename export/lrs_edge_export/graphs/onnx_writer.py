@@ -196,7 +196,11 @@ class GraphWriter:
         # A place may be all zeros.
         reach = self.node("Max", largest, self.constant(1e-30, np.float32))
         step, zero = self.constant(1 / 127, np.float32), self.constant(128, np.uint8)
-        quantized = self.node("QuantizeLinear", self.node("Div", x, reach), step, zero)
+        # QuantizeLinear written out: onnxruntime 1.23, the last for Python 3.10, does not have the
+        # one of this opset. Magnitudes are at most 127, so nothing has to be cut off.
+        steps = self.node("Round", self.node("Div", self.node("Div", x, reach), step))
+        shifted = self.node("Add", steps, self.constant(128, np.float32))
+        quantized = self.node("Cast", shifted, to=TensorProto.UINT8)
         product = self.node(
             "MatMulIntegerToFloat",
             *(quantized, integers, step, scales, zero),
