@@ -17,7 +17,7 @@ from lrs_edge import Answer, BundleError, Engine
 from lrs_edge.answer import report
 from lrs_edge.baselines.unpruned import spread_scores
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
-from lrs_edge.language.sequence import Sequence
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 from lrs_edge.search.context import spread
 from lrs_edge.search.exhaustive import _Canvas
@@ -72,9 +72,9 @@ def ask(engine: Engine, path: Path, **options: object) -> Answer:
         return scene.ask(QUESTION, max_tokens=3, **options)
 
 
-def prefix_of(embeds: np.ndarray) -> Sequence:
+def prefix_of(embeds: np.ndarray) -> TokenSequence:
     kinds = [TokenKind.SYSTEM, *[TokenKind.GLOBAL] * (len(embeds) - 2), TokenKind.SEPARATOR]
-    return Sequence(embeds, make_tokens(np.arange(len(embeds)), np.array(kinds, np.int8)))
+    return TokenSequence(embeds, make_tokens(np.arange(len(embeds)), np.array(kinds, np.int8)))
 
 
 # -- scorers -------------------------------------------------------------------------------------

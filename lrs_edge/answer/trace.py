@@ -20,7 +20,7 @@ from lrs_edge.errors import UsageError
 from lrs_edge.files import check_replaceable, replacing
 from lrs_edge.language.kv_cache import Tokens
 from lrs_edge.language.prompt import IMAGE_TOKEN, PromptTokens
-from lrs_edge.language.sequence import Sequence
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.pyramid.levels import Pyramid
 from lrs_edge.search.result import LevelPass, SearchResult
 from lrs_edge.vision.encoder import Features
@@ -59,7 +59,7 @@ class Trace:
         self.put("proj_global_rows32", tokens[::32])
 
     def add_search(
-        self, result: SearchResult, prefix: Sequence, after: NDArray[np.float32]
+        self, result: SearchResult, prefix: TokenSequence, after: NDArray[np.float32]
     ) -> None:
         """Scores, selected tiles and kept tokens of every level.
 
@@ -75,7 +75,7 @@ class Trace:
             self.put("topk1_indices_with_newlines", first.local.indices[first.kept])
 
     def _add_pass(
-        self, number: int, scored: LevelPass, prefix: Sequence, after: NDArray[np.float32]
+        self, number: int, scored: LevelPass, prefix: TokenSequence, after: NDArray[np.float32]
     ) -> None:
         local = scored.local
         embeds = np.concatenate([prefix.embeds, local.embeds, after])
@@ -104,7 +104,7 @@ class Trace:
         for number, seen in enumerate(tokens):
             self.put(f"segment{number}_positions", seen["position"].astype(np.int64))
 
-    def add_final(self, sequence: Sequence) -> None:
+    def add_final(self, sequence: TokenSequence) -> None:
         """The sequence given to the language model."""
         self.put("final_embeds_rownorm", np.linalg.norm(sequence.embeds, axis=1))
         self.put("final_embeds_rowsum", sequence.embeds.sum(axis=1))

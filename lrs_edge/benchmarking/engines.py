@@ -27,8 +27,7 @@ from lrs_edge.engines.metered import GraphWork
 from lrs_edge.evaluation.flops import graph_costs
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.sampling import Sampler
-from lrs_edge.language.sequence import Sequence as TokenSequence
-from lrs_edge.language.sequence import concatenate
+from lrs_edge.language.sequence import TokenSequence, concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 from lrs_edge.stages import Stages
 

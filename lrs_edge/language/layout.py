@@ -24,7 +24,7 @@ from lrs_edge.bundle.layout import (
 )
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
 from lrs_edge.language.prompt import Prompt
-from lrs_edge.language.sequence import LocalTokens, Sequence, concatenate
+from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 from lrs_edge.pyramid.selection import grid_indices, newline_indices
 
@@ -81,7 +81,7 @@ class SequenceBuilder:
         """Embeddings float32 [n, D] of token ids int64 [n]."""
         return self._lookup(ids)
 
-    def prefix(self, global_tokens: Embeds) -> Sequence:
+    def prefix(self, global_tokens: Embeds) -> TokenSequence:
         """All parts before the local tokens, at positions from 0.
 
         Args:
@@ -99,14 +99,14 @@ class SequenceBuilder:
             kinds.append(np.full(len(embeds[-1]), kind, np.int8))
         whole = np.concatenate(embeds)
         positions = np.arange(len(whole), dtype=np.int64)
-        return Sequence(whole, make_tokens(positions, np.concatenate(kinds)))
+        return TokenSequence(whole, make_tokens(positions, np.concatenate(kinds)))
 
-    def suffix(self, after: Embeds, first_position: int) -> Sequence:
+    def suffix(self, after: Embeds, first_position: int) -> TokenSequence:
         """Text after the local tokens, float32 [a, D], at positions from `first_position`."""
         positions = first_position + np.arange(len(after), dtype=np.int64)
-        return Sequence(after, make_tokens(positions, TokenKind.QUESTION))
+        return TokenSequence(after, make_tokens(positions, TokenKind.QUESTION))
 
-    def level(self, prefix: Sequence, local: LocalTokens, after: Embeds) -> Sequence:
+    def level(self, prefix: TokenSequence, local: LocalTokens, after: Embeds) -> TokenSequence:
         """A level as it is scored: its tokens at their places, gaps where tiles were not looked at.
 
         Args:
@@ -118,7 +118,7 @@ class SequenceBuilder:
         shown = local.sequence(start + local.offsets)
         return concatenate(prefix, shown, self.suffix(after, start + local.span))
 
-    def final(self, prefix: Sequence, kept: LocalTokens, after: Embeds) -> Sequence:
+    def final(self, prefix: TokenSequence, kept: LocalTokens, after: Embeds) -> TokenSequence:
         """What the language model is given: kept local tokens, positions without gaps."""
         start = len(prefix)
         local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))

@@ -12,7 +12,7 @@ from lrs_edge.pyramid.levels import TokenGrid
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Embeddings float32 [n, D] and the labels [n] of the same tokens."""
 
     embeds: NDArray[np.float32]
@@ -22,15 +22,15 @@ class Sequence:
         return len(self.tokens)
 
 
-def concatenate(*parts: Sequence) -> Sequence:
+def concatenate(*parts: TokenSequence) -> TokenSequence:
     """Sequences one after the other; positions stay as they are."""
-    return Sequence(
+    return TokenSequence(
         np.concatenate([part.embeds for part in parts]),
         np.concatenate([part.tokens for part in parts]),
     )
 
 
-def global_places(prefix: Sequence) -> NDArray[np.int64]:
+def global_places(prefix: TokenSequence) -> NDArray[np.int64]:
     """Places int64 [T] of the global view's tokens in a prefix."""
     return np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
 
@@ -113,7 +113,7 @@ class LocalTokens:
             self.level,
         )
 
-    def sequence(self, positions: NDArray[np.int64]) -> Sequence:
+    def sequence(self, positions: NDArray[np.int64]) -> TokenSequence:
         """The tokens as a sequence at the given positions int64 [n]."""
         kinds = np.full(len(self), TokenKind.TILE, np.int8)
         kinds[self.is_newline] = TokenKind.NEWLINE
@@ -121,7 +121,7 @@ class LocalTokens:
         tokens = make_tokens(
             positions, kinds, level=self.level, rows=self.tile_rows, cols=self.tile_cols
         )
-        return Sequence(self.embeds, tokens)
+        return TokenSequence(self.embeds, tokens)
 
 
 def pad_dense(local: LocalTokens, grid: TokenGrid) -> LocalTokens:

@@ -23,7 +23,7 @@ from lrs_edge.errors import ReadStoppedError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
 from lrs_edge.language.sampling import Sampler
-from lrs_edge.language.sequence import Sequence
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.memory import peak_memory
@@ -157,7 +157,7 @@ class QuestionRun:
             return
         yield from self._decode(cache, logits)
 
-    def _fill_prefix(self, prefix: Sequence) -> None:
+    def _fill_prefix(self, prefix: TokenSequence) -> None:
         """Under a time limit the prompt's beginning is prefilled before the search.
 
         It is needed in any case, and shows how long the rest will take: the search can then leave
@@ -179,7 +179,7 @@ class QuestionRun:
                 llm.try_step(cache)
 
     def _prompted(
-        self, prefix: Sequence, after: NDArray[np.float32]
+        self, prefix: TokenSequence, after: NDArray[np.float32]
     ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
         """Search, and prefill what was found."""
         context = SearchContext(
@@ -208,11 +208,11 @@ class QuestionRun:
 
     def _fitted_to_time(
         self,
-        prefix: Sequence,
+        prefix: TokenSequence,
         after: NDArray[np.float32],
         result: SearchResult,
-        sequence: Sequence,
-    ) -> Sequence:
+        sequence: TokenSequence,
+    ) -> TokenSequence:
         """The sequence without the lowest-scored tokens whose prefill would overrun."""
         budget, cache = self._budget, self._caches.llm
         if budget.expired() and not budget.answers_late():
@@ -231,8 +231,8 @@ class QuestionRun:
 
     def _prefill(
         self,
-        sequence: Sequence,
-        prefix: Sequence,
+        sequence: TokenSequence,
+        prefix: TokenSequence,
         after: NDArray[np.float32],
         result: SearchResult,
     ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
@@ -264,8 +264,8 @@ class QuestionRun:
         return cache, logits
 
     def _cut_short(
-        self, prefix: Sequence, after: NDArray[np.float32], result: SearchResult, sent: int
-    ) -> Sequence:
+        self, prefix: TokenSequence, after: NDArray[np.float32], result: SearchResult, sent: int
+    ) -> TokenSequence:
         """The sequence with only the first local tokens: the prefill took longer than expected."""
         self._warnings.append(
             f"only the first {sent} of {len(result.final)} kept local tokens were sent: prefill "
@@ -277,7 +277,7 @@ class QuestionRun:
         result.final_scores = result.final_scores[:sent]
         return self._final_sequence(prefix, after, result)
 
-    def _prefix(self) -> Sequence:
+    def _prefix(self) -> TokenSequence:
         stages = self._stages
         self._progress.tell("encode")
         shown = self._tiles if self._compressed is None else self._compressed
@@ -290,8 +290,8 @@ class QuestionRun:
         return prefix
 
     def _final_sequence(
-        self, prefix: Sequence, after: NDArray[np.float32], result: SearchResult
-    ) -> Sequence:
+        self, prefix: TokenSequence, after: NDArray[np.float32], result: SearchResult
+    ) -> TokenSequence:
         """Prefix, kept local tokens, text after the image; positions without gaps."""
         start, kept = len(prefix), result.final
         whole = self._stages.sequences.final(prefix, kept, after)
@@ -302,7 +302,7 @@ class QuestionRun:
                 f"the sequence of {len(whole)} tokens was cut to the model's {limit}; the "
                 "reference policy cuts the end of the question"
             )
-            whole = Sequence(whole.embeds[:limit], whole.tokens[:limit])
+            whole = TokenSequence(whole.embeds[:limit], whole.tokens[:limit])
             sent = max(limit - start, 0)
             result.final = kept.take(np.arange(min(sent, len(kept))))
             result.final_scores = result.final_scores[:sent]
@@ -310,7 +310,7 @@ class QuestionRun:
         self._text_tokens, self._sent = int(text), len(whole) - int(text)
         return whole
 
-    def _apply_kv_budget(self, cache: KVCache, prefix: Sequence, result: SearchResult) -> None:
+    def _apply_kv_budget(self, cache: KVCache, prefix: TokenSequence, result: SearchResult) -> None:
         budget = self._options.kv_budget
         if budget is None or len(cache) <= budget:
             return

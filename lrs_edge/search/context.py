@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.language.layout import SequenceBuilder
-from lrs_edge.language.sequence import LocalTokens, global_places
-from lrs_edge.language.sequence import Sequence as TokenSequence
+from lrs_edge.language.sequence import LocalTokens, TokenSequence, global_places
 from lrs_edge.pyramid.levels import Level, Pyramid, TileIndex, TokenGrid, token_grid
 from lrs_edge.requests.budget import Budget
 from lrs_edge.requests.options import AskOptions

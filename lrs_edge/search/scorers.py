@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.layout import SequenceBuilder
-from lrs_edge.language.sequence import LocalTokens, concatenate, global_places
-from lrs_edge.language.sequence import Sequence as TokenSequence
+from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate, global_places
 from lrs_edge.requests.budget import Budget
 from lrs_edge.requests.options import AskOptions, Prune
 from lrs_edge.search.rfm import RegionFocus, dense_bias
