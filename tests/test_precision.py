@@ -106,7 +106,8 @@ def test_an_engine_computes_nearly_the_same(
     operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     assert ("MatMulInteger" in operators) == (precision == "int8-dynamic")
     # Down projections have a scale for each token in int8-dynamic.
-    assert ("QuantizeLinear" in operators) == (precision in ("int8-static", "int8-dynamic"))
+    assert ("MatMulIntegerToFloat" in operators) == (precision == "int8-dynamic")
+    assert ("QuantizeLinear" in operators) == (precision == "int8-static")
     assert ("DequantizeLinear" in operators) == (
         precision in TOLERANCE and precision[-6:] in ("weight", "static")
     )
