@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -82,3 +85,16 @@ def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             export_bundle(str(source), target, ExportOptions(parity=False))
             bundles[variant] = target
     return bundles
+
+
+@pytest.fixture
+def real_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of models/nano/real_scenes, which is no package; forgotten afterwards."""
+    folder = Path(__file__).parent.parent / "models" / "nano" / "real_scenes"
+    monkeypatch.syspath_prepend(str(folder))
+    names = {path.stem for path in folder.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
