@@ -60,7 +60,10 @@ def write_qwen(folder: Path, **config: Any) -> Path:
 
 
 def write_nano(folder: Path, **config: Any) -> Path:
-    """A `nano` checkpoint with 64-pixel tiles; see `write_qwen`."""
+    """A `nano` checkpoint with 64-pixel tiles; see `write_qwen`.
+
+    Where an entry is `vision_neck`, the weights that it asks for are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     described = _decoder_config() | {
         "architectures": ["LrsEdgeNanoForCausalLM"],
@@ -83,6 +86,8 @@ def write_nano(folder: Path, **config: Any) -> Path:
     weights = _language_weights(_Random(3), qkv_bias=False, width=1280)
     tower = efficientnet_weights(_Random(4))
     weights |= {f"model.vision_tower.{name}": value for name, value in tower.items()}
+    if neck := config.get("vision_neck"):
+        weights |= neck_weights(_Random(5), **neck)
     save_file(weights, folder / "model.safetensors")
     return folder
 
@@ -219,6 +224,23 @@ def tower_weights() -> Weights:
     for linear, outputs, inputs in linears:
         weights[f"{linear}.weight"] = draw.matrix(outputs, inputs)
         weights[f"{linear}.bias"] = draw.bias(outputs)
+    return weights
+
+
+def neck_weights(draw: _Random, *, width: int, words: int, low: int = 160) -> Weights:
+    """Random weights of a vision neck, and of the linear layer behind it."""
+    shapes = {
+        "high": (width, 1280, 1, 1),
+        "low": (low, 112, 2, 2),
+        "context.0": (width, width + low, 3, 3),
+        "context.1": (width, width, 3, 3),
+        "words": (words, 2 * width, 1, 1),
+    }
+    weights: Weights = {}
+    for name, shape in shapes.items():
+        weights[f"model.vision_neck.{name}.weight"] = draw.matrix(*shape)
+        weights[f"model.vision_neck.{name}.bias"] = draw.bias(shape[0])
+    weights["model.mm_projector.neck.weight"] = draw.matrix(HIDDEN, width + words)
     return weights
 
 

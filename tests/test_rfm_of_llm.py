@@ -21,8 +21,10 @@ from lrs_edge.errors import BundleError, ExportError
 from lrs_edge.search.rfm import token_scores
 from lrs_edge_export.bundle.options import ExportOptions, Precisions
 from lrs_edge_export.bundle.writer import export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.families.registry import read_model
 from lrs_edge_export.graphs.sessions import DecoderSession
-from tests.checkpoints import RFM_LAYERS, write_qwen
+from tests.checkpoints import LAYERS, RFM_LAYERS, edit_json, write_nano, write_qwen
 from tests.golden_data import checkpoint
 
 PRUNER = "model.mm_projector.token_pruner."
@@ -145,6 +147,31 @@ def test_an_rfm_of_its_own_gives_way(source: Path, tmp_path: Path) -> None:
     export_bundle(str(source), tmp_path / "shared", options)
     sizes = [sum(p.stat().st_size for p in (tmp_path / n).iterdir()) for n in ("own", "shared")]
     assert sizes[1] < sizes[0]
+
+
+def test_the_config_of_a_nano_checkpoint_may_say_so(tmp_path: Path) -> None:
+    trained = write_nano(tmp_path / "trained", rfm_from_llm=1)
+    rfm = read_model(find_checkpoint(str(trained))).region_focus
+    assert (rfm.of_llm, rfm.config.layers) == (False, RFM_LAYERS)
+    bare = without_rfm(trained, tmp_path / "bare")
+    precisions = Precisions(rfm="int8-dynamic", llm="int8-dynamic")
+    options = ExportOptions(precisions=precisions)
+    shared = export_bundle(str(bare), tmp_path / "shared", options).manifest
+    assert shared.rfm.layers == 1
+    assert "rfm.onnx.data" not in shared.files
+    assert shared.parity.stage("rfm").value("cosine") > 0.99
+    # What is asked for comes first, and without the entry gives the same graphs.
+    asked = export_bundle(str(bare), tmp_path / "asked", replace(options, rfm_layers=2)).manifest
+    assert asked.rfm.layers == 2
+    edit_json(bare / "config.json", rfm_from_llm=None, llm_layer_list=None)
+    assert read_model(find_checkpoint(str(bare))).rfm is None
+    export_bundle(str(bare), tmp_path / "option", replace(options, rfm_layers=1))
+    for name in ("rfm.onnx", "rfm_masked.onnx", "llm.onnx", "llm.onnx.data"):
+        same = [(tmp_path / bundle / name).read_bytes() for bundle in ("shared", "option")]
+        assert same[0] == same[1], name
+    edit_json(bare / "config.json", rfm_from_llm=LAYERS)
+    with pytest.raises(ExportError, match=r"rfm_from_llm is 3, it must be an integer of 0\.\.2"):
+        read_model(find_checkpoint(str(bare)))
 
 
 @pytest.mark.parametrize("layers", [0, 3, 400])

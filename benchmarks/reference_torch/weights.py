@@ -12,7 +12,7 @@ from torch import Tensor
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Model
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
-from lrs_edge_export.checkpoints.vision import VisionStage
+from lrs_edge_export.checkpoints.vision import EfficientNetTower, VisionStage
 from lrs_edge_export.families.registry import read_model
 from lrs_edge_export.torch_model.decoder import LayerWeights
 from lrs_edge_export.torch_model.stages import read_layer
@@ -85,6 +85,9 @@ def load_weights(folder: Path) -> Weights:
     """
     model = read_model(find_checkpoint(str(folder)))
     tower = replace(model.vision.tower, tensors=_in_memory(model.vision.tower.tensors))
+    if isinstance(tower, EfficientNetTower) and (neck := tower.neck) is not None:
+        parts = _in_memory(neck.tensors), _in_memory(neck.projection)
+        tower = replace(tower, neck=replace(neck, tensors=parts[0], projection=parts[1]))
     tables = model.positions
     return Weights(
         model=model,

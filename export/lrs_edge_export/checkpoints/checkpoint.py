@@ -42,11 +42,13 @@ class Settings:
     Args:
         values: The object.
         path: Named in messages.
+        section: Of the file, whose values these are; named in messages too.
     """
 
-    def __init__(self, values: dict[str, Any], path: Path) -> None:
+    def __init__(self, values: dict[str, Any], path: Path, section: str = "") -> None:
         self.values = values
         self.path = path
+        self._section = section
 
     @classmethod
     def load(cls, path: Path) -> Settings:
@@ -113,10 +115,20 @@ class Settings:
             raise self.wrong(key, "must be an integer or a list of integers")
         return tuple(items)
 
+    def section(self, key: str) -> Settings | None:
+        """An object inside, None when absent. Raises ExportError when of another type."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(key, "must be an object")
+        return Settings(value, self.path, f"{self._section}{key}.")
+
     def wrong(self, key: str, rule: str) -> ExportError:
         """The error for one value."""
         shown = repr(self.values.get(key, "absent"))[:60]
-        return ExportError(f"{self.path}: {key} is {shown}, it {rule}; correct the file")
+        name = f"{self._section}{key}"
+        return ExportError(f"{self.path}: {name} is {shown}, it {rule}; correct the file")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)

@@ -232,7 +232,7 @@ class Model:
             ExportError: Tensors are missing or do not fit the config.
         """
         self.vision.check()
-        if self.rfm is not None:
+        if self.rfm is not None and not self.rfm.of_llm:
             self.rfm.check("region focus module")
         self.llm.check("language model")
         self.llm.tensors.require({"norm.weight": (self.llm.config.hidden,)}, "language model")

@@ -100,21 +100,82 @@ def _lite0_blocks() -> tuple[EfficientNetBlock, ...]:
 
 
 @dataclass(frozen=True)
+class VisionNeck:
+    """What is made of two of a tower's maps beside its features, for every token.
+
+    The features and the finer map, halved by its convolution's stride, are joined and pass two
+    3 x 3 convolutions, the second dilated; from what both give, a last one names words. All but the
+    words end in ReLU6; words are probabilities. A token is given the second convolution's channels
+    and six times the words, so that both lie in 0..6, through a linear layer whose result is added
+    to the projector's.
+
+    Attributes:
+        tensors: Source scoped to the neck: `high`, `low`, `context.0`, `context.1`, `words`.
+        projection: Source scoped to the linear layer, which has no bias.
+        width: Channels of the features' part and of both 3 x 3 convolutions.
+        low: Channels of the finer map's part.
+        words: Words K.
+    """
+
+    tensors: Scoped
+    projection: Scoped
+    width: int
+    low: int
+    words: int
+
+    #: Words are multiplied by this, the most that ReLU6 gives.
+    gain = 6.0
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a token is given."""
+        return self.width + self.words
+
+    def check(self, high: int, low: int, hidden: int) -> None:
+        """Check all tensors against the config.
+
+        Args:
+            high: Channels of the features.
+            low: Channels of the finer map.
+            hidden: Width of the tokens.
+
+        Raises:
+            ExportError: Tensors are missing or of other shapes, or there are more.
+        """
+        shapes = _affine("high", (self.width, high, 1, 1))
+        shapes |= _affine("low", (self.low, low, 2, 2))
+        shapes |= _affine("context.0", (self.width, self.width + self.low, 3, 3))
+        shapes |= _affine("context.1", (self.width, self.width, 3, 3))
+        shapes |= _affine("words", (self.words, 2 * self.width, 1, 1))
+        self.tensors.require(shapes, "vision neck")
+        self.tensors.refuse_others("", set(shapes), "vision neck")
+        linear: Shapes = {"weight": (hidden, self.outputs)}
+        self.projection.require(linear, "vision neck's projection")
+        self.projection.refuse_others("", set(linear), "vision neck's projection")
+
+
+@dataclass(frozen=True)
 class EfficientNetTower:
     """efficientnet-lite0 without its classifier: ReLU6 features at a 32nd of the tile's side.
 
     Attributes:
         tensors: Source scoped to the tower's state dict.
         grid: Features along a tile's side.
+        neck: What is made of the features and of the last map at a 16th of the side; None for
+            features alone.
     """
 
     tensors: Scoped
     grid: int
+    neck: VisionNeck | None = None
 
     stem = 32
     features = 1280
     eps = 1e-3
     blocks = _lite0_blocks()
+    #: The last block at a 16th of the tile's side: the next one strides.
+    low_block = max(i for i, block in enumerate(blocks) if block.stride == 2) - 1
+    low_features = blocks[low_block].outputs
 
     def check(self) -> None:
         """Check all tensors against the architecture. Raises ExportError."""
@@ -174,9 +235,16 @@ class VisionStage:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def neck(self) -> VisionNeck | None:
+        """The tower's neck, if it has one."""
+        return self.tower.neck if isinstance(self.tower, EfficientNetTower) else None
+
     def check(self) -> None:
         """Check all tensors against the config. Raises ExportError."""
         self.tower.check()
+        if (neck := self.neck) is not None:
+            neck.check(self.width, EfficientNetTower.low_features, self.hidden)
         shapes = _affine("0", (self.hidden, self.width)) | _affine("2", (self.hidden, self.hidden))
         self.projector.require(shapes, "projector")
         self.projector.refuse_others("", set(shapes), "projector")

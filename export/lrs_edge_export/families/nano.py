@@ -1,7 +1,9 @@
 """Family `nano`: the embedded model, efficientnet-lite0 with a small LLaMA decoder.
 
 Everything that other families fix by convention stands in its config.json: normalisation, prompt,
-separator, base side, token grid.
+separator, base side, token grid. Optional there: `position_entries` (rows of the position tables),
+`vision_neck` (`width`, `words`, `low`: `VisionNeck`), and `rfm_from_llm` (LAYERS of
+`lrs-edge export --rfm from-llm:LAYERS`, for a checkpoint without a region focus module).
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, PositionTables, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.checkpoints.vision import EfficientNetTower, VisionStage
+from lrs_edge_export.checkpoints.vision import EfficientNetTower, VisionNeck, VisionStage
 from lrs_edge_export.families.registry import (
     MAX_TILE,
     MAX_TOKENS,
+    MAX_WIDTH,
     decoder_config,
     region_focus,
     repetition,
@@ -28,6 +31,9 @@ from lrs_edge_export.families.registry import (
 
 _TOWER = "efficientnet-lite0"
 _STRIDE = 32
+_NECK = "model.vision_neck."
+#: Channels that the neck makes of the finer map, where config.json does not say.
+_LOW = 160
 _MAX_POSITIONS = 1 << 12
 
 
@@ -49,7 +55,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     suffix = config.text("prompt_suffix")
     if "{question}" not in suffix:
         raise config.wrong("prompt_suffix", "must contain {question}")
-    return Model(
+    model = Model(
         family="nano",
         vision=_vision(config, weights, decoder.hidden),
         rfm=region_focus(config, decoder, weights),
@@ -73,6 +79,10 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         folders=(checkpoint.path,),
         positions=_positions(config, inner, decoder.hidden),
     )
+    # As `--rfm from-llm:LAYERS`, for a checkpoint whose language model was trained to score. An RFM
+    # of its own comes first: `lrs-edge distill` adds one to such a checkpoint.
+    layers = config.integer("rfm_from_llm", 0, decoder.layers - 1, default=0)
+    return model.with_rfm_of_llm(layers) if model.rfm is None and layers else model
 
 
 def _positions(config: Settings, weights: Scoped, hidden: int) -> PositionTables | None:
@@ -95,7 +105,9 @@ def _vision(config: Settings, weights: Scoped, hidden: int) -> VisionStage:
     if grid % pool:
         raise config.wrong("local_pool", f"must divide the {grid} tokens along a tile's side")
     return VisionStage(
-        tower=EfficientNetTower(Scoped(weights, "model.vision_tower."), grid),
+        tower=EfficientNetTower(
+            Scoped(weights, "model.vision_tower."), grid, _neck(config, weights)
+        ),
         projector=Scoped(weights, "model.mm_projector.mlp_projector."),
         width=EfficientNetTower.features,
         hidden=hidden,
@@ -103,4 +115,20 @@ def _vision(config: Settings, weights: Scoped, hidden: int) -> VisionStage:
         local_pool=pool,
         mean=config.triple("image_mean"),
         std=config.triple("image_std"),
+    )
+
+
+def _neck(config: Settings, weights: Scoped) -> VisionNeck | None:
+    tensors = Scoped(weights, _NECK)
+    described = config.section("vision_neck")
+    if described is None:
+        if tensors.names():
+            raise config.wrong("vision_neck", f"must describe the weights {_NECK}*")
+        return None
+    return VisionNeck(
+        tensors,
+        projection=Scoped(weights, "model.mm_projector.neck."),
+        width=described.integer("width", 1, MAX_WIDTH),
+        low=described.integer("low", 1, MAX_WIDTH, default=_LOW),
+        words=described.integer("words", 1, MAX_WIDTH),
     )

@@ -10,6 +10,7 @@ from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.vision import (
     ClipTower,
     EfficientNetTower,
+    VisionNeck,
     VisionStage,
     same_padding,
 )
@@ -28,10 +29,9 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
     graph = GraphWriter("vision", weights)
     pixels = graph.from_float32(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
     if isinstance(stage.tower, ClipTower):
-        features = _Clip(graph, stage.tower).features(pixels)
+        _project(graph, stage, _Clip(graph, stage.tower).features(pixels))
     else:
-        features = _EfficientNet(graph, stage.tower).features(pixels)
-    _project(graph, stage, features)
+        _project(graph, stage, *_EfficientNet(graph, stage.tower).features(pixels))
     graph.output("tokens", ("N", stage.tower.grid**2, stage.hidden))
     graph.save(path)
 
@@ -72,11 +72,17 @@ def write_tower(
     graph.save(projector)
 
 
-def _project(graph: GraphWriter, stage: VisionStage, features: str) -> None:
-    """The projector; its result is called `tokens`."""
+def _project(
+    graph: GraphWriter, stage: VisionStage, features: str, context: str | None = None
+) -> None:
+    """The projector, of what a neck gives too; its result is called `tokens`."""
     hidden = _affine(graph, features, stage.projector, "0", "projector.0")
     hidden = graph.node("Gelu", hidden)
     tokens = _affine(graph, hidden, stage.projector, "2", "projector.2")
+    if context is not None and stage.neck is not None:
+        linear = stage.neck.projection
+        added = graph.linear(context, "projector.neck", lambda: linear.read("weight"))
+        tokens = graph.node("Add", tokens, added)
     graph.node("Identity", graph.to_float32(tokens), out="tokens")
 
 
@@ -216,10 +222,10 @@ class _EfficientNet:
         self._graph = graph
         self._tower = tower
 
-    def features(self, pixels: str) -> str:
-        """Features [N, grid * grid, 1280]."""
+    def features(self, pixels: str) -> tuple[str, str | None]:
+        """Features [N, grid * grid, 1280], and what the neck gives, [N, grid * grid, outputs]."""
         graph, tower = self._graph, self._tower
-        x = self._relu6(self._conv(pixels, "_conv_stem", "_bn0", kernel=3, stride=2))
+        x = low = self._relu6(self._conv(pixels, "_conv_stem", "_bn0", kernel=3, stride=2))
         for i, block in enumerate(tower.blocks):
             name, y = f"_blocks.{i}", x
             if block.expand != 1:
@@ -235,9 +241,44 @@ class _EfficientNet:
             y = self._conv(self._relu6(y), f"{name}._project_conv", f"{name}._bn2")
             residual = block.stride == 1 and block.inputs == block.outputs
             x = graph.node("Add", y, x) if residual else y
+            low = x if i == tower.low_block else low
         x = self._relu6(self._conv(x, "_conv_head", "_bn1"))
-        flat = graph.node("Reshape", x, graph.constant([0, tower.features, tower.grid**2]))
-        return graph.node("Transpose", flat, perm=[0, 2, 1])
+        context = None if tower.neck is None else self._context(tower.neck, x, low)
+        return self._rows(x, tower.features), context
+
+    def _rows(self, x: str, channels: int) -> str:
+        """Places [N, grid * grid, channels] of a map [N, channels, grid, grid]."""
+        flat = self._graph.node(
+            "Reshape", x, self._graph.constant([0, channels, self._tower.grid**2])
+        )
+        return self._graph.node("Transpose", flat, perm=[0, 2, 1])
+
+    def _context(self, neck: VisionNeck, high: str, low: str) -> str:
+        """What the neck makes of the features and the finer map, [N, grid * grid, outputs]."""
+        graph = self._graph
+
+        def conv(x: str, name: str, kernel: int, stride: int = 1, dilation: int = 1) -> str:
+            label, read = f"neck.{name}", neck.tensors.read
+            pad = dilation * (kernel - 1) // 2 if stride == 1 else 0
+            return graph.node(
+                "Conv",
+                x,
+                graph.kernel(label, lambda: read(f"{name}.weight")),
+                graph.weight(f"{label}.bias", lambda: read(f"{name}.bias")),
+                label=label,
+                kernel_shape=[kernel] * 2,
+                strides=[stride] * 2,
+                pads=[pad] * 4,
+                dilations=[dilation] * 2,
+            )
+
+        coarse = self._relu6(conv(high, "high", 1))
+        fine = self._relu6(conv(low, "low", 2, stride=2))
+        near = self._relu6(conv(graph.node("Concat", coarse, fine, axis=1), "context.0", 3))
+        far = self._relu6(conv(near, "context.1", 3, dilation=2))
+        words = conv(graph.node("Concat", near, far, axis=1), "words", 1)
+        scaled = graph.node("Mul", graph.node("Sigmoid", words), graph.real(neck.gain))
+        return self._rows(graph.node("Concat", far, scaled, axis=1), neck.outputs)
 
     def _conv(
         self, x: str, name: str, norm: str, *, kernel: int = 1, stride: int = 1, groups: int = 1

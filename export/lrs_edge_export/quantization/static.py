@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.tensors import Array
@@ -31,6 +31,9 @@ _FOLLOWERS = {"Clip", "Gelu", "Relu", "Reshape", "Transpose"}
 
 #: Values of one activation of one tile that are looked at, more or less.
 _SAMPLES = 1 << 18
+
+#: A logit of a word that is surely there: its probability is within 4e-4 of one.
+_SURE = 8.0
 
 #: Tensors of at least this many bytes go to the data file.
 _INLINE_BYTES = 1024
@@ -168,7 +171,26 @@ def _ranges(model: onnx.ModelProto, tiles: Array, folder: Path) -> dict[str, tup
                 step = (value.size // _SAMPLES) | 1
                 observers[name].add(torch.from_numpy(value.ravel()[::step].copy()))
     results = {name: observer.result() for name, observer in observers.items()}
-    return {name: (found.low, found.high) for name, found in results.items()}
+    return {name: (found.low, found.high) for name, found in results.items()} | _words(model)
+
+
+def _words(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """Ranges of a neck's words: of their logits, the probabilities, and these multiplied.
+
+    What they can be, not what they were: of most things that there are words for, calibration tiles
+    may show none, and ranges without them would leave no word that is surely there.
+    """
+    makers = {node.output[0]: node for node in model.graph.node}
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "Sigmoid" else None
+        if maker is not None and maker.op_type == "Conv":
+            found |= {node.input[0]: (-_SURE, _SURE), node.output[0]: (0.0, 1.0)}
+        elif node.op_type == "Mul" and node.input[0] in found and node.input[1] in values:
+            gain = float(numpy_helper.to_array(values[node.input[1]]))
+            found[node.output[0]] = (0.0, gain)
+    return found
 
 
 def _session(path: Path) -> Callable[[list[str], dict[str, Array]], list[Array]]:

@@ -1,4 +1,4 @@
-"""The vision stage in PyTorch: CLIP or EfficientNet, and the projector.
+"""The vision stage in PyTorch: CLIP or EfficientNet, its neck, and the projector.
 
 Weights are read as they are used; everything is float32 on the CPU; batch norms are not folded.
 Shares no code with the graph writers, which it checks.
@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.checkpoints.vision import ClipTower, EfficientNetTower, VisionStage
+from lrs_edge_export.checkpoints.vision import (
+    ClipTower,
+    EfficientNetTower,
+    VisionNeck,
+    VisionStage,
+)
 from lrs_edge_export.torch_model.decoder import Observer
 
 
@@ -24,7 +29,10 @@ def vision_tokens(stage: VisionStage, pixels: Tensor, observe: Observer | None =
 
 
 def vision_features(stage: VisionStage, pixels: Tensor, observe: Observer | None = None) -> Tensor:
-    """The tower's features [N, T, W] of normalised tiles [N, 3, S, S]."""
+    """The tower's features [N, T, W] of normalised tiles [N, 3, S, S].
+
+    What a neck gives stands behind them: [N, T, W + outputs].
+    """
     if isinstance(stage.tower, EfficientNetTower):
         return _efficientnet(stage.tower, pixels)
     x = clip_embeddings(stage.tower, pixels)
@@ -34,9 +42,15 @@ def vision_features(stage: VisionStage, pixels: Tensor, observe: Observer | None
 
 
 def project(stage: VisionStage, features: Tensor, observe: Observer | None = None) -> Tensor:
-    """Tokens [N, T, D] of features [N, T, W]."""
+    """Tokens [N, T, D] of `vision_features`."""
+    features, context = features[..., : stage.width], features[..., stage.width :]
     inner = _linear(stage.projector, "0", features, observe, "projector.")
-    return _linear(stage.projector, "2", F.gelu(inner), observe, "projector.")
+    tokens = _linear(stage.projector, "2", F.gelu(inner), observe, "projector.")
+    if stage.neck is None:
+        return tokens
+    if observe is not None:
+        observe("projector.neck", context)
+    return tokens + F.linear(context, _read(stage.neck.projection, "weight"))
 
 
 def clip_embeddings(tower: ClipTower, pixels: Tensor) -> Tensor:
@@ -82,7 +96,7 @@ def _layer_norm(tower: ClipTower, name: str, x: Tensor) -> Tensor:
 
 
 def _efficientnet(tower: EfficientNetTower, pixels: Tensor) -> Tensor:
-    x = F.relu6(_conv_norm(tower, "_conv_stem", "_bn0", pixels, stride=2))
+    x = low = F.relu6(_conv_norm(tower, "_conv_stem", "_bn0", pixels, stride=2))
     for i, block in enumerate(tower.blocks):
         name, y = f"_blocks.{i}", x
         if block.expand != 1:
@@ -91,8 +105,31 @@ def _efficientnet(tower: EfficientNetTower, pixels: Tensor) -> Tensor:
         y = F.relu6(_conv_norm(tower, *depthwise, y, stride=block.stride, groups=block.middle))
         y = _conv_norm(tower, f"{name}._project_conv", f"{name}._bn2", y)
         x = x + y if block.stride == 1 and block.inputs == block.outputs else y
+        low = x if i == tower.low_block else low
     x = F.relu6(_conv_norm(tower, "_conv_head", "_bn1", x))
+    if tower.neck is not None:
+        x = torch.cat((x, _neck(tower.neck, x, low)), dim=1)
     return x.flatten(2).transpose(1, 2)
+
+
+def _neck(neck: VisionNeck, high: Tensor, low: Tensor) -> Tensor:
+    """What a token is given beside its features: [N, outputs, G, G].
+
+    Args:
+        neck: The neck.
+        high: Features [N, 1280, G, G].
+        low: Map at twice their resolution, [N, 112, 2 * G, 2 * G].
+    """
+
+    def conv(name: str, x: Tensor, **how: int) -> Tensor:
+        weight, bias = (_read(neck.tensors, f"{name}.{part}") for part in ("weight", "bias"))
+        return F.conv2d(x, weight, bias, **how)
+
+    joined = torch.cat((F.relu6(conv("high", high)), F.relu6(conv("low", low, stride=2))), dim=1)
+    near = F.relu6(conv("context.0", joined, padding=1))
+    far = F.relu6(conv("context.1", near, padding=2, dilation=2))
+    words = torch.sigmoid(conv("words", torch.cat((near, far), dim=1)))
+    return torch.cat((far, 6 * words), dim=1)
 
 
 def _conv_norm(
