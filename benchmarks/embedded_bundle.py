@@ -51,7 +51,8 @@ def write_bundle(old: Path | None, target: Path, card: Path | None = None) -> Pa
         checkpoint = write_checkpoint(source.path, Path(place) / name)
         own = _own_card(source) if card is None else card.read_text(encoding="utf-8")
         (checkpoint / _CARD).write_text(own, encoding="utf-8")
-        precisions = (manifest.vision, manifest.rfm, manifest.llm)
+        # Without a region focus module nothing has the precision named for it.
+        precisions = (manifest.vision, manifest.rfm or manifest.llm, manifest.llm)
         options = ExportOptions(
             name=manifest.name,
             licence=manifest.licence,

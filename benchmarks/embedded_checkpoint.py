@@ -43,6 +43,8 @@ Array = NDArray[np.float32]
 _INTEGERS = re.compile(r"(?P<name>.+\.weight)\.int(8|4)")
 _SCALES = ("scale", "scale8", "scale4")
 
+_NECK = "model.vision_neck."
+
 #: What onnxruntime's static quantization makes of a weight or a bias, and the names of its scales.
 _STATIC = re.compile(r"(?P<name>.+\.(weight|bias))_quantized")
 
@@ -66,17 +68,40 @@ def write_checkpoint(bundle: Path | None, folder: Path) -> Path:
             f"{bundle} is of the family {source.manifest.family}; name the checkpoint it was "
             "exported from with --checkpoint instead"
         )
-    graphs = {name: _Graph(source, name) for name in ("vision", "rfm", "llm")}
+    stages = ("vision", "rfm", "llm") if _has_own_rfm(source.manifest) else ("vision", "llm")
+    graphs = {name: _Graph(source, name) for name in stages}
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {**_tensors(source, graphs)}
+    tensors = _tensors(source, graphs)
     save_file(tensors, folder / "model.safetensors")
     config = _config(source.manifest, graphs["llm"], source.file(source.manifest.tokenizer))
+    config |= _rfm_config(source.manifest) | _neck_config(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     penalty = {"repetition_penalty": source.manifest.repetition_penalty}
     (folder / "generation_config.json").write_text(json.dumps(penalty))
     tokenizer = source.file(source.manifest.tokenizer)
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     return folder
+
+
+def _has_own_rfm(manifest: Manifest) -> bool:
+    """Whether the region focus module has weights; it may read the language model's instead."""
+    rfm = manifest.rfm
+    return rfm is not None and f"{rfm.path(Flavour.GQA)}.data" in manifest.files
+
+
+def _rfm_config(manifest: Manifest) -> dict[str, Any]:
+    if manifest.rfm is None:
+        return {}
+    if _has_own_rfm(manifest):
+        return {"llm_layer_list": list(range(1, manifest.rfm.layers + 1))}
+    return {"rfm_from_llm": manifest.rfm.layers}
+
+
+def _neck_config(tensors: dict[str, Array]) -> dict[str, Any]:
+    parts = {"width": "high", "low": "low", "words": "words"}
+    kernels = {key: tensors.get(f"{_NECK}{name}.weight") for key, name in parts.items()}
+    found = {key: len(kernel) for key, kernel in kernels.items() if kernel is not None}
+    return {"vision_neck": found} if found else {}
 
 
 class _Graph:
@@ -137,20 +162,30 @@ def _tensors(bundle: Bundle, graphs: dict[str, _Graph]) -> dict[str, Array]:
         found["model.vision_position.rows"] = table[POSITION_ROWS]
         found["model.vision_position.cols"] = table[POSITION_COLS]
     for name, value in graphs["vision"].weights():
-        if name.startswith("projector."):
-            layer = name.removeprefix("projector.")
-            found[f"model.mm_projector.mlp_projector.{layer}"] = value.T
-        elif name.endswith(".weight"):
-            found[f"model.vision_tower.{name}"] = value
-        else:
-            norm = _norm_behind(name.removesuffix(".bias"))
-            found |= _identity_norm(f"model.vision_tower.{norm}", value)
+        found |= _vision_tensors(name, value)
     for stage, prefix in (("rfm", "model.mm_projector.token_pruner."), ("llm", "model.")):
+        if stage not in graphs:
+            continue
         spec: DecoderSpec = getattr(manifest, stage)
         for name, value in graphs[stage].weights():
             for part, rows in _unpacked(name, value.T if value.ndim == 2 else value, spec):
                 found[part if part == "lm_head.weight" else prefix + part] = rows
     return {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in found.items()}
+
+
+def _vision_tensors(name: str, value: Array) -> dict[str, Array]:
+    """What one weight of the vision graph was in the checkpoint."""
+    if name == "projector.neck.weight":
+        return {"model.mm_projector.neck.weight": value.T}
+    if name.startswith("projector."):
+        layer = name.removeprefix("projector.")
+        return {f"model.mm_projector.mlp_projector.{layer}": value.T}
+    if name.startswith("neck."):
+        return {_NECK + name.removeprefix("neck."): value}
+    if name.endswith(".weight"):
+        return {f"model.vision_tower.{name}": value}
+    norm = _norm_behind(name.removesuffix(".bias"))
+    return _identity_norm(f"model.vision_tower.{norm}", value)
 
 
 def _unpacked(name: str, value: Array, spec: DecoderSpec) -> Iterator[tuple[str, Array]]:
@@ -216,7 +251,6 @@ def _config(manifest: Manifest, llm: _Graph, tokenizer: Path) -> dict[str, Any]:
         "vocab_size": spec.vocabulary,
         "tie_word_embeddings": False,
         "eos_token_id": list(manifest.prompt.stop_ids),
-        "llm_layer_list": list(range(1, manifest.rfm.layers + 1)),
         "slice_block_size": vision.tile,
         "base_side": manifest.search.base_side,
         "local_pool": vision.local_pool,
