@@ -24,7 +24,7 @@ not counted. Peak memory is `VmHWM` of each process after its first question, mo
         [--another Q] [--precision NAME ...] [--repeat N] [--max-tokens N] [--threads N]
 
 By default the weights are those of the embedded model (`benchmarks/embedded_checkpoint.py`) and the
-image is a mirrored mosaic of examples/yellowstone.tif, 4,100 x 2,300 pixels, as PNG.
+image is a mirrored mosaic of examples/islands.tif, 4,100 x 2,300 pixels, as PNG.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def start(name: str, threads: int, *arguments: str) -> Side:
 
 def mosaic(path: Path, width: int = 4100, height: int = 2300) -> None:
     """A photograph, mirrored until it has the size."""
-    with Image.open(ROOT / "examples" / "yellowstone.tif") as image:
+    with Image.open(ROOT / "examples" / "islands.tif") as image:
         pixels = np.asarray(image.convert("RGB"))
     more = [(0, max(height - len(pixels), 0)), (0, max(width - pixels.shape[1], 0)), (0, 0)]
     Image.fromarray(np.pad(pixels, more, mode="reflect")[:height, :width]).save(path)

@@ -13,7 +13,7 @@ processes.
         [--repeat N] [--threads N]
 
 By default the bundle is exported at float32 from the embedded model's own weights, because in int8
-the order of additions shows; tokens are those of examples/yellowstone.tif resized to each level.
+the order of additions shows; tokens are those of examples/islands.tif resized to each level.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from lrs_edge.vision.encoder import FeatureCache
 from lrs_edge.vision.tiles import TileSource
 
 QUESTION = "Where is the road?"
-IMAGE = ROOT / "examples" / "yellowstone.tif"
+IMAGE = ROOT / "examples" / "islands.tif"
 #: Of the largest score.
 TOLERANCE = 1e-4
 

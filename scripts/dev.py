@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-DEMO = ["ask", "examples/yellowstone.tif", "What can be seen in this image?"]
+#: The demo asks the first of these.
+QUESTIONS = ROOT / "examples" / "questions.jsonl"
 
 #: The build for CPUs is a tenth of the size of the one that PyPI serves for Linux.
 TORCH = "torch==2.13.0"
@@ -46,7 +48,7 @@ def main() -> int:
     os.chdir(ROOT)
     if arguments.task == "demo":
         programs = environment(arguments.venv or ROOT / ".venv", "cpu", torch=False)
-        return run(programs / "lrs-edge", *DEMO)
+        return run(programs / "lrs-edge", *demo())
     programs = environment(arguments.venv or ROOT / ".venv-dev", arguments.extras, torch=True)
     if arguments.task == "slow":
         return run(programs / "pytest", "-m", "slow")
@@ -54,6 +56,12 @@ def main() -> int:
         if status := run(programs / name, *options):
             return status
     return run(programs / "mypy") or run(programs / "pytest", "-m", "not slow")
+
+
+def demo() -> list[str]:
+    """Arguments of the demo's command."""
+    question = json.loads(QUESTIONS.read_text(encoding="utf-8").splitlines()[0])
+    return ["ask", f"examples/{question['image']}", question["text"]]
 
 
 def environment(place: Path, extras: str, *, torch: bool) -> Path:

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lrs_edge.pyramid.box import Box
 from lrs_edge.pyramid.levels import LevelWindow
 from lrs_edge.raster.raster import Raster
 
-#: Pixels of a level that a token of the embedded model shows, across.
-TOKEN = 32
 #: Pixels of the picture's panels and text.
 PANEL = 380
 MARGIN = 16
@@ -28,6 +27,9 @@ BACKGROUND = (255, 255, 255)
 INK = (30, 30, 30)
 KEPT = (255, 196, 0)
 SEEN = (255, 255, 255)
+EVIDENCE = (0, 220, 255)
+#: What is asked about is shown with so many pixels of the image around it, at least.
+AROUND = 100
 
 #: Colours of a palette picture: photographs of this size stay well below 400 kB.
 COLOURS = 128
@@ -42,24 +44,37 @@ def main(source: str, trace: str, target: str) -> None:
     print(f"{target}: {picture.width}x{picture.height}, {Path(target).stat().st_size:,} bytes")
 
 
-def draw(answer: dict[str, Any], trace: dict[str, Any]) -> Image.Image:
-    """One panel per level from coarse to fine, question above, answer below."""
+def draw(answer: dict[str, Any], trace: dict[str, Any], evidence: Box | None = None) -> Image.Image:
+    """One panel per level from coarse to fine, question above, answer below.
+
+    Args:
+        answer: What `lrs-edge ask --format json` wrote.
+        trace: What its `--trace` wrote.
+        evidence: Box of what is asked about, in pixels of the image: marked in every panel, and
+            shown in one of its own.
+    """
     panels = [
-        panel(answer, level, kept_tokens(trace, number))
+        panel(answer, level, kept_tokens(trace, number), tokens_across(trace, number))
         for number, level in enumerate(answer["levels"], 1)
     ]
+    captions = [caption(answer, level) for level in answer["levels"]]
+    if evidence is not None:
+        for part in panels:
+            mark(part, evidence, part.width / answer["image"]["width"])
+        panels.append(close_up(answer["image"]["path"], evidence, panels[0].height))
+        captions.append("what is asked about")
     width = MARGIN + sum(part.width + MARGIN for part in panels)
     question = wrapped(f"Q: {answer['question']}", width)
     reply = wrapped(f"A: {answer['answer']}", width)
     heights = [len(lines) * TEXT * 3 // 2 for lines in (question, reply)]
     tallest = max(part.height for part in panels)
-    picture = Image.new("RGB", (width, sum(heights) + tallest + TEXT * 2 + MARGIN * 4), BACKGROUND)
+    picture = Image.new("RGB", (width, sum(heights) + tallest + TEXT * 2 + MARGIN * 3), BACKGROUND)
     pen = ImageDraw.Draw(picture)
     top = write(pen, question, MARGIN)
     left = MARGIN
-    for level, part in zip(answer["levels"], panels, strict=True):
+    for part, text in zip(panels, captions, strict=True):
         picture.paste(part, (left, top))
-        pen.text((left, top + part.height + 6), caption(answer, level), INK, font())
+        pen.text((left, top + part.height + 6), text, INK, font())
         left += part.width + MARGIN
     write(pen, reply, top + tallest + TEXT * 2)
     return picture
@@ -68,13 +83,18 @@ def draw(answer: dict[str, Any], trace: dict[str, Any]) -> Image.Image:
 def kept_tokens(trace: dict[str, Any], number: int) -> list[tuple[int, int]]:
     """Row and column of the tokens kept at the search's level `number`, counted from 1."""
     kept = trace[f"topk{number}_raw_indices"]
-    width = int(trace[f"seq{number}_local_hw_incl_newline"][1])
-    places = [divmod(int(index), width) for index in kept]
-    return [(row, col) for row, col in places if col < width - 1]
+    width = tokens_across(trace, number)
+    places = [divmod(int(index), width + 1) for index in kept]
+    return [(row, col) for row, col in places if col < width]
+
+
+def tokens_across(trace: dict[str, Any], number: int) -> int:
+    """Tokens in a row of the search's level `number`, the newline at its end not counted."""
+    return int(trace[f"seq{number}_local_hw_incl_newline"][1]) - 1
 
 
 def panel(
-    answer: dict[str, Any], level: dict[str, Any], tokens: list[tuple[int, int]]
+    answer: dict[str, Any], level: dict[str, Any], tokens: list[tuple[int, int]], across: int
 ) -> Image.Image:
     """The image with one level's tiles: looked at in white, others dark; kept tokens in yellow."""
     shown = overview(answer["image"])
@@ -85,7 +105,7 @@ def panel(
         ImageDraw.Draw(light).rectangle(box(region["window"], scale, shown), fill=255)
     shown = Image.composite(shown, Image.new("RGB", shown.size), light)
     marked = shown.copy()
-    side = TOKEN * shown.width / level["width"]
+    side = shown.width / across
     for row, col in tokens:
         corner = (col * side, row * side)
         ImageDraw.Draw(marked).rectangle(
@@ -105,6 +125,30 @@ def overview(image: dict[str, Any]) -> Image.Image:
     with Raster.open(image["path"]) as raster:
         pixels = raster.read((height, width), LevelWindow(0, 0, height, width))
     return Image.fromarray((pixels * 255).round().astype("uint8"))
+
+
+def mark(shown: Image.Image, evidence: Box, scale: float) -> None:
+    """Draw a frame around a box of the image, with room between them where it is small."""
+    x0, y0, x1, y1 = (value * scale for value in evidence)
+    ImageDraw.Draw(shown).rectangle((x0 - 4, y0 - 4, x1 + 4, y1 + 4), outline=EVIDENCE, width=2)
+
+
+def close_up(path: str, evidence: Box, height: int) -> Image.Image:
+    """The place of a box in the image's own pixels, brought to a panel's height."""
+    with Raster.open(path) as raster:
+        size = (raster.height, raster.width)
+        longer = max(evidence[2] - evidence[0], evidence[3] - evidence[1])
+        side = min(round(longer) + 2 * AROUND, *size)
+        left, top = (
+            min(max(round((evidence[axis] + evidence[axis + 2] - side) / 2), 0), limit - side)
+            for axis, limit in ((0, raster.width), (1, raster.height))
+        )
+        pixels = raster.read(size, LevelWindow(top, left, side, side))
+    shown = Image.fromarray((pixels * 255).round().astype("uint8")).resize((height, height))
+    scale = height / side
+    x0, y0, x1, y1 = evidence
+    mark(shown, (x0 - left, y0 - top, x1 - left, y1 - top), scale)
+    return shown
 
 
 def box(window: list[float], scale: float, shown: Image.Image) -> tuple[int, int, int, int]:

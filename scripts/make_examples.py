@@ -1,16 +1,18 @@
-"""Write the sample images of `examples/` from the DeepForest source distribution.
+"""Write the images of `examples/` from a folder of the data that they are part of.
 
-    pip download --no-deps --no-binary :all: deepforest==2.1.0
-    python scripts/make_examples.py deepforest-2.1.0.tar.gz
+    python scripts/make_examples.py DATA [TARGET]
 
-Each becomes a cloud-optimised GeoTIFF (tiled, JPEG, overviews) and keeps its georeference if it has
-one. `examples/README.md` says where the pictures come from.
+DATA holds `dubai_cc0/images/scene5.webp` and `demo_large/images/usgs_hro_coast_3857_cog.tif`;
+TARGET is `examples/` unless it is named. The scene becomes a cloud-optimised GeoTIFF (tiled, JPEG,
+overviews); the coast is one already, and is copied byte by byte, so that it is not compressed
+twice. The same GDAL gives the same bytes again. `examples/README.md` says where the pictures come
+from.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
-import tarfile
 import warnings
 from pathlib import Path
 
@@ -21,49 +23,45 @@ from rasterio.shutil import copy
 
 OUTPUT = Path(__file__).resolve().parent.parent / "examples"
 
-#: Name here -> name in `deepforest-2.1.0/src/deepforest/data/`.
-SOURCES = {
-    "yellowstone.tif": "2019_YELL_2_528000_4978000_image_crop2.png",
-    "road.tif": "2019_YELL_2_541000_4977000_image_crop.png",
-    "florida.tif": "OSBS_029.tif",
-}
+#: Name here -> file below the data folder.
+SCENES = {"islands.tif": "dubai_cc0/images/scene5.webp"}
+COPIES = {"coast.tif": "demo_large/images/usgs_hro_coast_3857_cog.tif"}
 
-#: GDAL's COG driver; At this quality the largest picture stays below 2 MB.
+#: GDAL's COG driver. The source is lossy already: this quality adds nothing that can be seen.
 PROFILE = {
     "driver": "COG",
     "compress": "JPEG",
-    "quality": 48,
+    "quality": 90,
     "blocksize": 256,
     "overviews": "AUTO",
     "resampling": "AVERAGE",
 }
 
 
-def main(archive: str) -> None:
-    """Write every sample image."""
-    with tarfile.open(archive) as sdist:
-        for name, source in SOURCES.items():
-            member = sdist.extractfile(f"deepforest-2.1.0/src/deepforest/data/{source}")
-            if member is None:
-                raise SystemExit(f"{archive} holds no {source}")
-            write_cog(member.read(), OUTPUT / name)
+def main(data: str, target: str = str(OUTPUT)) -> None:
+    """Write every image, and say its size."""
+    folder = Path(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, source in SCENES.items():
+        write_cog(Path(data, source), folder / name)
+    for name, source in COPIES.items():
+        shutil.copyfile(Path(data, source), folder / name)
+    for path in (folder / name for name in (*SCENES, *COPIES)):
+        with rasterio.open(path) as written:
+            size = f"{written.width}x{written.height}, overviews {written.overviews(1)}"
+            print(f"{path.name}: {size}, {path.stat().st_size:,} bytes")
 
 
-def write_cog(data: bytes, path: Path) -> None:
-    """Write an image file's pixels and place as a cloud-optimised GeoTIFF.
-
-    Nodata values are left out: lossy compression blurs them, and one of the pictures names white.
-    """
-    with MemoryFile(data) as memory, memory.open() as source:
-        profile = {key: source.profile[key] for key in ("width", "height", "count", "dtype")}
-        place = {"crs": source.crs, "transform": source.transform} if source.crs else {}
+def write_cog(source: Path, target: Path) -> None:
+    """Write an image's first three bands, and its place if it has one, as a COG."""
+    with rasterio.open(source) as image:
+        place = {"crs": image.crs, "transform": image.transform} if image.crs else {}
+        size = {"width": image.width, "height": image.height, "dtype": "uint8"}
         with MemoryFile() as plain:
-            with plain.open(driver="GTiff", **profile, **place) as target:
-                target.write(source.read())
-            with plain.open() as target:
-                copy(target, path, **PROFILE)
-    with rasterio.open(path) as written:
-        print(f"{path.name}: {written.width}x{written.height}, {path.stat().st_size:,} bytes")
+            with plain.open(driver="GTiff", count=3, photometric="RGB", **size, **place) as copied:
+                copied.write(image.read((1, 2, 3)))
+            with plain.open() as copied:
+                copy(copied, target, **PROFILE)
 
 
 if __name__ == "__main__":

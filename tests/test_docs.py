@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -67,20 +68,29 @@ def test_readme_commands_run(command: str, tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_search_can_be_drawn(tmp_path: Path) -> None:
-    path, trace = ROOT / "examples" / "yellowstone.tif", tmp_path / "trace.npz"
+    path, trace = ROOT / "examples" / "coast.tif", tmp_path / "trace.npz"
     with lrs_edge.load(provider="cpu") as engine, engine.open(path) as scene:
-        answer = scene.ask("Is there a forest?", tiles_per_level=4, trace=trace)
+        answer = scene.ask("Is there a swimming pool?", tiles_per_level=4, trace=trace)
         image = report.ImageFacts(str(path), scene.raster.width, scene.raster.height)
     written = tmp_path / "answer.json"
     written.write_text(report.to_json(answer, image))
     picture = tmp_path / "search.png"
     draw_search.main(str(written), str(trace), str(picture))
     with np.load(trace) as arrays:
-        tokens = draw_search.kept_tokens(dict(arrays), 2)
-    assert 0 < len(tokens) <= 4 * 144 // 4
+        kept = dict(arrays)
+    across = draw_search.tokens_across(kept, 2)
+    tokens = draw_search.kept_tokens(kept, 2)
+    # Newlines are kept too, and are not drawn.
+    assert 0 < len(tokens) <= answer.levels[1].tokens_kept
+    assert max(col for _, col in tokens) < across
     with Image.open(picture) as drawn:
         assert drawn.width > 2 * draw_search.PANEL * 0.9
         assert len(drawn.getcolors(1 << 16) or []) > 50
+    # What is asked about gets a panel of its own, and a frame; also at the image's edge.
+    framed = draw_search.draw(json.loads(written.read_text()), kept, (2990, 600, 3072, 680))
+    assert framed.width > drawn.width
+    colours = {colour for _, colour in framed.getcolors(1 << 20) or []}
+    assert draw_search.EVIDENCE in colours
 
 
 #: Folders that names of Python files are relative to, beside the folder of the text.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import lrs_edge
 from lrs_edge.commands import eval_progress
@@ -396,14 +397,20 @@ def test_wrong_usage_is_refused(
 def test_the_embedded_model_answers_a_question_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with Image.open(EXAMPLES / "coast.tif") as coast:
+        coast.crop((0, 0, 1000, 900)).save(tmp_path / "part.png")
+    asked = ["Is there an airport?", "Rural or urban?"]
+    part = tmp_path / "part.png"
+    with lrs_edge.load(provider="cpu", threads=1) as engine, engine.open(part) as scene:
+        said = [scene.ask(question).text for question in asked]
     rows = [
-        lrs_row(0, image="road.tif", category="presence", text="Is there an airport?",
-                ground_truth="No", hbox=...),
-        lrs_row(1, image="road.tif", category="rural or urban", text="Rural or urban?",
-                ground_truth="rural", hbox=[0, 0, 1249, 1035]),
+        lrs_row(0, image="part.png", category="presence", text=asked[0], ground_truth=said[0],
+                hbox=...),
+        lrs_row(1, image="part.png", category="rural or urban", text=asked[1],
+                ground_truth=said[1].upper(), hbox=[0, 0, 1000, 900]),
     ]  # fmt: skip
     questions = write_lines(tmp_path / "q.jsonl", *rows)
-    line = ["eval", str(questions), "--images", str(EXAMPLES), "-o", str(tmp_path / "r.jsonl")]
+    line = ["eval", str(questions), "--images", str(tmp_path), "-o", str(tmp_path / "r.jsonl")]
     assert run([*line, "--no-synonyms", "--format", "json", "--threads", "1"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["overall"]["accuracy"] == facts["overall"]["average_accuracy"] == 1.0

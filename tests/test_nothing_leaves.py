@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMAGE = str(ROOT / "examples" / "yellowstone.tif")
+IMAGE = str(ROOT / "examples" / "coast.tif")
 
 ASK = ["-m", "lrs_edge", "ask", IMAGE, "What is this?", "--max-tiles", "2", "-q"]
 COMMANDS = {

@@ -351,7 +351,7 @@ def test_the_embedded_model_answers_or_says_what_it_needs(
 ) -> None:
     manifest = embedded.manifest
     needs = {"fastv": manifest.llm.segments, "visionzip": manifest.vision.tower}
-    with embedded.open(EXAMPLES / "road.tif") as scene:
+    with embedded.open(EXAMPLES / "coast.tif") as scene:
         if needs.get(str(options.get("prune")), True):
             assert scene.ask("What kind of place is this?", **options).text
         else:

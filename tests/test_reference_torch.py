@@ -82,7 +82,7 @@ def test_the_embedded_model_answers_as_in_the_runtime(tmp_path: Path) -> None:
 
     folder = write_checkpoint(None, tmp_path / "checkpoint")
     export_bundle(str(folder), tmp_path / "bundle", ExportOptions(parity=False))
-    image = Path(__file__).parent.parent / "examples" / "yellowstone.tif"
+    image = Path(__file__).parent.parent / "examples" / "coast.tif"
     question = "What kind of scene is this?"
     found = Reference(folder).ask(image, question, max_tokens=8)
     with lrs_edge.load(tmp_path / "bundle", provider="cpu") as engine:
