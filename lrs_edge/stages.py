@@ -19,6 +19,7 @@ from lrs_edge.language.decoder import Decoder
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.llm import LanguageModel
 from lrs_edge.language.prompt import Prompt
+from lrs_edge.language.yes_no import YesNo, yes_no_tokens
 from lrs_edge.search.context import SearchModel
 from lrs_edge.search.rfm import RegionFocus
 from lrs_edge.vision.encoder import VisionEncoder
@@ -29,7 +30,7 @@ class Stages:
     """The loaded stages of one bundle.
 
     `provider` says on which device they run, `kv_cache` of which type the LLM's key/value buffers
-    are.
+    are; `yes_no` are the tokens of yes and no, those of the calibration where there is one.
     """
 
     manifest: Manifest
@@ -42,6 +43,7 @@ class Stages:
     search_model: SearchModel
     provider: str
     meter: Meter
+    yes_no: YesNo
     warnings: tuple[str, ...] = ()
     tower: TowerEncoder | None = None
     kv_cache: str = "float"
@@ -118,6 +120,7 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         ),
         provider=str(placement),
         meter=meter,
+        yes_no=_yes_no(manifest, prompt),
         tower=_tower(manifest, graphs),
         kv_cache=kv_cache,
         warnings=_integer_warnings(manifest, placement),
@@ -152,6 +155,11 @@ def _integer_warnings(manifest: Manifest, placement: Placement) -> tuple[str, ..
     from lrs_edge.engines.integer_check import integer_warnings
 
     return integer_warnings(manifest, placement.on("cpu"))
+
+
+def _yes_no(manifest: Manifest, prompt: Prompt) -> YesNo:
+    fitted = None if manifest.calibration is None else manifest.calibration.yes_no
+    return yes_no_tokens(prompt) if fitted is None else YesNo(fitted.yes_ids, fitted.no_ids)
 
 
 def _segmented(manifest: Manifest, graphs: GraphLoader) -> SegmentedDecoder:

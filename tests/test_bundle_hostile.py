@@ -153,6 +153,86 @@ def test_numbers_that_are_none(bundle: Path, name: str, text: str) -> None:
     refused(bundle, r"manifest\.json")
 
 
+YES_NO = {"yes_ids": [1, 2], "no_ids": [3], "threshold": 0.5, "slope": 1.0, "intercept": -0.5}
+COVARIANCE = [[1.0 if row == col else 0.5 for col in range(6)] for row in range(6)]
+COLOURS = {"mean": [0.5] * 6, "covariance": COVARIANCE, "limit": 4.0}
+
+
+def put_calibration(bundle: Path, calibration: object, text: str = "") -> None:
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text()) | {"calibration": calibration}
+    path.write_text(json.dumps(content).replace('"HERE"', text))
+
+
+def test_a_calibration_passes(bundle: Path) -> None:
+    domain = {"resolutions": [[0.1, 10]], "colours": COLOURS}
+    put_calibration(
+        bundle, {"yes_no": YES_NO, "open": {"intercept": 1, "mean_slope": 2}, "domain": domain}
+    )
+    opened = open_bundle(bundle).manifest.calibration
+    assert opened is not None
+    assert opened.domain is not None
+    assert opened.domain.resolutions == ((0.1, 10.0),)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        3,
+        {"yes_no": {"threshold": 0}},
+        {"yes_no": YES_NO | {"yes_ids": []}},
+        {"yes_no": YES_NO | {"yes_ids": [10]}},
+        {"yes_no": YES_NO | {"no_ids": [-1]}},
+        {"yes_no": YES_NO | {"no_ids": [10**30]}},
+        {"yes_no": YES_NO | {"no_ids": [3] * 1000}},
+        {"yes_no": YES_NO | {"no_ids": [2]}},
+        {"yes_no": YES_NO | {"threshold": 1e300}},
+        {"yes_no": YES_NO | {"slope": -0.1}},
+        {"yes_no": YES_NO | {"intercept": -1e5}},
+        {"open": {"intercept": 1e5, "mean_slope": 1}},
+        {"open": {"intercept": 0, "mean_slope": -1}},
+        {"open": {"intercept": 0, "mean_slope": 1, "least_slope": 1e9}},
+        {"domain": {"resolutions": [[1]]}},
+        {"domain": {"resolutions": [[2, 1]]}},
+        {"domain": {"resolutions": [[0, 1]]}},
+        {"domain": {"resolutions": [[1, 1e300]]}},
+        {"domain": {"resolutions": [[1, 2]] * 1000}},
+        {"domain": {"colours": COLOURS | {"mean": [0.5] * 5}}},
+        {"domain": {"colours": COLOURS | {"mean": [1e300] * 6}}},
+        {"domain": {"colours": COLOURS | {"limit": 0}}},
+        {"domain": {"colours": COLOURS | {"covariance": COVARIANCE[:5]}}},
+        {"domain": {"colours": COLOURS | {"covariance": [[1.0] * 6] * 6}}},
+        {"domain": {"colours": COLOURS | {"covariance": [[0.0] * 6] * 6}}},
+        {"domain": {"colours": COLOURS | {"covariance": [[0, *[1.0] * 5], *COVARIANCE[1:]]}}},
+        {"domain": {"colours": COLOURS | {"covariance": [[1e300] * 6] * 6}}},
+        {"questions": -1},
+        {"calibration_error": 2},
+    ],
+)
+def test_calibrations_that_no_fit_gives(bundle: Path, calibration: object) -> None:
+    put_calibration(bundle, calibration)
+    refused(bundle, r"manifest\.json")
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", '"1"'])
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"yes_no": YES_NO | {"threshold": "HERE"}},
+        {"yes_no": YES_NO | {"slope": "HERE"}},
+        {"open": {"intercept": "HERE", "mean_slope": 1}},
+        {"domain": {"resolutions": [["HERE", 1]]}},
+        {"domain": {"colours": COLOURS | {"limit": "HERE"}}},
+        {"domain": {"colours": COLOURS | {"covariance": [["HERE"] * 6] * 6}}},
+    ],
+)
+def test_calibrations_of_numbers_that_are_none(
+    bundle: Path, calibration: object, text: str
+) -> None:
+    put_calibration(bundle, calibration, text)
+    refused(bundle, r"manifest\.json")
+
+
 def raw(header: object, data: bytes) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data

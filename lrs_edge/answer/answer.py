@@ -151,6 +151,12 @@ class Answer:
         search: `pyramid` or `exhaustive`; neither is used where `prune` chooses no tiles.
         prune: How vision tokens were chosen, such as `rfm`.
         segments: Tokens per group of layers, where `prune` drops tokens inside the language model.
+        confidence: Calibrated probability 0..1 that the answer is right (docs/confidence.md); None
+            where the bundle has no calibration for it, or decoding was not greedy, or under the
+            reference policy.
+        margin: Of an answer that begins with yes or no: how much rather yes than no, in logits.
+        log_probability: Mean natural log-probability of the generated tokens, None without any.
+        least_log_probability: The least of them.
     """
 
     text: str
@@ -170,6 +176,10 @@ class Answer:
     search: SearchMode = "pyramid"
     prune: Prune = "rfm"
     segments: tuple[SegmentReport, ...] = ()
+    confidence: float | None = None
+    margin: float | None = None
+    log_probability: float | None = None
+    least_log_probability: float | None = None
 
 
 @dataclass(frozen=True)

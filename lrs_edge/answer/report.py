@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from lrs_edge.answer.answer import (
     Answer,
@@ -26,6 +26,7 @@ from lrs_edge.answer.answer import (
     Timings,
     TokenCounts,
 )
+from lrs_edge.answer.confidence import UNSURE, is_unsure
 from lrs_edge.errors import UsageError
 from lrs_edge.requests.options import SCORING, Prune, SearchMode
 
@@ -141,6 +142,10 @@ class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(description="peak resident memory of the process so far", ge=0)
     ]
     warnings: Annotated[list[str], Meta(description="one sentence each")]
+    confidence: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | UnsetType,
+        Meta(description="calibrated probability that the answer is right; left out without one"),
+    ] = UNSET
 
 
 def record(answer: Answer, image: ImageFacts) -> AnswerRecord:
@@ -164,6 +169,7 @@ def record(answer: Answer, image: ImageFacts) -> AnswerRecord:
         timings=_rounded_timings(answer.timings),
         peak_memory_bytes=answer.peak_memory,
         warnings=list(answer.warnings),
+        confidence=UNSET if answer.confidence is None else round(answer.confidence, 4),
     )
 
 
@@ -271,11 +277,21 @@ def evidence(answer: Answer) -> str:
     lines += [_token_line(answer.tokens)]
     if answer.segments:
         lines.append(_segment_line(answer))
+    if answer.confidence is not None:
+        word = f" ({UNSURE})" if is_unsure(answer.confidence) else ""
+        lines.append(f"Confidence: {answer.confidence:.0%}{word}")
     lines.append(_time_line(answer))
     if answer.finish_reason in _CUT:
         lines.append(f"The answer was cut: {_CUT[answer.finish_reason]}.")
     lines += [f"Warning: {warning}" for warning in answer.warnings]
     return "\n".join(lines) + "\n"
+
+
+def mark(answer: Answer) -> str:
+    """What the text output puts behind an answer: one word in brackets where it is unsure."""
+    if not is_unsure(answer.confidence):
+        return ""
+    return f" ({UNSURE})" if answer.text else f"({UNSURE})"
 
 
 def _way(answer: Answer) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.answer.confidence import Certainty
 from lrs_edge.errors import UsageError
 from lrs_edge.files import check_replaceable, replacing
 from lrs_edge.language.kv_cache import Tokens
@@ -117,6 +119,13 @@ class Trace:
         if logits:
             self.put("prefill_last_logits", logits[0])
             self.put("step_logits", np.stack(logits))
+
+    def add_confidence(self, found: Certainty, confidence: float | None) -> None:
+        """`confidence`, `margin` and log-probabilities of the answer, those that it has."""
+        known = {"confidence": confidence, **asdict(found)}
+        for name, value in known.items():
+            if value is not None:
+                self.put(name, value)
 
     def write(self, target: Path) -> None:
         """Write the file; it appears whole or not at all.

@@ -22,6 +22,7 @@ from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.options import Resampling
 from lrs_edge.search.context import SearchContext
 from lrs_edge.search.ranking import Shown
+from lrs_edge.vision.colours import Colours, colours_of
 from lrs_edge.vision.encoder import Features, VisionEncoder
 from lrs_edge.vision.tiles import OnTile
 
@@ -151,6 +152,7 @@ class CompressedTiles:
     Attributes:
         rule: What is left of a tile.
         looked_at: Tiles encoded, the global view included; none is remembered.
+        colours: Of the global view, once its tokens were asked for.
     """
 
     def __init__(
@@ -171,6 +173,7 @@ class CompressedTiles:
         self._resampling = resampling
         self.rule = rule
         self._clock = clock
+        self.colours: Colours | None = None
 
     @property
     def side(self) -> int:
@@ -179,7 +182,9 @@ class CompressedTiles:
 
     def global_tokens(self, view: Level) -> Features:
         """Tokens [k, D] of the global view; padding counts as image there, as it does for `rfm`."""
-        return self.tokens(view, TileIndex(0, 0), np.arange(self.side**2)).values
+        pixels = self._read(view, TileIndex(0, 0))
+        self.colours = colours_of(pixels)
+        return self._encode(pixels, np.arange(self.side**2)).values
 
     def tokens(self, level: Level, tile: TileIndex, inside: NDArray[np.int64]) -> Compressed:
         """Tokens [k, D] of one tile, of the patches `inside` int64 [n].
@@ -188,14 +193,20 @@ class CompressedTiles:
             ImageError: The tile cannot be read.
             BackendError: An engine fails.
         """
+        return self._encode(self._read(level, tile), inside)
+
+    def _read(self, level: Level, tile: TileIndex) -> NDArray[np.float32]:
+        """A tile's pixels float32 [rows, cols, 3] of 0..1."""
         with self._clock.step("read"):
             window = level.tile_window(tile)
             size = (level.height, level.width)
             pixels = self._raster.read(size, window, self._resampling, self._clock.expired)
-            normalised = self._vision.normalise(pixels)
         self._on_tile("read", self.looked_at + 1, self.looked_at)
+        return pixels
+
+    def _encode(self, pixels: NDArray[np.float32], inside: NDArray[np.int64]) -> Compressed:
         with self._clock.step("encode"):
-            found = self._encoder.encode(normalised, inside, self.rule)
+            found = self._encoder.encode(self._vision.normalise(pixels), inside, self.rule)
         self.looked_at += 1
         self._on_tile("encode", self.looked_at, self.looked_at)
         return found

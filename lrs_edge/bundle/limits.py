@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lrs_edge.bundle.calibration import calibration_problems
 from lrs_edge.bundle.layout import (
     LocalTiles,
     PromptSpec,
@@ -68,6 +69,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield from _decoder(name, spec)
     yield from _together(manifest)
     yield from _prompt(manifest.prompt, manifest.llm.vocabulary)
+    if manifest.calibration is not None:
+        yield from calibration_problems(manifest.calibration, manifest.llm.vocabulary)
 
 
 def _within(name: str, value: float, low: float, high: float) -> Iterator[str]:

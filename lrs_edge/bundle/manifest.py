@@ -50,6 +50,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from lrs_edge.bundle.calibration import Calibration
 from lrs_edge.bundle.layout import PromptSpec
 from lrs_edge.bundle.parity import ParityReport
 from lrs_edge.errors import BundleError
@@ -263,6 +264,8 @@ class Manifest(msgspec.Struct, frozen=True):
     #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
     penalised_ids: tuple[int, ...] = ()
     parity: ParityReport = ParityReport()
+    #: None where answers have no confidence, and yes and no are decided by the logits alone.
+    calibration: Calibration | None = None
 
     @property
     def decoders(self) -> tuple[DecoderSpec, ...]:

@@ -208,9 +208,9 @@ def _finish(typed: AskArguments, answer: Answer, facts: ImageFacts) -> None:
     from lrs_edge.answer import report
 
     if typed.streams:
-        write_result("\n", None)
+        write_result(f"{report.mark(answer)}\n", None)
     elif typed.output_format == "text":
-        write_result(printable(answer.text) + "\n", typed.output)
+        write_result(f"{printable(answer.text)}{report.mark(answer)}\n", typed.output)
     elif typed.output_format == "json":
         write_result(report.to_json(answer, facts), typed.output)
     else:

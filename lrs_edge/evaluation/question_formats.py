@@ -49,6 +49,7 @@ class EvalQuestion:
         ground_truth: The right answer; of a multiple-choice question, its letter.
         choices: Choices such as `(A) 12` of a multiple-choice question, else empty.
         boxes: Evidence boxes; empty where the file has none.
+        thing: What is asked for, such as `ship`; empty where the file does not say it.
     """
 
     index: int
@@ -60,6 +61,7 @@ class EvalQuestion:
     ground_truth: str
     choices: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
+    thing: str = ""
 
 
 def format_of(row: Row) -> QuestionFormat:
@@ -98,6 +100,7 @@ def lrs_question(index: int, row: Row, left_out: LeftOut) -> EvalQuestion | None
         text,
         row.text("ground_truth") or "",
         boxes=boxes or (),
+        thing=(row.text("thing") or "").strip(),
     )
 
 

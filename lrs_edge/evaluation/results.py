@@ -32,6 +32,11 @@ MAX_FILE_BYTES = 4 << 30
 _MOST = 1 << 62
 _LONGEST_SIDE = 1 << 31
 
+#: Sums of two logits of single precision are smaller.
+_LARGEST = 1e39
+
+Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=_LONGEST_SIDE)]
 
@@ -171,8 +176,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         text: The model's answer; empty where it failed.
         choices: Of a multiple-choice question.
         hbox: Evidence boxes.
+        thing: What is asked for, where the question file says it.
         error: Why there is no answer; empty where there is one.
         work: What was done; None where there is no answer.
+        confidence: See `Answer`, as the next three; None where the answer has none.
+        margin: How much rather yes than no, in logits.
+        log_probability: Mean log-probability of the answer's tokens.
+        least_log_probability: The least of them.
     """
 
     index: Count
@@ -185,8 +195,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     choices: tuple[str, ...] = ()
     hbox: tuple[Box, ...] = ()
+    thing: str = ""
     error: str = ""
     work: Work | None = None
+    confidence: Share | None = None
+    margin: Finite | None = None
+    log_probability: Finite | None = None
+    least_log_probability: Finite | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from lrs_edge.scene import Scene
 OnResult = Callable[[Result], None]
 
 _SECOND_DIGITS = 5
+_CERTAINTY_DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _answered(engine: Engine, scene: Scene, question: EvalQuestion, options: Ask
     except LrsEdgeError as error:
         return _result(question, "", error=str(error))
     done = engine.meter.since(before)
-    return _result(question, answer.text, work=_work(engine, answer, done))
+    return _result(question, answer.text, work=_work(engine, answer, done), answer=answer)
 
 
 def _said(error: Exception) -> str:
@@ -319,8 +320,15 @@ def _finest(answer: Answer) -> FinestLevel | None:
 
 
 def _result(
-    question: EvalQuestion, text: str, *, error: str = "", work: Work | None = None
+    question: EvalQuestion,
+    text: str,
+    *,
+    error: str = "",
+    work: Work | None = None,
+    answer: Answer | None = None,
 ) -> Result:
+    names = ("confidence", "margin", "log_probability", "least_log_probability")
+    sure = {} if answer is None else {name: _shortened(getattr(answer, name)) for name in names}
     return Result(
         index=question.index,
         question_id=question.question_id,
@@ -332,6 +340,12 @@ def _result(
         text=text,
         choices=question.choices,
         hbox=question.boxes,
+        thing=question.thing,
         error=error,
         work=work,
+        **sure,
     )
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else round(value, _CERTAINTY_DIGITS)

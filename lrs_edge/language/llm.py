@@ -16,7 +16,7 @@ from lrs_edge.errors import BundleError
 from lrs_edge.language.decoder import Decoder, OnPart
 from lrs_edge.language.kv_cache import KVCache, TokenKind, Tokens, make_tokens
 from lrs_edge.language.prompt import Prompt
-from lrs_edge.language.sampling import Sampler
+from lrs_edge.language.sampling import Chooser
 
 Logits = NDArray[np.float32]
 
@@ -170,7 +170,7 @@ class LanguageModel:
         self,
         cache: KVCache | SegmentCaches,
         logits: Logits,
-        sampler: Sampler,
+        sampler: Chooser,
         *,
         max_tokens: int,
         expired: Callable[[], bool],

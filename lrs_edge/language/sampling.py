@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
+
+from lrs_edge.language.yes_no import YesNo
+
+
+class Chooser(Protocol):
+    """Chooses tokens."""
+
+    def choose(self, logits: NDArray[np.float32], generated: list[int]) -> int:
+        """The id of the token after those that were generated, given its logits float32 [V]."""
+        ...
 
 
 class Sampler:
@@ -60,3 +73,43 @@ class Sampler:
         values = changed[seen]
         changed[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
         return changed
+
+
+class TokenChooser:
+    """A sampler that remembers how likely its choices were, and decides yes or no by a threshold.
+
+    Args:
+        sampler: Chooses tokens.
+        yes_no: Tokens that say yes and no; None measures no margin.
+        threshold: Where the first token is one of those, it is decided by whether the margin is
+            above this; None leaves it to the sampler.
+
+    Attributes:
+        margin: Of the first token, see `YesNo.margin`.
+        log_probabilities: Natural logarithm of the probability of every token chosen, before
+            temperature, nucleus and penalty; a stop token included.
+    """
+
+    def __init__(self, sampler: Sampler, yes_no: YesNo | None, threshold: float | None) -> None:
+        self._sampler = sampler
+        self._yes_no = yes_no
+        self._threshold = threshold
+        self.margin: float | None = None
+        self.log_probabilities: list[float] = []
+
+    def choose(self, logits: NDArray[np.float32], generated: list[int]) -> int:
+        """As `Sampler.choose`."""
+        token = self._sampler.choose(logits, generated)
+        if self._yes_no is not None and not generated:
+            self.margin = self._yes_no.margin(logits, token)
+            if self.margin is not None and self._threshold is not None:
+                token = self._yes_no.token(logits, yes=self.margin > self._threshold)
+        self.log_probabilities.append(log_probability(logits, token))
+        return token
+
+
+def log_probability(logits: NDArray[np.float32], token: int) -> float:
+    """Natural logarithm of a token's share in the softmax of logits float32 [V]."""
+    # In double precision: the difference of two logits could overflow.
+    below = logits.astype(np.float64) - float(logits.max())
+    return float(below[token]) - math.log(float(np.exp(below).sum()))

@@ -22,8 +22,8 @@ from lrs_edge.baselines.tower import CompressedTiles
 from lrs_edge.errors import ReadStoppedError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
-from lrs_edge.language.sampling import Sampler
 from lrs_edge.language.sequence import TokenSequence
+from lrs_edge.requests.answer_confidence import AnswerConfidence
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.memory import peak_memory
@@ -101,6 +101,7 @@ class QuestionRun:
         self._sent = self._text_tokens = 0
         self._result: SearchResult | None = None
         self._segments: tuple[SegmentReport, ...] = ()
+        self._confidence = AnswerConfidence(stages, self._options)
 
     @property
     def deadline(self) -> float | None:
@@ -282,6 +283,7 @@ class QuestionRun:
         self._progress.tell("encode")
         shown = self._tiles if self._compressed is None else self._compressed
         global_tokens = shown.global_tokens(self._pyramid.global_view)
+        self._warnings += self._confidence.warnings(self._raster.info.gsd, shown.colours)
         prefix = stages.sequences.prefix(global_tokens)
         if self._trace is not None:
             self._trace.add_prompt(self._prompt)
@@ -330,13 +332,6 @@ class QuestionRun:
 
     def _decode(self, cache: KVCache | SegmentCaches, logits: NDArray[np.float32]) -> Iterator[str]:
         options = self._options
-        sampler = Sampler(
-            options.temperature,
-            options.top_p,
-            options.seed,
-            self._stages.manifest.repetition_penalty,
-            self._stages.manifest.penalised_ids,
-        )
         seen: list[NDArray[np.float32]] = []
         self._progress.tell("decode")
         room = self._stages.manifest.limits.max_length - self._sent - self._text_tokens
@@ -346,7 +341,7 @@ class QuestionRun:
         steps = self._stages.llm.generate(
             cache,
             logits,
-            sampler,
+            self._confidence.chooser,
             max_tokens=most,
             expired=self._must_end,
             on_logits=seen.append if self._trace is not None else None,
@@ -366,6 +361,7 @@ class QuestionRun:
             self._stages.meter.rates.answered(len(self._ids))
         if self._trace is not None:
             self._trace.add_decode(seen, self._ids)
+            self._confidence.add_to(self._trace, len(self._ids))
 
     def _must_end(self) -> bool:
         """True when no further token is to be generated.
@@ -396,6 +392,7 @@ class QuestionRun:
         assert result is not None
         raster, vision = self._raster, self._stages.vision
         located = regions(result, self._pyramid, raster.place)
+        sure = self._confidence.certainty(len(self._ids))
         return Answer(
             text=self._text.strip(),
             question=self._question,
@@ -429,4 +426,8 @@ class QuestionRun:
             search=self._options.search,
             prune=self._options.prune,
             segments=self._segments,
+            confidence=self._confidence.value(len(self._ids)),
+            margin=sure.margin,
+            log_probability=sure.log_probability,
+            least_log_probability=sure.least_log_probability,
         )

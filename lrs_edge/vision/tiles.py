@@ -15,6 +15,7 @@ from lrs_edge.errors import ReadStoppedError
 from lrs_edge.pyramid.levels import Level, TileIndex
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.options import Resampling
+from lrs_edge.vision.colours import Colours, colours_of
 from lrs_edge.vision.encoder import FeatureCache, Features, VisionEncoder
 from lrs_edge.vision.readahead import reading_ahead
 
@@ -38,10 +39,13 @@ class TileSource:
         self._raster = raster
         self._encoder = encoder
         self._cache = cache
+        self._colours: dict[Resampling, Colours | None] = {}
 
     def session(self, resampling: Resampling, clock: Clock, on_tile: OnTile) -> TileSession:
         """A view for one question, with counts of its own."""
-        return TileSession(self._raster, self._encoder, self._cache, resampling, clock, on_tile)
+        return TileSession(
+            self._raster, self._encoder, self._cache, self._colours, resampling, clock, on_tile
+        )
 
 
 class TileSession:
@@ -61,6 +65,7 @@ class TileSession:
         raster: Raster,
         encoder: VisionEncoder,
         cache: FeatureCache,
+        colours: dict[Resampling, Colours | None],
         resampling: Resampling,
         clock: Clock,
         on_tile: OnTile,
@@ -68,10 +73,16 @@ class TileSession:
         self._raster = raster
         self._encoder = encoder
         self._cache = cache
+        self._colours = colours
         self._resampling = resampling
         self._clock = clock
         self._on_tile = on_tile
         self.read = self.encoded = self.from_cache = 0
+
+    @property
+    def colours(self) -> Colours | None:
+        """Colours of the global view, as it was read for this question or an earlier one."""
+        return self._colours.get(self._resampling)
 
     @property
     def looked_at(self) -> int:
@@ -123,7 +134,7 @@ class TileSession:
         step = self._encoder.batch_size
         given_up = threading.Event()
         over = self._clock.expired if stop is None else stop
-        read_tile = partial(self._pixels, level, lambda: given_up.is_set() or over())
+        read_tile = partial(self._pixels, level, role, lambda: given_up.is_set() or over())
         with reading_ahead(read_tile, missing, 2 * step, given_up) as pixels:
             for start in range(0, len(missing), step):
                 if stop is not None and stop():
@@ -145,11 +156,14 @@ class TileSession:
         return found
 
     def _pixels(
-        self, level: Level, stop: Callable[[], bool], tile: TileIndex
+        self, level: Level, role: str, stop: Callable[[], bool], tile: TileIndex
     ) -> NDArray[np.float32]:
         """A tile, read and normalised: float32 [3, S, S]."""
         size, window = (level.height, level.width), level.tile_window(tile)
-        return self._encoder.normalise(self._raster.read(size, window, self._resampling, stop))
+        pixels = self._raster.read(size, window, self._resampling, stop)
+        if role == "global":
+            self._colours[self._resampling] = colours_of(pixels)
+        return self._encoder.normalise(pixels)
 
     def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
         return (role, self._resampling, level.height, level.width, tile)
