@@ -164,6 +164,9 @@ def table(replies: list[Reply]) -> str:
     """The demo's command, and all questions with their true answers."""
     first = replies[0].question
     right = sum(reply.right for reply in replies)
+    sure = any(confidence(reply) for reply in replies)
+    heads = ["image", "question", "what is there", "the model says", "looked there"]
+    heads += ["confidence"] * sure
     return "\n".join([
         "```sh",
         f'lrs-edge ask examples/{first["image"]} "{first["text"]}"',
@@ -171,23 +174,30 @@ def table(replies: list[Reply]) -> str:
         "",
         f"{right} of these {len(replies)} answers are right:",
         "",
-        "| image | question | what is there | the model says | looked there |",
-        "|---|---|---|---|---|",
-        *(table_row(reply) for reply in replies),
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+        *(table_row(reply, sure=sure) for reply in replies),
     ])  # fmt: skip
 
 
-def table_row(reply: Reply) -> str:
-    """One question of the table."""
+def table_row(reply: Reply, *, sure: bool) -> str:
+    """One question of the table; with a column of confidence where the bundle is calibrated."""
     question = reply.question
-    cells = (
+    cells = [
         f"`{question['image']}`",
         question["text"],
         f"{question['ground_truth']}: {question['seen']}",
         reply.answer["answer"].strip() + ("" if reply.right else " (**wrong**)"),
         {True: "yes", False: "no", None: ""}[reply.looked_at],
-    )
+    ]
+    cells += [confidence(reply)] * sure
     return f"| {' | '.join(cells)} |"
+
+
+def confidence(reply: Reply) -> str:
+    """How sure the model is, in words; empty where its bundle is not calibrated."""
+    value = reply.answer.get("confidence")
+    return "" if value is None else f"{value:.0%}".replace("%", " %")
 
 
 if __name__ == "__main__":

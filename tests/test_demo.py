@@ -24,7 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 
 #: Rows of README's table: image, question, truth and what is there, answer, wrong.
 ROWS = re.findall(
-    r"^\| `(\w+\.tif)` \| (.+?) \| (.+?): (.+?) \| (.+?)( \(\*\*wrong\*\*\))? \| \w* \|$",
+    r"^\| `(\w+\.tif)` \| (.+?) \| (.+?): (.+?) \| (.+?)( \(\*\*wrong\*\*\))? "
+    r"\| \w* \|(?: [\d %]* \|)?$",
     README,
     re.MULTILINE,
 )
@@ -85,7 +86,8 @@ def test_the_demo_is_answered_as_readme_says_and_rightly() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == answer
+    # A calibrated bundle marks answers that it is not sure of.
+    assert done.stdout.strip().removesuffix(" (unsure)") == answer
     assert answer.lower() == truth
 
 
@@ -109,6 +111,18 @@ def test_a_reply_says_whether_the_place_was_looked_at() -> None:
     ]
     assert [reply.looked_at for reply in found] == [True, True, False, None]
     assert all(reply.right for reply in found)
+
+
+def test_confidence_is_shown_where_the_bundle_is_calibrated() -> None:
+    question = {"image": "a.tif", "text": "Is it?", "ground_truth": "yes", "seen": "it", "hbox": []}
+    answer = {"answer": "No", "levels": [{"level": 0}], "regions": []}
+    plain = demo_answers.Reply(question, answer)
+    sure = demo_answers.Reply(question, answer | {"confidence": 0.834})
+    row = "| `a.tif` | Is it? | yes: it | No (**wrong**) |  |"
+    assert demo_answers.table([plain]).endswith(f"|---|---|---|---|---|\n{row}")
+    assert demo_answers.table([sure, plain]).endswith(
+        f"confidence |\n{'|---' * 6}|\n{row} 83 % |\n{row}  |"
+    )
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
