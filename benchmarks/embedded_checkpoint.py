@@ -121,9 +121,7 @@ class _Graph:
             if match:
                 yield match["name"], self._dequantized(match["name"], self._floats(name))
             elif static := _STATIC.fullmatch(name):
-                scales = (f"{static['name']}{part}" for part in ("_scale", "_quantized_scale"))
-                scale = self._floats(next(key for key in scales if key in self._raw))
-                yield static["name"], _by_channel(self._floats(name), scale)
+                yield static["name"], self._static(static["name"], self._floats(name))
             elif name.removesuffix(".fp16").endswith((".weight", ".bias")):
                 yield name.removesuffix(".fp16"), self._floats(name)
 
@@ -133,6 +131,17 @@ class _Graph:
 
     def _floats(self, name: str) -> Array:
         return numpy_helper.to_array(self._raw[name]).astype(np.float32)
+
+    def _static(self, name: str, integers: Array) -> Array:
+        # What is added to a product is quantized as activations are, about a zero point.
+        scale, zero = (
+            self._floats(next(key for key in keys if key in self._raw))
+            for keys in (
+                [f"{name}{between}{part}" for between in ("", "_quantized")]
+                for part in ("_scale", "_zero_point")
+            )
+        )
+        return _by_channel(integers - zero.ravel()[0], scale)
 
     def _dequantized(self, name: str, integers: Array) -> Array:
         found = next(key for key in (f"{name}.{part}" for part in _SCALES) if key in self._raw)

@@ -99,6 +99,23 @@ def test_a_neck_and_an_rfm_of_the_language_model_come_back(tmp_path: Path, preci
         check_same_graph(new / name, old / name)
 
 
+@pytest.mark.slow
+def test_static_integers_become_what_they_were(tmp_path: Path) -> None:
+    checkpoint = write_nano(tmp_path / "checkpoint", vision_neck=NECK)
+    options = ExportOptions(
+        precisions=Precisions(vision="int8-static"), parity=False, keep_higher=0.0
+    )
+    export_bundle(str(checkpoint), tmp_path / "bundle", options)
+    found = load_file(write_checkpoint(tmp_path / "bundle", tmp_path / "new") / "model.safetensors")
+    for name, wanted in load_file(checkpoint / "model.safetensors").items():
+        # The tower's kernels come back with their batch norms in them.
+        if name.startswith(
+            ("model.vision_neck.", "model.mm_projector.mlp", "model.mm_projector.n")
+        ):
+            limit = 0.01 * np.abs(wanted).max()
+            np.testing.assert_allclose(found[name], wanted, rtol=0, atol=limit, err_msg=name)
+
+
 def test_a_bundle_without_rfm_stays_without(tmp_path: Path) -> None:
     bare = without_rfm(write_nano(tmp_path / "trained"), tmp_path / "bare")
     old = tmp_path / "old"

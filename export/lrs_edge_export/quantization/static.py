@@ -182,7 +182,7 @@ def _words(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     """
     makers = {node.output[0]: node for node in model.graph.node}
     values = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for node in model.graph.node:
         maker = makers.get(node.input[0]) if node.op_type == "Sigmoid" else None
         if maker is not None and maker.op_type == "Conv":
