@@ -121,6 +121,31 @@ def test_tables_show_the_model_beside_a_blind_one(real_scenes: Importer) -> None
     assert "wrong" in tables.dubai_table([results[2]], blind)
 
 
+def test_the_summary_has_a_line_for_each_figure(real_scenes: Importer) -> None:
+    summary = real_scenes("summary")
+    ships, planes = "Are there any ships?", "Are there any airplanes?"
+    half = "Is the roundabout in the top or the bottom half of the image?"
+    real = [
+        result(0, "presence", ships, "yes", "yes"),
+        result(1, "presence", ships, "no", "no"),
+        result(2, "presence", planes, "yes", "no"),
+        result(3, "side", half, "top", "bottom"),
+        result(4, "count", "How many ships are there?", "1", "2"),
+    ]
+    dubai = [result(0, "presence", "Is there an airport?", "no", "yes")]
+    blind = {ships: "yes", planes: "yes", half: "top", "Is there an airport?": "no"}
+    text = summary.summary({"real": real, "large": [], "dubai": dubai}, blind, 384)
+    lines = {
+        name: cells for name, *cells in (line[2:-2].split(" | ") for line in text.splitlines())
+    }
+    assert lines["presence, mean over 1 classes"] == ["100.0 %", "50.0 %", "90 %"]
+    assert lines["presence, without intersections and roundabouts"][0] == "75.0 %"
+    assert lines["side, all classes"][:2] == ["0.0 % (0/1)", "100.0 % (1/1)"]
+    assert lines["side, without intersections and roundabouts"][0] == "-"
+    assert lines["count, exact"][1] == "0.0 % (0/1); always 1: 100.0 %"
+    assert lines["Dubai, yes to what is not there"] == ["100.0 % (1/1)", "0.0 % (0/1)", "0"]
+
+
 def test_cost_is_the_median_of_turns(real_scenes: Importer) -> None:
     rows = [
         {"scene": "a", "this": [2.0, 1.0], "other": [1.0, 1.0]},
@@ -165,3 +190,20 @@ def test_a_pasted_ship_keeps_its_middle_and_fades_at_its_edge(real_scenes: Impor
     assert np.allclose(scene[18:36, 16:24], 170)
     assert np.allclose(scene[7:17], 50)
     assert np.allclose(scene[60:], 50)
+
+
+def test_a_coast_and_clouds_say_where_they_are(real_scenes: Importer) -> None:
+    water = real_scenes("water")
+    scene = np.full((300, 400, 3), 50, np.float32)
+    land = np.full((120, 90, 3), 150, np.float32)
+    taken = water.add_coast(scene, land, np.random.default_rng(0))
+    assert taken.shape == (300, 400, 1)
+    assert np.array_equal(taken[..., 0] == 0, (scene == 50).all(2))
+    assert taken[:, 0].min() == 1
+    assert not taken[:, -100:].any()
+    sky = np.full((200, 200, 3), 50, np.float32)
+    cloud = np.full((60, 60, 3), 200, np.float32)
+    alpha = water.add_cloud(sky, cloud, 70, 10)
+    assert alpha[30, 30, 0] == 1
+    assert np.allclose(sky[40, 100], 200)
+    assert np.allclose(sky[:10], 50)

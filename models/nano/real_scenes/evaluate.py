@@ -25,6 +25,7 @@ import water
 from asking import Asker, Run, read_rows, write_rows
 from cost import compare_cost
 from PIL import Image
+from summary import summary
 
 import lrs_edge
 from lrs_edge.bundle.bundle import MANIFEST_NAME, default_bundle_path
@@ -55,6 +56,11 @@ class Evaluation:
         self._asker = asker
         self._real = data / "real_eval"
         self._blind: dict[str, str] | None = None
+        self._done: dict[str, list[Result]] = {}
+
+    def summary(self) -> str:
+        """One table of what the parts so far have found."""
+        return summary(self._done, self.blind(), self._asker.tile)
 
     def blind(self) -> dict[str, str]:
         """Answers to every wording about a grey image as large as real_eval's usual ones."""
@@ -87,13 +93,14 @@ class Evaluation:
         run = Run("real", self._real / "questions.jsonl", self._real)
         results = self._asker.ask(run)
         first = [result for result in results if not result.question_id.startswith(LARGE)]
+        large = self._large(results)
+        self._done |= {"real": first, "large": large}
         parts = [
             tables.presence_table(first, blind),
             tables.side_table(first, blind),
             tables.count_table(first, blind),
-            tables.tiles_table("Airplanes under the finest level's tiles", self._large(results),
-                               self._asker.tile),
-        ]  # fmt: skip
+            tables.tiles_table("Airplanes under the finest level's tiles", large, self._asker.tile),
+        ]
         return "\n\n".join(parts)
 
     def finer(self) -> str:
@@ -106,7 +113,8 @@ class Evaluation:
         questions = write_rows(self._work / "large" / "questions.jsonl", rows)
         run = Run("finer", questions, self._real, AskOptions(tiles_per_level=FINER_TILES))
         title = f"The same with {FINER_TILES} tiles a level"
-        return tables.tiles_table(title, self._asker.ask(run), self._asker.tile)
+        results = self._done["finer"] = self._asker.ask(run)
+        return tables.tiles_table(title, results, self._asker.tile)
 
     def global_view(self, blind: dict[str, str]) -> str:
         """Presence from the global view alone."""
@@ -146,12 +154,14 @@ class Evaluation:
             questions = write_rows(folder / f"questions_{count}.jsonl", some)
             options = AskOptions(tiles_per_level=count)
             results += self._asker.ask(Run(f"water_{count}", questions, folder, options))
+        self._done["water"] = results
         return tables.water_table(results, blind, self._asker.tile)
 
     def dubai(self, blind: dict[str, str]) -> str:
         """Scenes of Dubai that were not trained on."""
         run = Run("dubai", DUBAI, self._data / "dubai_cc0")
-        return tables.dubai_table(self._asker.ask(run), blind)
+        results = self._done["dubai"] = self._asker.ask(run)
+        return tables.dubai_table(results, blind)
 
     def part(self, name: str) -> str:
         """The tables of one part."""
@@ -211,6 +221,7 @@ def main() -> None:
             if part != "cost":
                 print(f"{part} ...", file=sys.stderr, flush=True)
                 print(f"{evaluation.part(part)}\n", flush=True)
+        print(f"{evaluation.summary()}\n", flush=True)
         if "cost" in options.parts and options.against is not None:
             with lrs_edge.load(options.against, provider="cpu", threads=options.threads) as other:
                 print(compare_cost(engine, other, options.data, results, options.turns))

@@ -120,7 +120,8 @@ def count_table(results: Sequence[Result], blind: Blind) -> str:
     return f"**Count**\n\n{table(['count', 'exact', 'within one'], rows)}"
 
 
-def _found(result: Result, tile: int) -> Found | None:
+def found_under(result: Result, tile: int) -> Found | None:
+    """The boxes of a result under the tiles that it looked at; None without boxes or tiles."""
     if result.work is None or result.work.finest is None or not result.hbox:
         return None
     return under_tiles(result.hbox, result.work.finest, tile, result.work.image_size)
@@ -128,7 +129,7 @@ def _found(result: Result, tile: int) -> Found | None:
 
 def tiles_table(title: str, results: Sequence[Result], tile: int) -> str:
     """Boxes whose centres lie under a tile of the finest level."""
-    every = [found for found in (_found(result, tile) for result in results) if found]
+    every = [found for found in (found_under(result, tile) for result in results) if found]
     return f"**{title}**\n\n{_tiles(every)}"
 
 
@@ -147,11 +148,11 @@ def _tiles(every: Sequence[Found]) -> str:
 
 def water_table(results: Sequence[Result], blind: Blind, tile: int) -> str:
     """Ships on open water: found by the search, and answered."""
-    every = [found for found in (_found(result, tile) for result in results) if found]
+    every = [found for found in (found_under(result, tile) for result in results) if found]
     answered = _presence(results, _seen)
     rows = [
         [result.question_id, result.ground_truth, result.text.replace("|", "/"),
-         f"{found.found} of {found.boxes}" if (found := _found(result, tile)) else "-"]
+         f"{found.found} of {found.boxes}" if (found := found_under(result, tile)) else "-"]
         for result in results
     ]  # fmt: skip
     said = (

@@ -3,9 +3,10 @@
     python models/nano/real_scenes/water.py ../shared/data -o FOLDER
 
 Water is spread over 2,000 to 2,800 pixels from patches without boats, turned, mirrored and faded
-into each other; ships are pasted at their own resolution with the water around them and soft edges.
-FOLDER receives images, and questions.jsonl with the ships' boxes; scenes without ships answer "no".
-The same DATA gives the same scenes.
+into each other; ships are pasted with the water around them and soft edges, at their own resolution
+or at half of it. Half of the scenes have what draws a search away from ships: a coast with houses,
+clouds. FOLDER receives images, and questions.jsonl with the ships' boxes; scenes without ships
+answer "no". The same DATA gives the same scenes.
 """
 
 from __future__ import annotations
@@ -53,29 +54,47 @@ _SHIPS: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One scene: its size in pixels, its water, and how many ships of which images."""
+    """One scene.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        water: Of `_WATER`.
+        ships: How many.
+        of: Images that they are from.
+        scale: Size of the ships, 1 for their own.
+        coast: Image of the land along the left edge, "" for open water on all sides.
+        clouds: How many.
+    """
 
     width: int
     height: int
     water: str
     ships: int = 0
     of: tuple[str, ...] = ()
+    scale: float = 1.0
+    coast: str = ""
+    clouds: int = 0
 
 
 PLANS = (
     Plan(2400, 2000, "grey", 4, ("501", "503")),
-    Plan(2800, 2400, "dark green", 8, ("506", "503")),
-    Plan(2560, 2560, "blue", 12, ("517", "501")),
-    Plan(2000, 2800, "black", 2, ("302", "506")),
-    Plan(2700, 2100, "teal", 6, ("307", "501", "517")),
-    Plan(2000, 2000, "murky", 3, ("506", "302", "503")),
+    Plan(2800, 2400, "dark green", 8, ("506", "503"), scale=0.5),
+    Plan(2560, 2560, "blue", 12, ("517", "501"), clouds=8),
+    Plan(2000, 2800, "black", 2, ("302", "506"), coast="263"),
+    Plan(2700, 2100, "teal", 6, ("307", "501", "517"), coast="131"),
+    Plan(2000, 2000, "murky", 3, ("506", "302", "503"), scale=0.5, clouds=5),
     Plan(2800, 2800, "rough", 5, ("302", "517", "506")),
-    Plan(2560, 2560, "grey", 10, ("501", "503", "307")),
+    Plan(2560, 2560, "grey", 10, ("501", "503", "307"), scale=0.5, coast="212"),
     Plan(2400, 2400, "teal"),
-    Plan(2560, 2000, "murky"),
-    Plan(2800, 2100, "blue"),
+    Plan(2560, 2000, "murky", coast="257"),
+    Plan(2800, 2100, "blue", clouds=8),
     Plan(2000, 2400, "rough"),
 )
+"""Land and clouds are from vhr10_rgb's test images too."""
+_CLOUDS = ("513", ((620, 180, 800, 350), (530, 410, 660, 555)))
+_COAST = 0.28
+"""Share of the width that is land, more or less."""
 
 
 def spread(patches: list[Pixels], width: int, height: int, draw: np.random.Generator) -> Pixels:
@@ -142,16 +161,65 @@ def paste(scene: Pixels, cut: Pixels, margin: int, left: int, top: int) -> Box:
     return (left + margin, top + margin, left + cols - margin, top + rows - margin)
 
 
+def add_coast(scene: Pixels, land: Pixels, draw: np.random.Generator) -> NDArray[np.float32]:
+    """Put land along the left edge, with a winding line of surf; `scene` is changed in place.
+
+    Returns:
+        How much of every pixel is land, 0 to 1, [rows, cols, 1].
+    """
+    height, width = scene.shape[:2]
+    knots = draw.uniform(0.6, 1.4, 9)
+    steps = np.linspace(0, 8, height)
+    edge = _COAST * width * np.interp(steps, np.arange(9), knots)
+    edge += 6 * np.interp(np.linspace(0, 60, height), np.arange(61), draw.normal(0, 1, 61))
+    inland = edge[:, None] - np.arange(width)[None]
+    wide = int(edge.max()) + 9
+    # The picture of the land and its mirror image, again and again.
+    rows, cols = (
+        np.abs((np.arange(size) + sides) % (2 * sides) - sides).clip(0, sides - 1)
+        for size, sides in ((height, land.shape[0]), (wide, land.shape[1]))
+    )
+    share = np.clip(inland / 6, 0, 1)[..., None].astype(np.float32)
+    surf = np.clip(1 - np.abs(inland + 4) / 4, 0, 1)[..., None].astype(np.float32)
+    scene += 60 * surf
+    scene[:, :wide] += share[:, :wide] * (land[np.ix_(rows, cols)] - scene[:, :wide])
+    np.clip(scene, 0, 255, out=scene)
+    return np.maximum(share, surf)
+
+
+def add_cloud(scene: Pixels, cloud: Pixels, left: int, top: int) -> NDArray[np.float32]:
+    """Put a cloud, bright in its picture, over the scene; returns where, [rows, cols, 1]."""
+    rows, cols = cloud.shape[:2]
+    place = slice(top, top + rows), slice(left, left + cols)
+    fade = np.sin(np.pi * (np.arange(rows) + 0.5) / rows)[:, None] * np.sin(
+        np.pi * (np.arange(cols) + 0.5) / cols
+    )
+    bright = np.clip((cloud.mean(2) - 75) / 70, 0, 1) * np.clip(4 * fade, 0, 1)
+    alpha = bright[..., None].astype(np.float32)
+    scene[place] += alpha * (cloud - scene[place])
+    return alpha
+
+
 def _cuts(data: Path, plan: Plan, ships: dict[str, tuple[Box, ...]]) -> list[Pixels]:
-    """The ships that a scene may show, each with its margin."""
+    """The ships that a scene may show, each with its margin, in the scene's size."""
     found = []
+    margin = round(MARGIN / plan.scale)
     for number in plan.of:
         pixels = _pixels(data, number)
         for index in _SHIPS[number]:
             x0, y0, x1, y1 = (round(edge) for edge in ships[number][index])
-            if min(x0, y0) >= MARGIN and x1 + MARGIN <= pixels.shape[1]:
-                found.append(pixels[y0 - MARGIN : y1 + MARGIN, x0 - MARGIN : x1 + MARGIN])
+            if min(x0, y0) >= margin and x1 + margin <= pixels.shape[1]:
+                cut = pixels[y0 - margin : y1 + margin, x0 - margin : x1 + margin]
+                found.append(_resized(cut, plan.scale))
     return found
+
+
+def _resized(pixels: Pixels, scale: float) -> Pixels:
+    if scale == 1:
+        return pixels
+    image = Image.fromarray(np.rint(pixels).astype(np.uint8))
+    size = round(image.width * scale), round(image.height * scale)
+    return np.asarray(image.resize(size, Image.Resampling.BOX), np.float32)
 
 
 def _pixels(data: Path, number: str) -> Pixels:
@@ -168,6 +236,16 @@ def compose(
         _pixels(data, number)[y0:y1, x0:x1] for number, (x0, y0, x1, y1) in _WATER[plan.water]
     ]
     scene = spread(patches, plan.width, plan.height, draw)
+    taken = np.zeros((plan.height, plan.width, 1), np.float32)
+    if plan.coast:
+        taken = add_coast(scene, _pixels(data, plan.coast), draw)
+    for _ in range(plan.clouds):
+        x0, y0, x1, y1 = _CLOUDS[1][draw.integers(len(_CLOUDS[1]))]
+        cloud = np.rot90(_pixels(data, _CLOUDS[0])[y0:y1, x0:x1], draw.integers(4))
+        top = int(draw.integers(plan.height - cloud.shape[0]))
+        left = int(draw.integers(plan.width - cloud.shape[1]))
+        place = slice(top, top + cloud.shape[0]), slice(left, left + cloud.shape[1])
+        taken[place] = np.maximum(taken[place], add_cloud(scene, cloud, left, top))
     boxes: list[Box] = []
     cuts = _cuts(data, plan, ships)
     while len(boxes) < plan.ships:
@@ -176,7 +254,8 @@ def compose(
         top = int(draw.integers(plan.height - cut.shape[0]))
         left = int(draw.integers(plan.width - cut.shape[1]))
         bottom, right = top + cut.shape[0] + _APART, left + cut.shape[1] + _APART
-        if all(
+        free = not taken[top : top + cut.shape[0], left : left + cut.shape[1]].any()
+        if free and all(
             right < box[0] or box[2] + _APART < left or bottom < box[1] or box[3] + _APART < top
             for box in boxes
         ):
