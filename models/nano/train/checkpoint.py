@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from pathlib import Path
@@ -28,6 +27,8 @@ from model import LanguageModel, ModelConfig, Nano
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from tower import POOLED, WIDTH
+from words import WORDS
 
 PRUNER = "model.mm_projector.token_pruner"
 
@@ -40,6 +41,12 @@ def tower_weights(paths: Paths) -> dict[str, Tensor]:
         for k, v in state.items()
         if not k.startswith("_fc") and not k.endswith("num_batches_tracked")
     }
+
+
+def neck_weights(paths: Paths) -> dict[str, Tensor]:
+    """The vision encoder's neck."""
+    state = torch.load(paths.neck, map_location="cpu", weights_only=True)
+    return {f"model.vision_neck.{k}": v for k, v in state.items()}
 
 
 def rfm_weights(llm: LanguageModel, layers: int) -> dict[str, Tensor]:
@@ -64,8 +71,8 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint folder; every file is replaced in one step, the weights last.
 
-    Without an RFM of its own, the checkpoint gets a copy of the language model's first layers. A
-    name is that of another folder in the work folder.
+    Without an RFM of its own, the checkpoint has none: export it with `--rfm from-llm:N`. A name is
+    that of another folder in the work folder.
     """
     folder = paths.work / name if name else paths.checkpoint
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +96,6 @@ def save_checkpoint(
         "bos_token_id": bos,
         "eos_token_id": eos,
         "pad_token_id": eos,
-        "llm_layer_list": list(range(rfm_layers)),
         "slice_block_size": TILE,
         "base_side": BASE_SIDE,
         "local_pool": 1,
@@ -98,6 +104,8 @@ def save_checkpoint(
         "mm_hidden_size": FEATURES,
         "mm_vision_tower": "efficientnet-lite0",
         "mm_projector_type": "mlp2x_gelu_after_distillpruner",
+        "vision_neck": {"width": WIDTH, "pooled": POOLED, "words": len(WORDS)},
+        "words": list(WORDS),
         "image_mean": [IMAGE_MEAN] * 3,
         "image_std": [IMAGE_STD] * 3,
         "prompt_prefix": PROMPT_PREFIX,
@@ -115,7 +123,9 @@ def save_checkpoint(
         weights[f"model.mm_projector.{key}"] = value
     for key, value in model.position.state_dict().items():
         weights[f"model.vision_position.{key}"] = value
-    weights |= rfm_weights(rfm or model.llm, rfm_layers)
+    weights |= neck_weights(paths)
+    if rfm is not None:
+        weights |= rfm_weights(rfm, rfm_layers)
     weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights(paths).items()}
     # A copy each: safetensors refuses tensors that share memory.
     copies = {k: v.detach().float().clone().contiguous() for k, v in weights.items()}
@@ -129,8 +139,8 @@ def save_checkpoint(
     os.replace(part, folder / "model.safetensors")
 
 
-def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any], LanguageModel]:
-    """The trained model, its config.json, and the RFM."""
+def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any]]:
+    """The trained model and its config.json; an RFM of its own is left aside."""
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     known = ModelConfig.__dataclass_fields__
     model = Nano(ModelConfig(**{k: v for k, v in described.items() if k in known}))
@@ -138,7 +148,9 @@ def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any], LanguageModel]:
     state = {}
     for key, value in weights.items():
         name = key.removeprefix("model.")
-        if name.startswith(("mm_projector.token_pruner", "vision_tower")):
+        if name == "lm_head.weight":
+            continue
+        if name.startswith(("mm_projector.token_pruner", "vision_tower", "vision_neck")):
             continue
         if name.startswith("mm_projector."):
             state["projector." + name.removeprefix("mm_projector.")] = value
@@ -149,17 +161,10 @@ def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any], LanguageModel]:
         else:
             state["llm." + name] = value
     missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or any(not key.startswith("position.") for key in missing):
+    # Earlier checkpoints have no neck; it starts from the words' embeddings then.
+    if unexpected or any(key != "projector.neck.weight" for key in missing):
         raise ValueError(f"{folder}: missing {missing}, unexpected {unexpected}")
-    if missing:
-        for table in model.position.parameters():
-            table.data.zero_()
-    rfm = copy.deepcopy(model.llm)
-    rfm.layers = rfm.layers[: len(described["llm_layer_list"]) + 1]
-    found = {k.removeprefix(PRUNER + "."): v for k, v in weights.items() if k.startswith(PRUNER)}
-    if rfm.load_state_dict(found, strict=False).unexpected_keys:
-        raise ValueError("unexpected weights in the RFM")
-    return model.eval(), described, rfm.eval()
+    return model.eval(), described
 
 
 def start_model(paths: Paths) -> Nano:

@@ -87,6 +87,11 @@ class Paths:
         return self.work / "vision" / "tower.pt"
 
     @property
+    def neck(self) -> Path:
+        """The vision encoder's neck."""
+        return self.work / "vision" / "neck.pt"
+
+    @property
     def base(self) -> Path:
         """The cut language model and tokenizer that training starts from."""
         return self.work / "base"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from common import FEATURES, POSITIONS
+from tower import WIDTH
+from words import WORDS
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -141,17 +143,29 @@ class LanguageModel(nn.Module):
 
 
 class Projector(nn.Module):
-    """Vision features to the language model's width."""
+    """Vision tokens to the language model's width: features through an MLP, context and words."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.mlp_projector = nn.Sequential(
             nn.Linear(FEATURES, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
+        self.neck = nn.Linear(WIDTH + len(WORDS), hidden, bias=False)
+        nn.init.zeros_(self.neck.weight)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Vision tokens in the language model's input space."""
-        return self.mlp_projector(features)
+    @torch.no_grad()
+    def start_from_words(self, embeddings: Tensor, share: float = 1.5) -> None:
+        """Let a token that shows a word carry that word's embedding.
+
+        Args:
+            embeddings: [K, hidden], of the words in the order of `words.WORDS`.
+            share: Their factor at a probability of 1 (which is stored as 6).
+        """
+        self.neck.weight[:, WIDTH:] = share / 6 * embeddings.T
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., 1280 + 192 + K] in the language model's input space."""
+        return self.mlp_projector(tokens[..., :FEATURES]) + self.neck(tokens[..., FEATURES:])
 
 
 class ImagePosition(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lrs_edge_export.scenes.library import TileLibrary, read_library
 from lrs_edge_export.scenes.plan import ScenePlan, plan_scene
 from lrs_edge_export.scenes.render import SceneRenderer
 
-SCENES = {"train": 400, "dev": 24}
+SCENES = {"train": 170, "dev": 0}
 SMALLEST, LARGEST = 1400, 16000
 MOST_TILES = {"middle": 14, "finest": 22}
 """Tiles of one level that are extracted at most."""
@@ -59,39 +59,19 @@ class Picture:
     """Of a large scene's plan."""
     first_row: int = 0
     """Row of the global view in the pictures' store."""
+    recipe: Any = None
+    """How a picture of `real_pictures` is drawn."""
+    places: list[str] = field(default_factory=list)
+    """Classes of scenes that the whole picture shows."""
+    absent_places: list[str] = field(default_factory=list)
+    """Classes of scenes of which nothing is in it."""
+    cover: dict[str, Any] = field(default_factory=dict)
+    """Land cover: shares of the nine parts, rows from the top."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For pictures.json."""
-        return asdict(self)
-
-
-def photographs(paths: Paths) -> Iterator[Picture]:
-    """SIMD and open_objects pictures; training pictures also mirrored."""
-    for folder in ("simd552_640", "open_objects"):
-        for line in labels(paths, folder):
-            width, height = line["width"], line["height"]
-            split = "train" if line["split"] == "train" else "dev"
-            base = pyramid(width, height).levels[0]
-            for mirrored in (False, True) if split == "train" else (False,):
-                regions = []
-                for item in line["objects"]:
-                    x0, y0, x1, y1 = item["bbox"]
-                    if mirrored:
-                        x0, x1 = width - x1, width - x0
-                    box = [x0 / width, y0 / height, x1 / width, y1 / height]
-                    regions.append({"label": item["class"], "box": box})
-                tiles = [(t.row, t.col) for t in base.tiles()]
-                yield Picture(
-                    "simd" if folder.startswith("simd") else "open",
-                    split,
-                    width,
-                    height,
-                    regions,
-                    [LevelTiles(base.height, base.width, tiles)],
-                    line.get("labelled_classes", []),
-                    f"{folder}/{line['file']}",
-                    mirrored,
-                )
+        """For pictures.json: without how it is drawn."""
+        found = asdict(replace(self, recipe=None))
+        return {k: v for k, v in found.items() if k != "recipe"} | {"complete": self.labelled}
 
 
 @lru_cache(maxsize=2)
@@ -152,7 +132,9 @@ def large_scene(paths: Paths, split: str, seed: int) -> Picture:
 
 def all_pictures(paths: Paths) -> list[Picture]:
     """Every larger picture, with the rows of its tiles in the store."""
-    pictures = list(photographs(paths))
+    from real_pictures import real_pictures
+
+    pictures = list(real_pictures(paths))
     for split, count in SCENES.items():
         pictures += [large_scene(paths, split, seed) for seed in range(count)]
     row = 0
@@ -165,9 +147,12 @@ def all_pictures(paths: Paths) -> list[Picture]:
     return pictures
 
 
-def jobs(picture: Picture, paths: Paths) -> Iterator[Callable[[], np.ndarray]]:
-    """Pixels of the global view, then of the tiles of every level, in the store's order."""
-    view = pyramid(picture.width, picture.height).global_view
+Reader = Callable[[float, float, float, float, int, int], np.ndarray]
+"""Window x0, y0, x1, y1 of a picture in pixels, width and height wanted: uint8 RGB."""
+
+
+def reader(picture: Picture, paths: Paths) -> Reader:
+    """What reads windows of one picture; it is drawn at the first one."""
     if picture.kind == "large":
         renderer: list[SceneRenderer] = []
 
@@ -175,27 +160,45 @@ def jobs(picture: Picture, paths: Paths) -> Iterator[Callable[[], np.ndarray]]:
             if not renderer:
                 renderer.append(SceneRenderer(scene_plan(paths, picture.split, picture.seed)))
             return renderer[0].read(x0, y0, x1, y1, width, height)
-    else:
-        opened: list[Image.Image] = []
 
-        def read(x0: float, y0: float, x1: float, y1: float, width: int, height: int) -> np.ndarray:
-            if not opened:
-                image = Image.open(paths.data / picture.source).convert("RGB")
-                flip = Image.Transpose.FLIP_LEFT_RIGHT
-                opened.append(image.transpose(flip) if picture.mirrored else image)
-            how = Image.Resampling.BOX if x1 - x0 > width else Image.Resampling.BILINEAR
-            return np.asarray(opened[0].resize((width, height), how, box=(x0, y0, x1, y1)))
+        return read
+    from real_pictures import drawn
 
-    yield lambda: read(0, 0, picture.width, picture.height, view.width, view.height)
+    opened: list[Image.Image] = []
+
+    def resized(x0: float, y0: float, x1: float, y1: float, width: int, height: int) -> np.ndarray:
+        if not opened:
+            opened.append(drawn(paths, picture.recipe))
+        how = Image.Resampling.BOX if x1 - x0 > width else Image.Resampling.BILINEAR
+        return np.asarray(opened[0].resize((width, height), how, box=(x0, y0, x1, y1)))
+
+    return resized
+
+
+def windows(picture: Picture) -> Iterator[tuple[tuple[float, float, float, float], int, int]]:
+    """Window in pixels, width and height of the global view, then of every extracted tile.
+
+    A tile that lies wholly in the padding has an empty window.
+    """
+    view = pyramid(picture.width, picture.height).global_view
+    yield (0, 0, picture.width, picture.height), view.width, view.height
     for level in picture.levels:
         down, right = picture.height / level.height, picture.width / level.width
         for row, col in level.tiles:
             top, left = row * TILE, col * TILE
             bottom, end = min(top + TILE, level.height), min(left + TILE, level.width)
             if bottom - top < 1 or end - left < 1:
-                yield lambda: np.full((STRIDE, STRIDE, 3), 127, np.uint8)
+                yield (0, 0, 0, 0), 0, 0
                 continue
             x1, y1 = min(end * right, picture.width), min(bottom * down, picture.height)
-            window = (left * right, top * down, x1, y1)
-            size = (end - left, bottom - top)
-            yield lambda window=window, size=size: read(*window, *size)
+            yield (left * right, top * down, x1, y1), end - left, bottom - top
+
+
+def jobs(picture: Picture, paths: Paths) -> Iterator[Callable[[], np.ndarray]]:
+    """Pixels of the global view, then of the tiles of every level, in the store's order."""
+    read = reader(picture, paths)
+    for window, width, height in windows(picture):
+        if not width or not height:
+            yield lambda: np.full((STRIDE, STRIDE, 3), 127, np.uint8)
+        else:
+            yield lambda w=window, x=width, y=height: read(*w, x, y)
