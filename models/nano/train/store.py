@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FEATURES, TOKENS, Paths, is_dev, labels
+from boxed_questions import boxed_questions
+from boxed_things import Balance
+from common import SCENES, TOKENS, Paths, is_dev, labels
 from pictures import scene_plan
 from questions import (
     PictureQuestion,
     hidden_objects,
     large_questions,
-    object_questions,
+    presence,
     scene_questions,
 )
 from sequences import PackedSequence, Writer
+from tokens import CHANNELS
 from views import View, choose_kept, level_view, single_tile
 
 from lrs_edge_export.scenes.plan import ScenePlan
 
-BATCHES = {"scene": 8, "photo": 4, "large": 4, "search": 2}
-"""Sequences in one step, by kind: large shows kept tokens of the finest level, search all tokens of
-some tiles of one level, as the RFM sees them."""
-QUESTIONS = {"scene": 6, "photo": 8, "large": 20, "search": 16}
-PHOTO_FULL = 0.45
-"""Share of the photographs of which all local tokens are kept."""
+BATCHES = {"scene": 8, "boxed": 4, "canvas": 3, "large": 4, "search": 2}
+"""Sequences in one step, by kind: boxed shows pictures of one level, canvas and large kept tokens of
+the finest level, search all tokens of some tiles of one level, as the RFM sees them."""
+QUESTIONS = {"scene": 6, "boxed": 16, "canvas": 20, "large": 20, "search": 16}
+FULL = 0.3
+"""Share of the boxed pictures of which all local tokens are kept."""
+SOME = {"presence", "thing", "half"}
+"""Kinds that one of the boxes of their evidence answers; the others need all."""
 TILES = (6, 14)
 """Tiles of a finer level in one sequence."""
 LONGEST = 2600
@@ -51,28 +56,23 @@ class Store:
         self.paths = paths
         self.scenes = labels(paths, "aid150_rsicd")
         self.captions = {Path(s["file"]).name: s["captions"] for s in self.scenes}
+        shape = (len(self.scenes), TOKENS, CHANNELS)
         self.variants = [
-            np.memmap(file, np.uint8, "r", shape=(len(self.scenes), TOKENS, FEATURES))
-            for file in sorted(paths.features.glob("scenes_?.u8"))
-            if self._finished(file.with_suffix(".done"), file.name != "scenes_0.u8")
+            np.memmap(paths.features / f"scenes_{v}.u8", np.uint8, "r", shape=shape)
+            for v in range(2)
         ]
-        described = (paths.features / "pictures.json").read_text(encoding="utf-8")
+        described = (paths.work / "low" / "pictures.json").read_text(encoding="utf-8")
         self.pictures: list[dict[str, Any]] = json.loads(described)
         self.tiles = np.memmap(paths.features / "pictures.u8", np.uint8, "r")
-        self.tiles = self.tiles.reshape(-1, TOKENS, FEATURES)
+        self.tiles = self.tiles.reshape(-1, TOKENS, CHANNELS)
         self.train = [
             i for i, s in enumerate(self.scenes) if s["split"] == "train" and not is_dev(s["file"])
         ]
-        self.photos = self._of("train", {"simd", "open"})
-        self.large = self._of("train", {"large"})
+        self.flat = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) == 1]
+        self.deep = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) > 1]
+        self.large = [p for p in self.pictures if p["kind"] == "large"]
         self.plan = lru_cache(maxsize=1024)(self._plan)
-
-    def _of(self, split: str, kinds: set[str]) -> list[dict[str, Any]]:
-        return [p for p in self.pictures if p["split"] == split and p["kind"] in kinds]
-
-    def _finished(self, done: Any, training_only: bool) -> bool:
-        wanted = sum(s["split"] == "train" or not training_only for s in self.scenes)
-        return done.exists() and int(done.read_text()) == wanted
+        self.balance = Balance()
 
     def _plan(self, split: str, seed: int) -> ScenePlan:
         return scene_plan(self.paths, split, seed)
@@ -98,22 +98,54 @@ class Store:
     def draw_scene(self, index: int, writer: Writer, draw: random.Random) -> PackedSequence:
         """A training sequence on one scene."""
         scene = self.scenes[index]
-        view = self.scene_view(index, draw.randrange(len(self.variants)))
+        # The second variant was made of every third scene.
+        view = self.scene_view(index, draw.randrange(2) if index % 3 == 0 else 0)
         asked = scene_questions(scene["scene"], scene["captions"], draw, QUESTIONS["scene"])
         kept = None if draw.random() < 0.06 else choose_kept(view, [], draw)
         return writer.write(view, kept, asked)
 
-    def draw_photo(
+    def asked(self, picture: dict[str, Any], draw: random.Random, count: int) -> list[PictureQuestion]:
+        """Questions on one picture; evidence as boxes in shares."""
+        if picture["kind"] == "large":
+            return self.large_asked(picture, draw, count)
+        covered = isinstance(picture["cover"].get("water"), list)
+        about = picture if covered else {**picture, "cover": {}}
+        found = boxed_questions(about, draw, count, self.balance)
+        boxes = [tuple(region["box"]) for region in picture["regions"]]
+        found = [
+            replace(q, evidence=(), boxes=tuple(boxes[i] for i in q.evidence)) if q.evidence else q
+            for q in found
+        ]
+        for name, answer in ((picture["places"], "yes"), (picture["absent_places"], "no")):
+            if name and draw.random() < 0.6:
+                spoken = SCENES[draw.choice(name)]
+                found.append(PictureQuestion(presence(spoken, draw), answer, "presence", focus=spoken))
+        return found
+
+    def draw_boxed(
         self, picture: dict[str, Any], writer: Writer, draw: random.Random
     ) -> PackedSequence:
-        """A training sequence on one photograph."""
+        """A training sequence on a picture of one level."""
         view = self.view(picture)
-        asked = object_questions(picture, draw, QUESTIONS["photo"])
-        if draw.random() < PHOTO_FULL:
+        asked = self.asked(picture, draw, QUESTIONS["boxed"])
+        if draw.random() < FULL:
             return writer.write(view, view.shown, asked)
-        focus = [q.evidence for q in asked if q.evidence]
-        near = [view.evidence([view.boxes[i] for i in draw.choice(focus)])] if focus else []
-        return writer.write(view, choose_kept(view, near, draw), asked)
+        return self._kept(view, asked, writer, draw, QUESTIONS["boxed"])
+
+    def _kept(
+        self,
+        view: View,
+        asked: list[PictureQuestion],
+        writer: Writer,
+        draw: random.Random,
+        count: int,
+    ) -> PackedSequence:
+        """A sequence of kept tokens near the evidence of some questions, and what these answer."""
+        with_boxes = [q for q in asked if q.boxes]
+        main = draw.sample(with_boxes, min(len(with_boxes), draw.choice([1, 1, 2, 3])))
+        kept = choose_kept(view, [view.evidence(list(q.boxes)) for q in main], draw)
+        seen = [q for q in asked if self._answerable(q, view, kept)]
+        return writer.write(view, kept, seen[:count])
 
     def large_asked(
         self, picture: dict[str, Any], draw: random.Random, count: int
@@ -127,7 +159,7 @@ class Store:
         self, picture: dict[str, Any], writer: Writer, draw: random.Random
     ) -> PackedSequence:
         """Kept tokens of some tiles of the finest level, and questions that these can answer."""
-        asked = self.large_asked(picture, draw, 40)
+        asked = self.asked(picture, draw, 30)
         with_boxes = [q for q in asked if q.boxes]
         main = draw.sample(with_boxes, min(len(with_boxes), draw.choice([1, 1, 2, 3])))
         boxes = [box for q in main for box in q.boxes]
@@ -142,23 +174,27 @@ class Store:
 
     @staticmethod
     def _answerable(question: PictureQuestion, view: View, kept: np.ndarray) -> bool:
-        """Whether enough of every box of the evidence is among the kept tokens."""
+        """Whether enough of the evidence is among the kept tokens: of every box, or of one."""
+        enough = any if question.kind in SOME and question.answer != "no" else all
+        if not question.boxes:
+            return True
+        found = []
         for box in question.boxes:
             mask = view.evidence([box])
-            if view.coverage(box) < 0.5 or (kept & mask).sum() < min(6, 0.3 * mask.sum()):
-                return False
-        return True
+            shown = view.coverage(box) >= 0.5
+            found.append(bool(shown and (kept & mask).sum() >= min(6, 0.3 * mask.sum())))
+        return enough(found)
 
     def draw_search(
         self, picture: dict[str, Any], writer: Writer, draw: random.Random
     ) -> PackedSequence:
         """All tokens of some tiles of one level, as the RFM sees them."""
-        asked = self.large_asked(picture, draw, 40)
+        asked = self.asked(picture, draw, 24)
         level = draw.choice([0, *range(len(picture["levels"]))])
         main = draw.sample(asked, min(3, len(asked)))
         shown = self._tiles(picture, level, [box for q in main for box in q.boxes], draw)
         view = self.view(picture, shown)
-        seen = [q for q in asked if all(view.coverage(box) > 0.3 for box in q.boxes)]
+        seen = [q for q in asked if self._answerable(q, view, view.shown)]
         return writer.write(view, view.shown, seen[: QUESTIONS["search"]])
 
     def _tiles(
@@ -189,11 +225,13 @@ class Store:
             return [
                 self.draw_scene(draw.choice(self.train), writer, draw) for _ in range(BATCHES[kind])
             ]
-        pool = self.photos if kind == "photo" else self.large
-        write = {"photo": self.draw_photo, "large": self.draw_large, "search": self.draw_search}
+        pools = {"boxed": self.flat, "canvas": self.deep, "large": self.large}
+        write = {"boxed": self.draw_boxed, "search": self.draw_search}.get(kind, self.draw_large)
         found: list[PackedSequence] = []
         while len(found) < BATCHES[kind]:
-            sequence = write[kind](draw.choice(pool), writer, draw)
+            # Searches are learned on canvases and on composed scenes.
+            pool = pools.get(kind) or pools[draw.choice(["canvas", "canvas", "large"])]
+            sequence = write(draw.choice(pool), writer, draw)
             if len(sequence.ids) < LONGEST and (sequence.label >= 0).any():
                 found.append(sequence)
         return found

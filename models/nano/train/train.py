@@ -17,29 +17,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from checkpoint import load_checkpoint, save_checkpoint, start_model
-from common import Paths
+from common import SCENES, Paths
 from model import LanguageModel, Nano
 from sequences import Batch, Writer, collate
 from store import Store
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from warmup import align, decode, warmed_model
+from warmup import decode, warmed_model
+from words import WORDS
 
 from lrs_edge_export.torch_model.decoder import rope
 
-MIX = {"scene": 0.24, "large": 0.52, "search": 0.10, "photo": 0.14}
+MIX = {"scene": 0.12, "boxed": 0.36, "canvas": 0.20, "large": 0.16, "search": 0.16}
 """Share of the steps of each kind."""
 WARM_STEPS = 400
-ALIGN_STEPS = 250
 EARLY = 0.25
 """Weight of the answers read from layers before the last."""
 RFM_LAYERS = 2
 AUXILIARY = 0.4
 """Weight of the localisation loss."""
+SPOKEN = {**SCENES, "longvehicle": "long vehicle", "chartered": "plane", "trainer": "plane"}
+"""How words are spelled where not as in `words.WORDS`."""
 
 
 def embed(model: Nano, batch: Batch) -> Tensor:
@@ -74,10 +75,17 @@ def attention_loss(
         useful = (shown.sum(-1) > 0) & (shown.sum(-1) < 0.9 * seen.sum(-1))
         if useful.any():
             masked = logits[useful].masked_fill(~seen[useful][:, None], float("-inf"))
-            mass = (masked.softmax(-1).mean(1) * shown[useful]).sum(-1)
+            share, wanted = masked.softmax(-1).mean(1), shown[useful]
+            mass = (share * wanted).sum(-1)
             # Words need only part of the heads: nothing is gained above a mass of 0.4.
             most = 0.4 if index == 2 else 1.0
-            found.append(-(mass.clamp(max=most) / most + 1e-4).log().mean())
+            loss = -(mass.clamp(max=most) / most + 1e-4).log()
+            if index == 0:
+                # Every token of the evidence counts alike: what the best one holds finds one box.
+                count = wanted.sum(-1)
+                even = -((share * count[:, None] + 1e-3).log() * wanted).sum(-1) / count
+                loss = 0.5 * loss + 0.5 * even
+            found.append(loss.mean())
         else:
             found.append(logits.new_zeros(()))
     return found
@@ -137,19 +145,15 @@ def parameter_groups(model: Nano, rate: float) -> list[dict[str, Any]]:
     ]
 
 
-def continue_from(model: Nano, folder: Path) -> None:
-    """Take over an earlier checkpoint, and its RFM as the language model's first layers.
-
-    An RFM that was trained apart has learned to look; the language model, which goes on from there,
-    then sees where the evidence is.
-    """
-    earlier, _, rfm = load_checkpoint(folder)
-    model.load_state_dict(earlier.state_dict(), strict=False)
-    last = len(rfm.layers) - 1
-    for index, layer in enumerate(rfm.layers):
-        parts = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj")
-        state = {k: v for k, v in layer.state_dict().items() if index < last or k.startswith(parts)}
-        model.llm.layers[index].load_state_dict(state, strict=False)
+def continued(folder: Path, tokenizer: Tokenizer) -> Nano:
+    """An earlier checkpoint's model; without a neck, its words start as their embeddings."""
+    model, _ = load_checkpoint(folder)
+    if not bool(model.projector.neck.weight.any()):
+        table = model.llm.embed_tokens.weight
+        spoken = [SPOKEN.get(word, word) for word in WORDS]
+        rows = [table[tokenizer.encode(f" {text}").ids].mean(0) for text in spoken]
+        model.projector.start_from_words(torch.stack(rows).detach())
+    return model
 
 
 def place_words(model: Nano, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -202,13 +206,12 @@ class Trainer:
         seconds: float,
         rate: float,
         start: Path | None = None,
-        start_features: Path | None = None,
     ) -> None:
         self.paths, self.seconds = paths, seconds
         self.store = Store(paths)
         tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
         self.writer = Writer(tokenizer)
-        self.model = start_model(paths)
+        self.model = start_model(paths) if start is None else continued(start, tokenizer)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, rate), betas=(0.9, 0.98), eps=1e-8
         )
@@ -220,17 +223,10 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.spent = saved["step"], saved["spent"]
             print(f"resumed at step {self.step}, {self.spent:.0f} s spent", flush=True)
-        else:
-            if start is None:
-                warmed_model(paths, self.model, self.store, tokenizer, WARM_STEPS)
-            else:
-                continue_from(self.model, start)
+        elif start is None:
+            warmed_model(paths, self.model, self.store, tokenizer, WARM_STEPS)
             words = place_words(self.model, tokenizer)
             self.model.position.start_from_words(words)
-            if start_features is not None:
-                shape = self.store.variants[0].shape
-                earlier = np.memmap(start_features, np.uint8, "r", shape=shape)
-                align(self.model, self.store, earlier, ALIGN_STEPS)
             large = self.store.draw_batch("large", self.writer, random.Random(0))
             start_copying(self.model, words, collate(large))
 
@@ -319,16 +315,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=50.0, help="training time")
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
     parser.add_argument("--start", type=Path, help="checkpoint to go on from (default: SmolLM2)")
-    parser.add_argument(
-        "--start-features", type=Path, help="scenes_0.u8 of that checkpoint's vision encoder"
-    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, help="stop after so many steps (for trying out)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     trainer = Trainer(
-        Paths(), options.minutes * 60, options.rate, options.start, options.start_features
+        Paths(), options.minutes * 60, options.rate, options.start
     )
     trainer.run(most_steps=options.steps)
 

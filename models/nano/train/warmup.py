@@ -7,7 +7,6 @@ language model expects words, and training converges much sooner.
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 
@@ -90,40 +89,6 @@ def warm_up(model: Nano, store: Store, tokenizer: Tokenizer, steps: int, batch: 
                 f"warm-up {step + 1}/{steps}: loss {mean_loss:.3f}, {rate:.2f} steps/s", flush=True
             )
     rescale(model, table, tokens)
-
-
-def align(model: Nano, store: Store, earlier: np.ndarray, steps: int, batch: int = 64) -> None:
-    """Refit the projector to a vision encoder that was trained on.
-
-    Projected tokens of the new features must equal what the projector made of the earlier features
-    of the same tiles, so that the language model, which is kept, still understands them.
-
-    Args:
-        model: Its projector is trained in place.
-        store: The new features.
-        earlier: uint8 [images, 144, 1280], the earlier encoder's features of the plain scenes.
-        steps: How many.
-        batch: Images in one step.
-    """
-    teacher = copy.deepcopy(model.projector).requires_grad_(False)
-    draw = np.random.default_rng(2)
-    optimizer = torch.optim.AdamW(model.projector.parameters(), 1e-3, betas=(0.9, 0.98))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min((step + 1) / 20, 0.505 + 0.495 * np.cos(np.pi * step / steps))
-        images = draw.choice(store.train, batch, replace=False)
-        tokens = draw.choice(earlier.shape[1], 24, replace=False)
-        old, new = (
-            decode(torch.from_numpy(np.stack([maps[i][tokens] for i in images])))
-            for maps in (earlier, store.variants[0])
-        )
-        wanted = teacher(old)
-        loss = functional.mse_loss(model.projector(new), wanted) / wanted.var()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            print(f"alignment {step + 1}/{steps}: {loss.item():.3f} of the variance", flush=True)
 
 
 @torch.no_grad()
