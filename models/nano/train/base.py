@@ -249,5 +249,14 @@ def check(paths: Paths) -> None:
         print("greedy answer:", tokenizer.decode(out[start:]))
 
 
+def take(paths: Paths, folder: Path) -> None:
+    """Tokenizer and sizes of an earlier checkpoint in place of a cut SmolLM2."""
+    for name in ("tokenizer.json", "config.json"):
+        write_atomically(paths.base / name, (folder / name).read_bytes())
+
+
 if __name__ == "__main__":
-    check(Paths()) if "check" in sys.argv else prepare(Paths())
+    if "copy" in sys.argv:
+        take(Paths(), Path(sys.argv[-1]))
+    else:
+        check(Paths()) if "check" in sys.argv else prepare(Paths())

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 from common import GRID, TILE, Paths, labels, normalised, write_atomically
+from drawing import recoloured
 from pictures import Picture, all_pictures, jobs, windows
 from PIL import Image
-from real_pictures import cover_of, recoloured
+from real_pictures import cover_of
 from tower import LOW_CHANNELS, LOW_GRID
 
 MAP = (LOW_GRID, LOW_GRID, LOW_CHANNELS)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from common import FEATURES, POSITIONS
-from tower import WIDTH
-from words import WORDS
 from torch import Tensor, nn
 from torch.nn import functional
+from tower import WIDTH
+from words import WORDS
 
 from lrs_edge_export.checkpoints.model import DecoderConfig
 from lrs_edge_export.torch_model import decoder

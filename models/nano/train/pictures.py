@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import STRIDE, TILE, Paths, is_dev, labels, pyramid
+from common import STRIDE, TILE, Paths, is_dev, pyramid
 from PIL import Image
 
 from lrs_edge.pyramid.levels import Level
@@ -162,7 +162,7 @@ def reader(picture: Picture, paths: Paths) -> Reader:
             return renderer[0].read(x0, y0, x1, y1, width, height)
 
         return read
-    from real_pictures import drawn
+    from drawing import drawn
 
     opened: list[Image.Image] = []
 

@@ -8,9 +8,7 @@ from them.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from common import SCENE_QUESTION, SCENES
 
@@ -315,111 +313,6 @@ def position(box: list[float]) -> str:
     if row == "middle":
         return column
     return row if column == "center" else f"{row} {column}"
-
-
-def most(regions: list[dict[str, Any]], indices: list[int]) -> str | None:
-    """The part of the picture that holds most of these boxes, where one clearly does."""
-    places = Counter(position(regions[i]["box"]) for i in indices).most_common(2)
-    if places[0][1] * 2 < len(indices) or (len(places) > 1 and places[0][1] == places[1][1]):
-        return None
-    return places[0][0]
-
-
-class ObjectAsker:
-    """Questions on one photograph's boxes; absence and counts only where labels are complete."""
-
-    def __init__(self, picture: dict[str, Any], draw: random.Random) -> None:
-        self.picture, self.draw = picture, draw
-        self.regions = picture["regions"]
-        self.names = {
-            **OBJECT_NAMES, "plane": ("plane", "planes"), "vehicle": ("vehicle", "vehicles")
-        }  # fmt: skip
-        self.held: dict[str, list[int]] = {}
-        for i, region in enumerate(self.regions):
-            label = region["label"]
-            if label in OBJECT_NAMES:
-                self.held.setdefault(label, []).append(i)
-            if label in PLANES:
-                self.held.setdefault("plane", []).append(i)
-            if label in ROAD_VEHICLES:
-                self.held.setdefault("vehicle", []).append(i)
-
-    def name(self, label: str) -> tuple[str, str]:
-        """The object's name, singular and plural, or now and then another word for it."""
-        if label in SYNONYMS and self.draw.random() < 0.45:
-            return self.draw.choice(SYNONYMS[label])
-        return self.names[label]
-
-    def visible(self, _label: str) -> PictureQuestion:
-        """Which kinds there are, the most frequent first."""
-        kinds = sorted(
-            (k for k in self.held if k not in ("plane", "vehicle")),
-            key=lambda k: -len(self.held[k]),
-        )[:4]
-        everything = tuple(i for k in kinds for i in self.held[k])
-        answer = ", ".join(self.names[k][1] for k in kinds)
-        return PictureQuestion(
-            fill(self.draw.choice(OBJECTS), self.draw), answer, "objects", everything
-        )
-
-    def present(self, label: str) -> PictureQuestion:
-        """Yes."""
-        singular, several = self.name(label)
-        if self.draw.random() < 0.5:
-            name, asked = singular, presence(singular, self.draw)
-        else:
-            name = several
-            asked = fill(self.draw.choice(PRESENCE_PLURAL), self.draw, names=several)
-        return PictureQuestion(asked, "yes", "presence", tuple(self.held[label]), focus=name)
-
-    def missing(self) -> PictureQuestion | None:
-        """No; SIMD boxes are incomplete, so there only what would hardly be missed is absent."""
-        absent_kinds = [k for k in self.picture["labelled"] if k in self.names]
-        if self.picture["kind"] == "simd":
-            apart = ["airliner", "boat", "helicopter"] if len(self.held) > 1 else []
-            absent_kinds = [k for k in apart if k != "airliner" or "plane" not in self.held]
-        absent_kinds = [k for k in absent_kinds if k not in self.held]
-        if not absent_kinds:
-            return None
-        singular, several = self.name(self.draw.choice(absent_kinds))
-        if self.draw.random() < 0.5:
-            return PictureQuestion(presence(singular, self.draw), "no", "presence", focus=singular)
-        asked = fill(self.draw.choice(PRESENCE_PLURAL), self.draw, names=several)
-        return PictureQuestion(asked, "no", "presence", focus=several)
-
-    def where(self, label: str) -> PictureQuestion | None:
-        """The part of the picture with most of them."""
-        place = most(self.regions, self.held[label])
-        name = self.name(label)[1]
-        asked = fill(self.draw.choice(MOST + MOST_PLAIN), self.draw, names=name)
-        shown = tuple(self.held[label])
-        return PictureQuestion(asked, place, "where", shown, focus=name) if place else None
-
-    def count(self, label: str) -> PictureQuestion | None:
-        """How many, up to six."""
-        if self.picture["kind"] != "open" or len(self.held[label]) > 6:
-            return None
-        name = self.name(label)[1]
-        asked = fill(self.draw.choice(COUNT), self.draw, names=name)
-        shown = tuple(self.held[label])
-        return PictureQuestion(asked, str(len(shown)), "count", shown, focus=name)
-
-    def ask(self) -> PictureQuestion | None:
-        """One question of a random kind, or none where it cannot be answered."""
-        kinds = [self.visible, self.present, None, self.where, self.count]
-        kind = self.draw.choices(kinds, [0.2, 0.25, 0.15, 0.25, 0.15])[0]
-        if kind is None:
-            return self.missing()
-        return kind(self.draw.choice(sorted(self.held))) if self.held else None
-
-
-def object_questions(
-    picture: dict[str, Any], draw: random.Random, count: int
-) -> list[PictureQuestion]:
-    """Questions on boxed objects."""
-    asker = ObjectAsker(picture, draw)
-    found = (asker.ask() for _ in range(count * 3))
-    return [question for question in found if question][:count]
 
 
 def every_text() -> list[str]:

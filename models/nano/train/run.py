@@ -1,32 +1,131 @@
-"""The steps of the recipe one after the other, from labelled pictures to a checkpoint.
+"""From labelled pictures to the calibrated bundle, as one command that may be killed anywhere.
 
-    python models/nano/train/run.py [--minutes 90] [--start CHECKPOINT]
+    export NANO_DATA=DATA NANO_WORK=WORK
+    python models/nano/train/run.py -o BUNDLE [--slice 115] [--share 0.1]
 
-Every step finds what an earlier, interrupted run of it left in NANO_WORK and continues from it. The
-released weights were made by running the steps one by one; the whole has not been run in one go.
+Finished steps stand in `<work>/run.json`; within a step, each goes on from its own state, which is
+at most four minutes old. `--slice MINUTES` stops in time for a machine that is lent for so long:
+the same command goes on from WORK, on that machine or, with WORK copied, on another.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from common import Paths
+from common import Paths, write_atomically
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+LICENCE = "Apache-2.0 parts, trained on images published for research: see MODEL_CARD.md"
+FULL_MINUTES = {"vision": 17.0, "train": 38.0}
 
 
-def run(*command: str) -> None:
-    """Run one command; stop when it fails."""
-    print(f"== {' '.join(command)}", flush=True)
-    subprocess.run(command, check=True)
+class SliceEndedError(Exception):
+    """The time of this slice is spent; the same command goes on."""
 
 
-def step(script: str, *arguments: str) -> None:
-    """Run one script of this folder."""
-    run(sys.executable, str(HERE / script), *arguments)
+class Runner:
+    """Runs steps that are not finished, until the slice ends."""
+
+    def __init__(self, paths: Paths, minutes: float | None) -> None:
+        self.paths, self.state = paths, paths.work / "run.json"
+        self.until = None if minutes is None else time.monotonic() + 60 * minutes
+        paths.work.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, float] = (
+            json.loads(self.state.read_text(encoding="utf-8")) if self.state.exists() else {}
+        )
+
+    def step(self, name: str, *commands: list[str]) -> None:
+        """Run the commands of one step, unless an earlier run has finished it.
+
+        Raises:
+            SliceEndedError: There was no time left.
+            subprocess.CalledProcessError: A command failed.
+        """
+        if name in self.done:
+            return
+        begun = time.monotonic()
+        for command in commands:
+            print(f"== {name}: {' '.join(command)}", flush=True)
+            self._run(command)
+        self.done[name] = round(time.monotonic() - begun, 1)
+        write_atomically(self.state, json.dumps(self.done, indent=1) + "\n")
+
+    def _run(self, command: list[str]) -> None:
+        left = None if self.until is None else max(self.until - time.monotonic(), 0.1)
+        environment = {
+            **os.environ,
+            # Large blocks are kept and used again: about half the time of every training step.
+            "MALLOC_MMAP_THRESHOLD_": "8589934592",
+            "MALLOC_TRIM_THRESHOLD_": "17179869184",
+        }
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            code = process.wait(left)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(stopped, KeyboardInterrupt):
+                raise
+            raise SliceEndedError from stopped
+        if code:
+            raise subprocess.CalledProcessError(code, command)
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    """The command of one script of this folder."""
+    return [sys.executable, str(HERE / name), *arguments]
+
+
+def tool(*arguments: str) -> list[str]:
+    """A command of lrs-edge."""
+    return [sys.executable, "-m", "lrs_edge", *arguments]
+
+
+def steps(runner: Runner, options: argparse.Namespace) -> None:
+    """All of them, in order."""
+    paths, share = runner.paths, options.share
+    minutes = {k: str(max(v * share, 1.0)) for k, v in FULL_MINUTES.items()}
+    start = paths.work / "start"
+    # The encoder, projector and language model go on from the bundle that is named.
+    rebuild = [sys.executable, "-m", "benchmarks.embedded_checkpoint", str(start)]
+    runner.step("start", [*rebuild, *(["--bundle", str(options.start)] if options.start else [])],
+                script("base.py", "copy", str(start)))  # fmt: skip
+    runner.step("low", script("low.py", "--share", str(share)))
+    runner.step(
+        "vision", script("vision.py", "--minutes", minutes["vision"], "--start", str(start))
+    )
+    runner.step("tokens", script("tokens.py"))
+    runner.step("train", script("train.py", "--minutes", minutes["train"], "--start", str(start)))
+    exported = paths.work / "exported"
+    card = ROOT / "models" / "nano" / "MODEL_CARD.md"
+    runner.step(
+        "export",
+        [sys.executable, "-c", "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])",
+         str(card), str(paths.checkpoint)],
+        tool("export", str(paths.checkpoint), "-o", str(exported), "--name", "lrs-edge-nano",
+             "--vision", "int8-weight", "--llm", "int8-dynamic", "--rfm", "from-llm:2",
+             "--attention-layers", "2", "--licence", LICENCE, "--force"),
+    )  # fmt: skip
+    held = paths.work / "held_out"
+    asked = [] if share >= 1 else ["--limit", "20"]
+    runner.step(
+        "held out",
+        [sys.executable, str(HERE.parent / "real_scenes" / "held_out.py"), str(paths.data),
+         "-o", str(held)],
+    )  # fmt: skip
+    runner.step(
+        "calibrate",
+        tool("calibrate", str(exported), str(held / "held_out.jsonl"), "--images",
+             str(paths.data), "-o", str(options.output), *asked),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -34,29 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vision-minutes", default="20", help="fine-tuning the encoder")
-    parser.add_argument("--minutes", default="90", help="projector and language model")
-    parser.add_argument("--rfm-minutes", default="10", help="distilling the RFM")
-    parser.add_argument("--answer-minutes", default="15", help="what comes after the looking")
-    parser.add_argument("--start", help="checkpoint to go on from (default: SmolLM2)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle")
+    parser.add_argument("--start", type=Path, help="bundle to go on from (default: the embedded)")
+    parser.add_argument("--slice", type=float, help="minutes after which to stop")
+    parser.add_argument("--share", type=float, default=1.0, help="of data and time, to try it out")
     options = parser.parse_args()
-    paths = Paths()
-    step("vision.py", "--minutes", options.vision_minutes)
-    step("features.py")
-    step("base.py")
-    start = ["--start", options.start] if options.start else []
-    step("train.py", "--minutes", options.minutes, *start)
-    tool = [str(Path(sys.executable).with_name("lrs-edge"))]
-    scenes, data = paths.work / "scenes", paths.work / "distill"
-    tiles = str(paths.data / "aid150_rsicd")
-    sizes = [part for size in (2000, 3000, 4500, 6000, 8000) for part in ("--size", str(size))]
-    asked = ["--split", "train", "--count", "40", "--questions", "10", "--seed", "2", *sizes]
-    run(*tool, "scenes", tiles, "-o", str(scenes), *asked)
-    step("distill_data.py", str(scenes), str(data))
-    learned = ["--data", str(data), "-o", str(paths.work / "distilled"), "--force"]
-    weights = ["--evidence-weight", "1", "--minutes", options.rfm_minutes]
-    run(*tool, "distill", str(paths.checkpoint), *learned, *weights)
-    step("answers.py", "--minutes", options.answer_minutes)
+    try:
+        steps(Runner(Paths(), options.slice), options)
+    except SliceEndedError:
+        print("this slice's time is spent: the same command goes on", file=sys.stderr)
+        sys.exit(75)
+    print(options.output)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from views import View, choose_kept, level_view, single_tile
 from lrs_edge_export.scenes.plan import ScenePlan
 
 BATCHES = {"scene": 8, "boxed": 4, "canvas": 3, "large": 4, "search": 2}
-"""Sequences in one step, by kind: boxed shows pictures of one level, canvas and large kept tokens of
-the finest level, search all tokens of some tiles of one level, as the RFM sees them."""
+"""Sequences in one step, by kind: boxed shows pictures of one level, canvas and large kept tokens
+of the finest level, search all tokens of some tiles of one level, as the RFM sees them."""
 QUESTIONS = {"scene": 6, "boxed": 16, "canvas": 20, "large": 20, "search": 16}
 FULL = 0.3
 """Share of the boxed pictures of which all local tokens are kept."""
@@ -104,7 +104,9 @@ class Store:
         kept = None if draw.random() < 0.06 else choose_kept(view, [], draw)
         return writer.write(view, kept, asked)
 
-    def asked(self, picture: dict[str, Any], draw: random.Random, count: int) -> list[PictureQuestion]:
+    def asked(
+        self, picture: dict[str, Any], draw: random.Random, count: int
+    ) -> list[PictureQuestion]:
         """Questions on one picture; evidence as boxes in shares."""
         if picture["kind"] == "large":
             return self.large_asked(picture, draw, count)
@@ -119,7 +121,9 @@ class Store:
         for name, answer in ((picture["places"], "yes"), (picture["absent_places"], "no")):
             if name and draw.random() < 0.6:
                 spoken = SCENES[draw.choice(name)]
-                found.append(PictureQuestion(presence(spoken, draw), answer, "presence", focus=spoken))
+                found.append(
+                    PictureQuestion(presence(spoken, draw), answer, "presence", focus=spoken)
+                )
         return found
 
     def draw_boxed(

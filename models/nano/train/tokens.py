@@ -34,6 +34,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, low: np.ndarray) -> np.ndarray:
+        """Tokens of some maps."""
         x: Tensor = (torch.from_numpy(low).float() * self.scale).permute(0, 3, 1, 2)
         high = upper(self.tower, x)
         context, logits = self.neck(x, high)

@@ -320,9 +320,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    trainer = Trainer(
-        Paths(), options.minutes * 60, options.rate, options.start
-    )
+    trainer = Trainer(Paths(), options.minutes * 60, options.rate, options.start)
     trainer.run(most_steps=options.steps)
 
 

@@ -54,9 +54,11 @@ class VisionTrainer:
         self.neck.to(memory_format=torch.channels_last)
         self.trained = [p for p in self.tower.parameters() if p.requires_grad]
         self.new = [*self.neck.parameters(), *self.scene.parameters()]
+        deep = [p for p in self.trained if p.dim() > 1]
+        flat = [p for p in self.trained if p.dim() < 2]
         groups = [
-            {"params": [p for p in self.trained if p.dim() > 1], "base": rate, "weight_decay": 0.05},
-            {"params": [p for p in self.trained if p.dim() < 2], "base": rate, "weight_decay": 0.0},
+            {"params": deep, "base": rate, "weight_decay": 0.05},
+            {"params": flat, "base": rate, "weight_decay": 0.0},
             {"params": self.new, "base": 6 * rate, "weight_decay": 0.02},
         ]  # fmt: skip
         self.optimizer = torch.optim.AdamW([{**g, "lr": g["base"]} for g in groups])
@@ -77,7 +79,9 @@ class VisionTrainer:
                 continue
             count = 1 + sum(len(level["tiles"]) for level in picture["levels"])
             kept = picture["kind"] == "boxed" and picture["seed"] % 17 == 3
-            (held if kept else used).extend(range(picture["first_row"], picture["first_row"] + count))
+            (held if kept else used).extend(
+                range(picture["first_row"], picture["first_row"] + count)
+            )
         self.used, self.held = np.array(used), np.array(held)
         train = [(v, i) for v in range(2) for i, row in enumerate(rows)
                  if row["split"] == "train" and (v == 0 or i % 3 == 0)
@@ -93,7 +97,9 @@ class VisionTrainer:
             shows[start : start + 2000] = both.any((1, 2))
         self.showing = {w: self.used[shows[:, WORDS.index(w)]] for w in SEARCHED}
         self.showing = {w: rows_ for w, rows_ in self.showing.items() if len(rows_)}
-        print({w: len(v) for w, v in self.showing.items()}, len(self.used), len(self.held), flush=True)
+        print(
+            {w: len(v) for w, v in self.showing.items()}, len(self.used), len(self.held), flush=True
+        )
 
     def maps(self, low: np.ndarray) -> Tensor:
         """Cached maps as float [N, 112, 24, 24], channels last."""
@@ -102,7 +108,9 @@ class VisionTrainer:
     def draw(self, step: int) -> tuple[np.ndarray, Tensor, np.ndarray, np.ndarray]:
         """Maps, scenes, words and how far they are known, of one step."""
         draw = np.random.default_rng([1, step])
-        scenes = [self.scene_train[i] for i in draw.integers(len(self.scene_train), size=BATCH["scenes"])]
+        scenes = [
+            self.scene_train[i] for i in draw.integers(len(self.scene_train), size=BATCH["scenes"])
+        ]
         names = list(self.showing)
         tiles = [int(draw.choice(self.showing[names[draw.integers(len(names))]]))
                  for _ in range(BATCH["words"])]  # fmt: skip
@@ -205,8 +213,14 @@ class VisionTrainer:
             now = parts.detach().numpy()
             mean = now if mean is None else 0.95 * mean + 0.05 * now
             if self.step % 25 == 0:
-                line = {"step": self.step, "spent": round(self.spent), "loss": mean.round(3).tolist()}
-                print(json.dumps(line | (self.evaluate() if self.step % 150 == 0 else {})), flush=True)
+                line = {
+                    "step": self.step,
+                    "spent": round(self.spent),
+                    "loss": mean.round(3).tolist(),
+                }
+                print(
+                    json.dumps(line | (self.evaluate() if self.step % 150 == 0 else {})), flush=True
+                )
             if self.spent - saved > 240:
                 self.save()
                 saved = self.spent
@@ -219,7 +233,9 @@ def area(scores: np.ndarray, truth: np.ndarray) -> float | None:
     yes, no = scores[truth], scores[~truth]
     if not len(yes) or not len(no):
         return None
-    return round(float((yes[:, None] > no[None]).mean() + 0.5 * (yes[:, None] == no[None]).mean()), 3)
+    return round(
+        float((yes[:, None] > no[None]).mean() + 0.5 * (yes[:, None] == no[None]).mean()), 3
+    )
 
 
 def main() -> None:
