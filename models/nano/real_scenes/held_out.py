@@ -78,7 +78,7 @@ _SIDES = (("left", "right"), ("top", "bottom"))
 
 @dataclass(frozen=True)
 class Question:
-    """A row of the file, with the field names of LRS-VQA."""
+    """A row of the file, with the field names of LRS-VQA; `thing` is the class of the boxes."""
 
     question_id: str
     image: str
@@ -86,6 +86,7 @@ class Question:
     text: str
     ground_truth: str
     dataset: str
+    thing: str
     hbox: tuple[Box, ...]
 
 
@@ -145,7 +146,7 @@ class Maker:
             one, many = _NAMES[name][place % len(_NAMES[name])]
             text = _PRESENCE[place % len(_PRESENCE)].format(a=_with_article(one), many=many)
             for image, answer in zip(pair, ("yes", "no"), strict=True):
-                self._add(image, "presence", text, answer, image.boxes.get(name, ()))
+                self._add(image, "presence", name, text, answer)
 
     def _balanced(
         self,
@@ -171,7 +172,7 @@ class Maker:
                 places[answer].remove((image, name))
                 classes[name] += 1
                 text = self._words(category, name, answer, len(image.boxes[name]))
-                self._add(image, category, text, answer, image.boxes[name])
+                self._add(image, category, name, text, answer)
 
     def _words(self, category: str, name: str, answer: str, number: int) -> str:
         one, many = self._random.choice(_NAMES[name])
@@ -190,9 +191,7 @@ class Maker:
         self._random.shuffle(images)
         return sorted(images, key=lambda image: self._used[image.file])
 
-    def _add(
-        self, image: Labelled, category: str, text: str, answer: str, boxes: tuple[Box, ...]
-    ) -> None:
+    def _add(self, image: Labelled, category: str, name: str, text: str, answer: str) -> None:
         self._used[image.file] += 1
         self._asked[category] += 1
         self.questions.append(
@@ -203,7 +202,8 @@ class Maker:
                 text=text,
                 ground_truth=answer,
                 dataset=image.folder,
-                hbox=boxes,
+                thing=name,
+                hbox=image.boxes.get(name, ()),
             )
         )
 
