@@ -148,12 +148,12 @@ def test_the_summary_has_a_line_for_each_figure(real_scenes: Importer) -> None:
 
 def test_cost_is_the_median_of_turns(real_scenes: Importer) -> None:
     rows = [
-        {"scene": "a", "this": [2.0, 1.0], "other": [1.0, 1.0]},
-        {"scene": "a", "this": [3.0, 1.0], "other": [1.0, 1.0]},
-        {"scene": "a", "this": [9.0, 1.0], "other": [2.0, 2.0]},
+        {"scene": "a", "this": [2.0, 1.0, 4.0, 1.0], "other": [1.0, 1.0, 2.0, 1.0]},
+        {"scene": "a", "this": [3.0, 1.0, 4.0, 1.0], "other": [1.0, 1.0, 2.0, 1.0]},
+        {"scene": "a", "this": [9.0, 1.0, 4.0, 1.0], "other": [2.0, 2.0, 2.0, 1.0]},
     ]
     text = real_scenes("cost").cost_table(rows)
-    assert "| a | first question | 3.00 | 1.00 | 3.00 |" in text
+    assert "| a | first question | 3.00 | 1.00 | 3.00 | 4.00 | 2.00 | 2.00 |" in text
 
 
 def test_questions_about_dubai_can_be_asked(real_scenes: Importer) -> None:

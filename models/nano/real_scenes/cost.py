@@ -1,4 +1,8 @@
-"""Seconds a question takes with one bundle and with another, in turns in one process."""
+"""Seconds a question takes with one bundle and with another, in turns in one process.
+
+Beside seconds that passed, seconds of processor time, which other work on the machine changes less
+(best with one thread: waiting ones count as well).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
+from typing import Any
 
 from tables import table
 
@@ -27,18 +32,23 @@ def scenes(data: Path) -> tuple[Path, Path]:
     return smaller, data / LARGE
 
 
-def seconds(engine: lrs_edge.Engine, scene: Path) -> tuple[float, float]:
-    """Of the first question about a scene, its opening included, and of a later one."""
-    begin = perf_counter()
+def seconds(engine: lrs_edge.Engine, scene: Path) -> tuple[float, float, float, float]:
+    """Of the first question about a scene, its opening included, and of a later one.
+
+    Returns:
+        Seconds that passed, for both, then of processor time.
+    """
+    begin, work = perf_counter(), process_time()
     with engine.open(scene) as opened:
         opened.ask(QUESTIONS[0])
-        between = perf_counter()
+        between, work_between = perf_counter(), process_time()
         opened.ask(QUESTIONS[1])
-        return between - begin, perf_counter() - between
+        end, work_end = perf_counter(), process_time()
+    return between - begin, end - between, work_between - work, work_end - work_between
 
 
 def compare_cost(
-    engine: lrs_edge.Engine, other: lrs_edge.Engine, data: Path, results: Path, turns: int
+    engine: lrs_edge.Engine, other: lrs_edge.Engine, data: Path, path: Path, turns: int
 ) -> str:
     """Ask both bundles in turns; what an earlier run measured is not measured again.
 
@@ -46,14 +56,13 @@ def compare_cost(
         engine: The bundle.
         other: What it is compared with.
         data: Folder with real_eval and dubai_cc0.
-        results: Folder of cost.jsonl.
+        path: File of the seconds measured, for these two bundles.
         turns: On each scene, after one that is not counted.
 
     Returns:
         A Markdown table: medians and their ratios.
     """
-    path = results / "cost.jsonl"
-    results.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     measured = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for scene in scenes(data):
         known = [row for row in measured if row["scene"] == scene.name]
@@ -70,13 +79,17 @@ def compare_cost(
     return cost_table(measured)
 
 
-def cost_table(measured: Sequence[dict[str, object]]) -> str:
+def cost_table(measured: Sequence[dict[str, Any]]) -> str:
     """Medians of all turns, and the ratio of this bundle to the other."""
     rows = []
     for scene in dict.fromkeys(str(row["scene"]) for row in measured):
         some = [row for row in measured if row["scene"] == scene]
         for place, name in enumerate(("first question", "a later one")):
-            this, other = (median(row[who][place] for row in some) for who in ("this", "other"))  # type: ignore[index]
-            rows.append([scene, name, f"{this:.2f}", f"{other:.2f}", f"{this / other:.2f}"])
+            line = [scene, name]
+            for at in (place, place + 2):
+                this, other = (median(row[who][at] for row in some) for who in ("this", "other"))
+                line += [f"{this:.2f}", f"{other:.2f}", f"{this / other:.2f}"]
+            rows.append(line)
     head = ["scene", "question", "this bundle, s", "the other, s", "ratio"]
+    head += ["processor time, s", "the other's, s", "ratio"]
     return f"**Cost per question, in turns**\n\n{table(head, rows)}"

@@ -59,8 +59,8 @@ class Evaluation:
         self._done: dict[str, list[Result]] = {}
 
     def summary(self) -> str:
-        """One table of what the parts so far have found."""
-        return summary(self._done, self.blind(), self._asker.tile)
+        """One table of what the parts so far have found; "" where that is nothing."""
+        return "" if not self._done else summary(self._done, self.blind(), self._asker.tile)
 
     def blind(self) -> dict[str, str]:
         """Answers to every wording about a grey image as large as real_eval's usual ones."""
@@ -224,7 +224,8 @@ def main() -> None:
         print(f"{evaluation.summary()}\n", flush=True)
         if "cost" in options.parts and options.against is not None:
             with lrs_edge.load(options.against, provider="cpu", threads=options.threads) as other:
-                print(compare_cost(engine, other, options.data, results, options.turns))
+                measured = results / f"cost_{identity(options.against)}.jsonl"
+                print(compare_cost(engine, other, options.data, measured, options.turns))
 
 
 if __name__ == "__main__":
