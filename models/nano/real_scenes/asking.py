@@ -28,12 +28,14 @@ class Run:
         questions: Question file.
         images: Folder of its images.
         options: Of every question.
+        whole: Asked whole, whatever the limit: others are compared with it.
     """
 
     name: str
     questions: Path
     images: Path
     options: AskOptions = field(default_factory=AskOptions)
+    whole: bool = False
 
 
 class Asker:
@@ -67,7 +69,10 @@ class Asker:
             LrsEdgeError: An engine fails, or results cannot be written.
         """
         settings = runner.RunSettings(
-            read_questions(run.questions), run.images, run.options, limit=self._limit
+            read_questions(run.questions),
+            run.images,
+            run.options,
+            limit=None if run.whole else self._limit,
         )
         self._results.mkdir(parents=True, exist_ok=True)
         path = self._results / f"{run.name}.jsonl"

@@ -80,7 +80,7 @@ class Evaluation:
                 }
                 for number, text in enumerate(dict.fromkeys(wordings))
             ]  # fmt: skip
-            run = Run("blind", write_rows(folder / "questions.jsonl", asked), folder)
+            run = Run("blind", write_rows(folder / "questions.jsonl", asked), folder, whole=True)
             self._blind = {result.prompt: result.text for result in self._asker.ask(run)}
         return self._blind
 
