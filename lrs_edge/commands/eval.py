@@ -21,6 +21,7 @@ from lrs_edge.commands.common import (
     take_view,
     write_result,
 )
+from lrs_edge.commands.matching import choose_matcher, matching_options
 from lrs_edge.commands.search_options import (
     ask_options,
     check_value_range,
@@ -33,7 +34,6 @@ from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from lrs_edge.evaluation.matching import Matcher
-    from lrs_edge.evaluation.question_formats import QuestionFormat
     from lrs_edge.evaluation.results import Result, Results
     from lrs_edge.evaluation.runner import RunSettings
 
@@ -88,20 +88,7 @@ _MOST_ERRORS_TOLD = 10
     help="Ask part K, from 0.",
 )
 @click.option("--retry-errors", is_flag=True, help="Ask again what failed in the run before.")
-@click.option(
-    "--no-synonyms",
-    "synonyms",
-    flag_value=False,
-    default=True,
-    type=bool,
-    help="Count exact matches only; WordNet is not needed.",
-)
-@click.option(
-    "--wordnet",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of WordNet's files; default: NLTK's data, else /usr/share/wordnet.",
-)
+@matching_options
 @model_option
 @ask_options
 @image_options
@@ -150,7 +137,7 @@ def _score(values: dict[str, Any]) -> None:
     from lrs_edge.evaluation.results import read_results
 
     results = read_results(values["files"])
-    _tell_score(results, _matcher(results.header.questions.format, values), values)
+    _tell_score(results, choose_matcher(results.header.questions.format, values), values)
 
 
 def _compare(values: dict[str, Any]) -> None:
@@ -162,7 +149,7 @@ def _compare(values: dict[str, Any]) -> None:
     if len(files) != 2:
         raise UsageError(f"--compare takes two results files, not {len(files)}")
     first, second = (read_results([path]) for path in files)
-    found = compare(first, second, _matcher(first.header.questions.format, values))
+    found = compare(first, second, choose_matcher(first.header.questions.format, values))
     write_result(printable(comparison_text(found, values["output_format"])), None)
 
 
@@ -216,7 +203,7 @@ def _prepare(values: dict[str, Any]) -> tuple[RunSettings, Matcher, Tell]:
         retry_errors=values["retry_errors"],
     )
     check_images(settings)
-    return settings, _matcher(questions.format, values), tell
+    return settings, choose_matcher(questions.format, values), tell
 
 
 def check_results(output: Path, questions: Path) -> None:
@@ -282,17 +269,6 @@ def _ask(values: dict[str, Any], settings: RunSettings, matcher: Matcher, tell: 
 def _is_correct(matcher: Matcher, result: Result) -> bool:
     right = matcher.match(result.text, result.ground_truth, result.choices)
     return right is not None and not result.error
-
-
-def _matcher(question_format: QuestionFormat, values: dict[str, Any]) -> Matcher:
-    """What decides; a missing WordNet is told before anything is asked."""
-    from lrs_edge.evaluation.matching import Matcher
-
-    if not values["synonyms"] or question_format == "mme-realworld":
-        return Matcher(None)
-    from lrs_edge.evaluation.wordnet import WordNet
-
-    return Matcher(WordNet(values["wordnet"]))
 
 
 def _tell_score(results: Results, matcher: Matcher, values: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ PROGRAM = "lrs-edge"
 COMMANDS = {
     "ask": "Ask a question about an image.",
     "eval": "Run a bundle over a question file and score its answers.",
+    "calibrate": "Fit how sure a bundle's answers are, and write it into a copy.",
     "info": "Show facts about an image or a bundle.",
     "doctor": "Check what this machine can run, and say what to do.",
     "bench": "Measure each stage on this machine, against its floor.",

@@ -9,6 +9,7 @@ from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.coverage import Coverage, coverage
 from lrs_edge.evaluation.matching import Match, Matcher
+from lrs_edge.evaluation.reliability import Reliability, reliability
 from lrs_edge.evaluation.results import FinestLevel, Result, Results, RunHeader
 from lrs_edge.pyramid.levels import Level
 
@@ -122,6 +123,7 @@ class Score:
         sizes: By the image's long side.
         regions: None where no question has boxes.
         cost: None where nothing was answered.
+        reliability: Of the answers' confidence; None where none has any.
     """
 
     header: RunHeader
@@ -137,6 +139,7 @@ class Score:
     sizes: tuple[GroupAccuracy, ...]
     regions: RegionFigures | None
     cost: CostFigures | None
+    reliability: Reliability | None
 
 
 def judge(results: Results, matcher: Matcher) -> list[Scored]:
@@ -204,6 +207,13 @@ def score(results: Results, matcher: Matcher) -> Score:
         sizes=_size_groups(scored),
         regions=region_figures(scored),
         cost=cost_figures(scored),
+        reliability=reliability(
+            [
+                (item.result.confidence, item.correct)
+                for item in scored
+                if item.result.confidence is not None
+            ]
+        ),
     )
 
 

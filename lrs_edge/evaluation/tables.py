@@ -12,6 +12,7 @@ import msgspec
 
 from lrs_edge.evaluation.comparison import Comparison, GroupChange
 from lrs_edge.evaluation.coverage import COVERED_SHARE
+from lrs_edge.evaluation.reliability import BINS, Reliability
 from lrs_edge.evaluation.results import RunHeader
 from lrs_edge.evaluation.scoring import GroupAccuracy, Score
 
@@ -27,7 +28,7 @@ def score_text(score: Score, form: TableFormat) -> str:
     if form == "table":
         return _score_table(score)
     facts = score_facts(score)
-    return _json(facts) if form == "json" else _csv(_long(facts))
+    return as_json(facts) if form == "json" else _csv(_long(facts))
 
 
 def comparison_text(comparison: Comparison, form: TableFormat) -> str:
@@ -35,7 +36,7 @@ def comparison_text(comparison: Comparison, form: TableFormat) -> str:
     if form == "table":
         return _comparison_table(comparison)
     facts = comparison_facts(comparison)
-    return _json(facts) if form == "json" else _csv(_long(facts))
+    return as_json(facts) if form == "json" else _csv(_long(facts))
 
 
 def score_facts(score: Score) -> dict[str, Any]:
@@ -58,7 +59,16 @@ def score_facts(score: Score) -> dict[str, Any]:
         "sizes": {group.name: _group_facts(group) for group in score.sizes},
         "regions": None if score.regions is None else asdict(score.regions),
         "cost": None if score.cost is None else asdict(score.cost),
+        "reliability": reliability_facts(score.reliability),
     }
+
+
+def reliability_facts(found: Reliability | None) -> dict[str, Any] | None:
+    """A reliability table as plain values, its bins by their bounds."""
+    if found is None:
+        return None
+    bins = {f"{part.low:.1f}-{part.high:.1f}": asdict(part) for part in found.bins}
+    return asdict(found) | {"bins": bins}
 
 
 def comparison_facts(comparison: Comparison) -> dict[str, Any]:
@@ -112,7 +122,8 @@ def _pair_facts(pair: tuple[Any, Any]) -> dict[str, Any]:
     return {"first": first, "second": second}
 
 
-def _json(facts: dict[str, Any]) -> str:
+def as_json(facts: dict[str, Any]) -> str:
+    """Plain values as indented JSON, fractions shortened."""
     return msgspec.json.format(msgspec.json.encode(_rounded(facts)), indent=2).decode() + "\n"
 
 
@@ -166,11 +177,11 @@ def _score_table(score: Score) -> str:
     rule = "exact or synonym" if score.knows_synonyms else "exact matches only"
     if score.header.questions.format == "mme-realworld":
         rule = "letter of the choice"
-    kinds = _count(len(score.categories), "category", "categories")
+    kinds = counted(len(score.categories), "category", "categories")
     lines += [
-        f"accuracy          {_percent(overall.accuracy)}   {overall.correct} of "
+        f"accuracy          {percent(overall.accuracy)}   {overall.correct} of "
         f"{overall.questions} ({rule})",
-        f"average accuracy  {_percent(overall.average)}   over {kinds}",
+        f"average accuracy  {percent(overall.average)}   over {kinds}",
     ]
     if score.synonyms:
         lines.append(f"of these          {score.exact} exact, {score.synonyms} by synonyms")
@@ -183,7 +194,7 @@ def _score_table(score: Score) -> str:
     lines += _group_lines("category", score.categories, average=False)
     lines += _group_lines("dataset", score.datasets, average=True)
     lines += _group_lines("image's long side", score.sizes, average=True)
-    lines += [*_region_lines(score), *_cost_lines(score)]
+    lines += [*_region_lines(score), *_cost_lines(score), *reliability_lines(score.reliability)]
     return "\n".join(lines) + "\n"
 
 
@@ -212,28 +223,51 @@ def _group_lines(title: str, groups: Sequence[GroupAccuracy], *, average: bool) 
             _plain(group.name),
             str(group.questions),
             str(group.correct),
-            _percent(group.accuracy),
-            *([_percent(group.average)] if average else []),
+            percent(group.accuracy),
+            *([percent(group.average)] if average else []),
         ]
         for group in groups
     ]
-    return ["", *_aligned([header, *rows])]
+    return ["", *aligned([header, *rows])]
 
 
 def _region_lines(score: Score) -> list[str]:
     regions = score.regions
     if regions is None:
         return []
-    header = [f"evidence ({_count(regions.questions, 'question')})", "search", "random tiles"]
+    header = [f"evidence ({counted(regions.questions, 'question')})", "search", "random tiles"]
     rows = [
         [
             f"recall (at least {COVERED_SHARE:.0%} of the area)",
-            _percent(regions.recall),
-            _percent(regions.random_recall),
+            percent(regions.recall),
+            percent(regions.random_recall),
         ],
-        ["mean share covered", _percent(regions.coverage), _percent(regions.random_coverage)],
+        ["mean share covered", percent(regions.coverage), percent(regions.random_coverage)],
     ]
-    return ["", *_aligned([header, *rows])]
+    return ["", *aligned([header, *rows])]
+
+
+def reliability_lines(found: Reliability | None) -> list[str]:
+    """Expected calibration error and the reliability table; nothing where there is none."""
+    if found is None:
+        return []
+    header = ["confidence", "questions", "mean", "right"]
+    rows = [
+        [
+            f"{part.low:.1f} to {part.high:.1f}",
+            str(part.questions),
+            percent(part.confidence),
+            percent(part.accuracy),
+        ]
+        for part in found.bins
+    ]
+    every = ["all", str(found.questions), percent(found.confidence), percent(found.accuracy)]
+    return [
+        "",
+        *aligned([header, *rows, every]),
+        f"expected calibration error {percent(found.calibration_error).strip()} "
+        f"({len(found.bins)} of {BINS} bins)",
+    ]
 
 
 def _cost_lines(score: Score) -> list[str]:
@@ -262,7 +296,7 @@ def _cost_lines(score: Score) -> list[str]:
             else "unknown: the bundle does not hold its sizes; export it again",
         ],
     ]
-    return ["", *_aligned(rows, left=2)]
+    return ["", *aligned(rows, left=2)]
 
 
 def _comparison_table(comparison: Comparison) -> str:
@@ -275,7 +309,7 @@ def _comparison_table(comparison: Comparison) -> str:
     lines += [
         "",
         f"B won {len(comparison.won)} and lost {len(comparison.lost)} of "
-        f"{_count(overall.questions, 'question')}; McNemar's exact test: "
+        f"{counted(overall.questions, 'question')}; McNemar's exact test: "
         f"p = {comparison.p_value:.4g}",
     ]
     lines += _side_by_side(comparison)
@@ -287,8 +321,8 @@ def _side_by_side(comparison: Comparison) -> list[str]:
     rows: list[list[str]] = []
     first, second = comparison.regions
     if first is not None and second is not None:
-        rows.append(["region recall", _percent(first.recall), _percent(second.recall)])
-        chance = (_percent(first.random_recall), _percent(second.random_recall))
+        rows.append(["region recall", percent(first.recall), percent(second.recall)])
+        chance = (percent(first.random_recall), percent(second.random_recall))
         rows.append(["  of random tiles", *chance])
     one, other = comparison.costs
     if one is not None and other is not None:
@@ -298,7 +332,7 @@ def _side_by_side(comparison: Comparison) -> list[str]:
         rows.append(["seconds", *(f"{cost.seconds['total']:.2f}" for cost in both)])
         if one.tflops and other.tflops:
             rows.append(["TFLOPs", *(f"{cost.tflops['total']:.4f}" for cost in both)])
-    return ["", *_aligned([["mean per question", "A", "B"], *rows])] if rows else []
+    return ["", *aligned([["mean per question", "A", "B"], *rows])] if rows else []
 
 
 def _change_lines(title: str, changes: Sequence[GroupChange]) -> list[str]:
@@ -307,16 +341,16 @@ def _change_lines(title: str, changes: Sequence[GroupChange]) -> list[str]:
         [
             _plain(change.name),
             str(change.questions),
-            _percent(change.first),
-            _percent(change.second),
+            percent(change.first),
+            percent(change.second),
             f"{100 * change.difference:+.1f}",
         ]
         for change in changes
     ]
-    return ["", *_aligned(rows)]
+    return ["", *aligned(rows)]
 
 
-def _aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
     """Columns under each other; the first `left` to the left, numbers to the right."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = []
@@ -335,9 +369,11 @@ def _plain(name: str) -> str:
     return shown if len(shown) <= 40 else f"{shown[:39]}…"
 
 
-def _count(number: int, one: str, more: str = "") -> str:
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number with its noun."""
     return f"{number} {one if number == 1 else more or one + 's'}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of 0..1 in per cent, as wide as 100.0 %."""
     return f"{100 * share:5.1f} %"

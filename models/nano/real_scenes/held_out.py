@@ -2,6 +2,7 @@
 
     python models/nano/real_scenes/held_out.py ../shared/data -o FOLDER
     lrs-edge eval FOLDER/held_out.jsonl --images ../shared/data -o results.jsonl --no-synonyms
+    lrs-edge calibrate results.jsonl -o BUNDLE --no-synonyms
 
 About 300 questions in the form of LRS-VQA's file, on the `test` split of vhr10_rgb and the `val`
 splits of airport_338 and simd552_640 (`labels.py` says what is trusted): presence (as often no as
