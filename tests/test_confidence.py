@@ -95,7 +95,7 @@ def test_a_low_confidence_is_one_word_in_the_text_and_a_number_in_json() -> None
     assert report.mark(sure) == report.mark(make_answer()) == ""
     assert report.mark(unsure) == " (unsure)"
     assert report.mark(replace(unsure, text="")) == "(unsure)"
-    assert "Confidence: 42% (unsure)" in report.evidence(unsure)
+    assert "Confidence: 42 % (unsure)" in report.evidence(unsure)
     assert "Confidence" not in report.evidence(make_answer())
     image = report.ImageFacts("image.tif", 2000, 1000)
     written = json.loads(report.to_json(unsure, image))

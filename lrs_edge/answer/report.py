@@ -279,7 +279,7 @@ def evidence(answer: Answer) -> str:
         lines.append(_segment_line(answer))
     if answer.confidence is not None:
         word = f" ({UNSURE})" if is_unsure(answer.confidence) else ""
-        lines.append(f"Confidence: {answer.confidence:.0%}{word}")
+        lines.append(f"Confidence: {100 * answer.confidence:.0f} %{word}")
     lines.append(_time_line(answer))
     if answer.finish_reason in _CUT:
         lines.append(f"The answer was cut: {_CUT[answer.finish_reason]}.")

@@ -26,6 +26,7 @@ from lrs_edge.errors import BundleError
 
 if TYPE_CHECKING:
     from lrs_edge.bundle.bundle import Bundle
+    from lrs_edge.bundle.calibration import Calibration
     from lrs_edge.bundle.parity import Accuracy, Figure, ParityReport
     from lrs_edge.raster.raster import RasterInfo
 
@@ -178,7 +179,23 @@ def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
         "stages": _stages(manifest.parity),
         "choices": msgspec.to_builtins(manifest.parity.choices),
         "accuracy": _accuracy(manifest.parity.accuracy),
+        "calibration": _calibration(manifest.calibration),
         "tools": manifest.tools,
+    }
+
+
+def _calibration(fitted: Calibration | None) -> dict[str, Any] | None:
+    """What the calibration of a bundle covers; None without one."""
+    if fitted is None:
+        return None
+    domain = fitted.domain
+    return {
+        "questions": fitted.questions,
+        "calibration_error": fitted.calibration_error,
+        "threshold": None if fitted.yes_no is None else fitted.yes_no.threshold,
+        "other_answers": fitted.open is not None,
+        "ground_resolution": [] if domain is None else [list(part) for part in domain.resolutions],
+        "colours": domain is not None and domain.colours is not None,
     }
 
 
