@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Paths, labels, write_atomically
 from boxed_questions import every_text as boxed_text
+from common import Paths, labels, write_atomically
 from questions import every_text
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -187,7 +187,8 @@ def training_texts(paths: Paths) -> list[str]:
                     counts[word] = counts.get(word, 0) + 1
     words = [w for w, n in counts.items() if n >= 2]
     return (
-        every_text() + boxed_text()
+        every_text()
+        + boxed_text()
         + [f" {w}" for w in words]
         + ["<image>", "system user assistant\n", ": ; , . ! ?"]
     )
