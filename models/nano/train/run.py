@@ -24,6 +24,10 @@ from common import Paths, write_atomically
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 LICENCE = "Apache-2.0 parts, trained on images published for research: see MODEL_CARD.md"
+DOMAIN = tuple(f"{name}/images" for name in (
+    "vhr10_rgb", "airport_338", "simd552_640", "open_objects", "dubai_cc0", "aid150_rsicd"
+))  # fmt: skip
+"""Folders of images whose colours are those of training."""
 FULL_MINUTES = {"vision": 17.0, "train": 38.0}
 
 
@@ -115,16 +119,26 @@ def steps(runner: Runner, options: argparse.Namespace) -> None:
              "--attention-layers", "2", "--licence", LICENCE, "--force"),
     )  # fmt: skip
     held = paths.work / "held_out"
-    asked = [] if share >= 1 else ["--limit", "20"]
     runner.step(
         "held out",
         [sys.executable, str(HERE.parent / "real_scenes" / "held_out.py"), str(paths.data),
          "-o", str(held)],
+        script("scene_questions.py", "--data", str(paths.data), "--split", "dev", "--every", "8",
+               "-o", str(held / "scenes.jsonl")),
     )  # fmt: skip
+    results = held / "results"
+    for name, images in (("held_out", paths.data), ("scenes", paths.data / "aid150_rsicd")):
+        runner.step(
+            f"asked {name}",
+            tool("eval", str(held / f"{name}.jsonl"), "--images", str(images), "--model",
+                 str(exported), "-o", str(results / f"{name}.jsonl"), "--no-synonyms"),
+        )  # fmt: skip
+    domain = [part for name in DOMAIN for part in ("--domain-images", str(paths.data / name))]
     runner.step(
         "calibrate",
-        tool("calibrate", str(exported), str(held / "held_out.jsonl"), "--images",
-             str(paths.data), "-o", str(options.output), *asked),
+        tool("calibrate", *(str(results / f"{name}.jsonl") for name in ("held_out", "scenes")),
+             "-m", str(exported), "-o", str(options.output), "--no-synonyms",
+             "--ground-resolution", "0.1,10", *domain),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import SCENE_QUESTION, SCENES, Paths, labels, write_atomically
+from common import SCENE_QUESTION, SCENES, Paths, is_dev, labels, write_atomically
 
 
 def main() -> None:
@@ -21,14 +21,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Paths().data, help="folder with aid150_rsicd")
-    parser.add_argument("--split", default="test", help="which images (default: test)")
+    parser.add_argument(
+        "--split",
+        choices=("test", "train", "dev"),
+        default="test",
+        help="which images; dev: those of train that nothing is trained on (default: test)",
+    )
+    parser.add_argument("--every", type=int, default=1, help="one image of so many")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     options = parser.parse_args()
     rows = [
         row
         for row in labels(Paths(data=options.data), "aid150_rsicd")
-        if row["split"] == options.split
-    ]
+        if row["split"] == ("test" if options.split == "test" else "train")
+        and (options.split != "dev" or is_dev(row["file"]))
+    ][:: options.every]
     lines = [
         json.dumps(
             {
