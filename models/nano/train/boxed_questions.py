@@ -24,7 +24,7 @@ from boxed_things import Balance, every_name
 from questions import PictureQuestion
 
 KINDS = {
-    "presence": 6.0, "half": 2.0, "side": 2.0, "where": 2.5, "count": 5.0, "part count": 1.0,
+    "presence": 6.0, "half": 2.0, "side": 4.0, "where": 4.0, "count": 6.0, "part count": 1.0,
     "extreme": 1.0, "category": 1.5, "finer": 0.7, "relation": 1.2, "beside": 1.0, "larger": 0.7,
     "side of": 0.7, "more": 0.8, "option": 0.8, "objects": 0.6, "reasoning": 0.8, "shape": 0.15,
     "area": 0.3, "cover": 4.0,

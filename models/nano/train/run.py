@@ -28,7 +28,9 @@ DOMAIN = tuple(f"{name}/images" for name in (
     "vhr10_rgb", "airport_338", "simd552_640", "open_objects", "dubai_cc0", "aid150_rsicd"
 ))  # fmt: skip
 """Folders of images whose colours are those of training."""
-FULL_MINUTES = {"vision": 17.0, "train": 38.0}
+FULL_MINUTES = {"vision": 17.0, "first": 38.0, "again": 25.0}
+RATES = {"first": "5e-4", "again": "4.5e-4"}
+"""Peak learning rates of the two rounds that the language model is trained in."""
 
 
 class SliceEndedError(Exception):
@@ -107,14 +109,20 @@ def steps(runner: Runner, options: argparse.Namespace) -> None:
         "vision", script("vision.py", "--minutes", minutes["vision"], "--start", str(start))
     )
     runner.step("tokens", script("tokens.py"))
-    runner.step("train", script("train.py", "--minutes", minutes["train"], "--start", str(start)))
+    for name, start in (("first", start), ("again", paths.work / "first")):
+        runner.step(
+            name,
+            script("train.py", "--minutes", minutes[name], "--rate", RATES[name],
+                   "--start", str(start), "--name", name),
+        )  # fmt: skip
+    checkpoint = paths.work / "again"
     exported = paths.work / "exported"
     card = ROOT / "models" / "nano" / "MODEL_CARD.md"
     runner.step(
         "export",
         [sys.executable, "-c", "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])",
-         str(card), str(paths.checkpoint)],
-        tool("export", str(paths.checkpoint), "-o", str(exported), "--name", "lrs-edge-nano",
+         str(card), str(checkpoint)],
+        tool("export", str(checkpoint), "-o", str(exported), "--name", "lrs-edge-nano",
              "--vision", "int8-weight", "--llm", "int8-dynamic", "--rfm", "from-llm:2",
              "--attention-layers", "2", "--licence", LICENCE, "--force"),
     )  # fmt: skip

@@ -27,8 +27,8 @@ from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 TEXT, NEWLINE = -1, -2
 """Marks in `PackedSequence.source` of places that are not vision tokens."""
 WEIGHTS = {
-    "caption": 0.3, "position": 3.0, "where": 3.0, "category": 2.0, "beside": 2.0, "count": 2.0,
-    "side": 2.0, "half": 1.5, "part count": 1.5, "presence": 1.5,
+    "caption": 0.3, "position": 4.0, "where": 4.0, "category": 2.0, "beside": 2.0, "count": 3.0,
+    "side": 4.0, "half": 2.0, "part count": 2.0, "presence": 1.5, "side of": 2.0,
 }  # fmt: skip
 """Of an answer in the loss, by kind of question; others 1."""
 

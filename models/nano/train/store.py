@@ -71,6 +71,7 @@ class Store:
         self.flat = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) == 1]
         self.deep = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) > 1]
         self.large = [p for p in self.pictures if p["kind"] == "large"]
+        self.real = [p for p in self.pictures if p["kind"] == "cover"]
         self.plan = lru_cache(maxsize=1024)(self._plan)
         self.balance = Balance()
 
@@ -119,8 +120,8 @@ class Store:
             for q in found
         ]
         for name, answer in ((picture["places"], "yes"), (picture["absent_places"], "no")):
-            if name and draw.random() < 0.6:
-                spoken = SCENES[draw.choice(name)]
+            for word in draw.sample(name, min(len(name), 2)):
+                spoken = SCENES[word]
                 found.append(
                     PictureQuestion(presence(spoken, draw), answer, "presence", focus=spoken)
                 )
@@ -235,6 +236,9 @@ class Store:
         while len(found) < BATCHES[kind]:
             # Searches are learned on canvases and on composed scenes.
             pool = pools.get(kind) or pools[draw.choice(["canvas", "canvas", "large"])]
+            if pool is self.deep and draw.random() < 0.25:
+                # Few, but the only real large scenes there are.
+                pool = self.real
             sequence = write(draw.choice(pool), writer, draw)
             if len(sequence.ids) < LONGEST and (sequence.label >= 0).any():
                 found.append(sequence)

@@ -206,6 +206,7 @@ class Trainer:
         seconds: float,
         rate: float,
         start: Path | None = None,
+        name: str = "checkpoint",
     ) -> None:
         self.paths, self.seconds = paths, seconds
         self.store = Store(paths)
@@ -216,7 +217,8 @@ class Trainer:
             parameter_groups(self.model, rate), betas=(0.9, 0.98), eps=1e-8
         )
         self.step, self.spent = 0, 0.0
-        self.state = paths.work / "state.pt"
+        self.name = name
+        self.state = paths.work / f"{name}.pt"
         if self.state.exists():
             saved = torch.load(self.state, weights_only=True)
             self.model.load_state_dict(saved["model"])
@@ -244,7 +246,7 @@ class Trainer:
         )
         os.replace(part, self.state)
         notes = {"step": self.step, "seconds": round(self.spent)}
-        save_checkpoint(self.model, self.paths, RFM_LAYERS, notes)
+        save_checkpoint(self.model, self.paths, RFM_LAYERS, notes, name=self.name)
 
     def draw(self, step: int) -> tuple[str, Batch]:
         """The batch of one step; depends on the step only."""
@@ -269,7 +271,7 @@ class Trainer:
                 kind, batch = ahead.result()
                 ahead = pool.submit(self.draw, self.step + 1)
                 share = self.spent / self.seconds
-                slope = min(1.0, (self.step + 1) / 100) * (
+                slope = min(1.0, (self.step + 1) / 40) * (
                     0.02 + 0.49 * (1 + math.cos(math.pi * share))
                 )
                 for group in self.optimizer.param_groups:
@@ -315,12 +317,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=50.0, help="training time")
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
     parser.add_argument("--start", type=Path, help="checkpoint to go on from (default: SmolLM2)")
+    parser.add_argument("--name", default="checkpoint", help="of the state and the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, help="stop after so many steps (for trying out)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    trainer = Trainer(Paths(), options.minutes * 60, options.rate, options.start)
+    trainer = Trainer(Paths(), options.minutes * 60, options.rate, options.start, options.name)
     trainer.run(most_steps=options.steps)
 
 
