@@ -76,6 +76,9 @@ class Paths:
     data: Path = field(default_factory=lambda: Path(os.environ.get("NANO_DATA", "data")))
     work: Path = field(default_factory=lambda: Path(os.environ.get("NANO_WORK", "work")))
 
+    every: int = field(default_factory=lambda: int(os.environ.get("NANO_EVERY", "1")))
+    """One picture and one scene of so many is used, to try the steps out."""
+
     @property
     def features(self) -> Path:
         """Cached vision features."""

@@ -12,7 +12,6 @@ What lands in `<work>/low`:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -153,7 +152,8 @@ class Filler:
             variant = int(name[-1])
             for index in range(first, min(first + CHUNK[name], len(self.rows))):
                 row = self.rows[index]
-                if row["split"] == "train" and (variant == 0 or index % 3 == 0):
+                used = row["split"] == "train" and index % self.paths.every == 0
+                if used and (variant == 0 or index % 3 == 0):
                     path = self.paths.data / "aid150_rsicd" / row["file"]
                     self.stores.scenes[variant][index] = self.low(scene_pixels(path, variant))
                     count += 1
@@ -211,8 +211,8 @@ def prepare(paths: Paths) -> list[Picture]:
     return pictures
 
 
-def fill(paths: Paths, share: float = 1.0, workers: int = 2) -> None:
-    """Compute what is not there yet; below 1, of every store only about that share."""
+def fill(paths: Paths, workers: int = 2) -> None:
+    """Compute what is not there yet."""
     pictures = prepare(paths)
     last = pictures[-1]
     tiles = last.first_row + 1 + sum(len(level.tiles) for level in last.levels)
@@ -222,8 +222,7 @@ def fill(paths: Paths, share: float = 1.0, workers: int = 2) -> None:
     todo = [(n, i) for n, size in sizes.items() for i in range(-(-size // CHUNK[n]))]
     random.Random(5).shuffle(todo)
     folder = paths.work / "low"
-    todo = [job for job in todo[: math.ceil(share * len(todo))]
-            if not (folder / f"{job[0]}.{job[1]}.done").exists()]  # fmt: skip
+    todo = [job for job in todo if not (folder / f"{job[0]}.{job[1]}.done").exists()]
     begun, count = time.time(), 0
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, partial(_start, paths)) as pool:
@@ -234,13 +233,5 @@ def fill(paths: Paths, share: float = 1.0, workers: int = 2) -> None:
                 print(f"low: {number}/{len(todo)} chunks, {rate:.0f} tiles/s", flush=True)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="for trying out")
-    options = parser.parse_args()
-    fill(Paths(), options.share)
-
-
 if __name__ == "__main__":
-    main()
+    fill(Paths())

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,9 @@ def all_pictures(paths: Paths) -> list[Picture]:
     """Every larger picture, with the rows of its tiles in the store."""
     from real_pictures import real_pictures
 
-    pictures = list(real_pictures(paths))
+    pictures = list(islice(real_pictures(paths), 0, None, paths.every))
     for split, count in SCENES.items():
-        pictures += [large_scene(paths, split, seed) for seed in range(count)]
+        pictures += [large_scene(paths, split, seed) for seed in range(0, count, paths.every)]
     row = 0
     for picture in pictures:
         picture.first_row = row

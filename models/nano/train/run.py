@@ -68,6 +68,7 @@ class Runner:
         left = None if self.until is None else max(self.until - time.monotonic(), 0.1)
         environment = {
             **os.environ,
+            "NANO_EVERY": str(self.paths.every),
             # Large blocks are kept and used again: about half the time of every training step.
             "MALLOC_MMAP_THRESHOLD_": "8589934592",
             "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -104,16 +105,16 @@ def steps(runner: Runner, options: argparse.Namespace) -> None:
     rebuild = [sys.executable, "-m", "benchmarks.embedded_checkpoint", str(start)]
     runner.step("start", [*rebuild, *(["--bundle", str(options.start)] if options.start else [])],
                 script("base.py", "copy", str(start)))  # fmt: skip
-    runner.step("low", script("low.py", "--share", str(share)))
+    runner.step("low", script("low.py"))
     runner.step(
         "vision", script("vision.py", "--minutes", minutes["vision"], "--start", str(start))
     )
     runner.step("tokens", script("tokens.py"))
-    for name, start in (("first", start), ("again", paths.work / "first")):
+    for name, before in (("first", start), ("again", paths.work / "first")):
         runner.step(
             name,
             script("train.py", "--minutes", minutes[name], "--rate", RATES[name],
-                   "--start", str(start), "--name", name),
+                   "--start", str(before), "--name", name),
         )  # fmt: skip
     checkpoint = paths.work / "again"
     exported = paths.work / "exported"
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of data and time, to try it out")
     options = parser.parse_args()
     try:
-        steps(Runner(Paths(), options.slice), options)
+        steps(Runner(Paths(every=round(1 / options.share)), options.slice), options)
     except SliceEndedError:
         print("this slice's time is spent: the same command goes on", file=sys.stderr)
         sys.exit(75)

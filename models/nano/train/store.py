@@ -66,7 +66,9 @@ class Store:
         self.tiles = np.memmap(paths.features / "pictures.u8", np.uint8, "r")
         self.tiles = self.tiles.reshape(-1, TOKENS, CHANNELS)
         self.train = [
-            i for i, s in enumerate(self.scenes) if s["split"] == "train" and not is_dev(s["file"])
+            i
+            for i, s in enumerate(self.scenes)
+            if s["split"] == "train" and not is_dev(s["file"]) and i % paths.every == 0
         ]
         self.flat = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) == 1]
         self.deep = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) > 1]

@@ -72,6 +72,7 @@ def main() -> None:
     stores, encode = Stores(paths, tiles, len(rows)), Encoder(paths)
     fill("pictures", paths.features, stores.pictures, np.ones(tiles, bool), encode)
     train = np.array([row["split"] == "train" for row in rows])
+    train &= np.arange(len(rows)) % paths.every == 0
     thirds = np.arange(len(rows)) % 3 == 0
     fill("scenes_0", paths.features, stores.scenes[0], train, encode)
     fill("scenes_1", paths.features, stores.scenes[1], train & thirds, encode)

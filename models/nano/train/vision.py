@@ -44,7 +44,7 @@ class VisionTrainer:
         tiles = (low / "cover.u8").stat().st_size // 144
         self.stores = Stores(paths, tiles, len(rows))
         self.labels, pictures = write_labels(low, self.folder, self.stores.cover)
-        self._choose(pictures, rows, low)
+        self._choose(pictures, rows, paths.every)
         self.tower, self.neck = start_tower(start), Neck()
         self.scene = nn.Linear(FEATURES, len(PLACES))
         fold_norms(self.tower)
@@ -71,12 +71,10 @@ class VisionTrainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average, self.step, self.spent = saved["average"], saved["step"], saved["spent"]
 
-    def _choose(self, pictures: list[dict], rows: list[dict], low: Path) -> None:
+    def _choose(self, pictures: list[dict], rows: list[dict], every: int) -> None:
         """Which tiles are trained on, and which are kept to look at (every 17th source image)."""
         held, used = [], []
-        for number, picture in enumerate(pictures):
-            if not (low / f"pictures.{number // 12}.done").exists():
-                continue
+        for picture in pictures:
             count = 1 + sum(len(level["tiles"]) for level in picture["levels"])
             kept = picture["kind"] == "boxed" and picture["seed"] % 17 == 3
             (held if kept else used).extend(
@@ -85,7 +83,7 @@ class VisionTrainer:
         self.used, self.held = np.array(used), np.array(held)
         train = [(v, i) for v in range(2) for i, row in enumerate(rows)
                  if row["split"] == "train" and (v == 0 or i % 3 == 0)
-                 and (low / f"scenes_{v}.{i // 250}.done").exists()]  # fmt: skip
+                 and i % every == 0]  # fmt: skip
         self.scene_train = [(v, i) for v, i in train if not is_dev(rows[i]["file"])]
         self.scene_dev = [i for v, i in train if v == 0 and is_dev(rows[i]["file"])]
         self.scene_of = np.array([PLACES.index(row["scene"]) for row in rows])
