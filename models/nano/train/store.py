@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from boxed_questions import boxed_questions
 from boxed_things import Balance
-from common import SCENES, TOKENS, Paths, is_dev, labels
+from common import FEATURES, SCENES, TOKENS, Paths, is_dev, labels
 from pictures import scene_plan
 from questions import (
     PictureQuestion,
@@ -23,7 +23,9 @@ from questions import (
 )
 from sequences import PackedSequence, Writer
 from tokens import CHANNELS
+from tower import WIDTH
 from views import View, choose_kept, level_view, single_tile
+from words import NATURAL, WORDS, also
 
 from lrs_edge_export.scenes.plan import ScenePlan
 
@@ -33,6 +35,8 @@ of the finest level, search all tokens of some tiles of one level, as the RFM se
 QUESTIONS = {"scene": 6, "boxed": 16, "canvas": 20, "large": 20, "search": 16}
 FULL = 0.3
 """Share of the boxed pictures of which all local tokens are kept."""
+SEEN = 0.5
+"""Probability of a word below which nothing is seen."""
 SOME = {"presence", "thing", "half"}
 """Kinds that one of the boxes of their evidence answers; the others need all."""
 TILES = (6, 14)
@@ -70,12 +74,30 @@ class Store:
             for i, s in enumerate(self.scenes)
             if s["split"] == "train" and not is_dev(s["file"]) and i % paths.every == 0
         ]
+        self._without_vehicles()
         self.flat = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) == 1]
         self.deep = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) > 1]
         self.large = [p for p in self.pictures if p["kind"] == "large"]
         self.real = [p for p in self.pictures if p["kind"] == "cover"]
         self.plan = lru_cache(maxsize=1024)(self._plan)
         self.balance = Balance()
+
+    def _without_vehicles(self) -> None:
+        """Take vehicles for absent where none is boxed and the neck sees none anywhere.
+
+        Hardly any source boxes them densely; a model that was never told of their absence always
+        says that there are some.
+        """
+        word = FEATURES + WIDTH + WORDS.index("vehicle")
+        for picture in self.pictures:
+            labels_ = {r["label"] for r in picture["regions"]}
+            if picture["kind"] == "large" or any("vehicle" in also(label) for label in labels_):
+                continue
+            count = 1 + sum(len(level["tiles"]) for level in picture["levels"])
+            first = picture["first_row"]
+            most = float(self.tiles[first : first + count, :, word].max()) / 255
+            if most**2 < SEEN and "vehicle" not in picture["complete"]:
+                picture["complete"] = [*picture["complete"], "vehicle"]
 
     def _plan(self, split: str, seed: int) -> ScenePlan:
         return scene_plan(self.paths, split, seed)
@@ -104,6 +126,10 @@ class Store:
         # The second variant was made of every third scene.
         view = self.scene_view(index, draw.randrange(2) if index % 3 == 0 else 0)
         asked = scene_questions(scene["scene"], scene["captions"], draw, QUESTIONS["scene"])
+        if scene["scene"] in NATURAL and draw.random() < 0.5:
+            name = draw.choice(["vehicle", "car", "vehicles", "cars"])
+            text = presence(name, draw) if name[-1] != "s" else f"Are there any {name}?"
+            asked.append(PictureQuestion(text, "no", "presence", focus=name))
         kept = None if draw.random() < 0.06 else choose_kept(view, [], draw)
         return writer.write(view, kept, asked)
 

@@ -38,9 +38,14 @@ _DRY = ("airplane", "ship", "storage tank", "baseball diamond", "tennis court", 
 _HOUSES = ("DenseResidential", "MediumResidential", "SparseResidential")
 
 
+def also(label: str) -> tuple[str, ...]:
+    """Words that a box of this label shows."""
+    return _ALSO.get(label, (label,))
+
+
 def words_of(label: str) -> list[int]:
-    """Indices of the words that a box of this label shows."""
-    return [WORDS.index(word) for word in _ALSO.get(label, (label,)) if word in WORDS]
+    """Their indices in `WORDS`."""
+    return [WORDS.index(word) for word in also(label) if word in WORDS]
 
 
 def absent_in(scene: str) -> tuple[str, ...]:
