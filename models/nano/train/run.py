@@ -136,6 +136,7 @@ def steps(runner: Runner, options: argparse.Namespace) -> None:
                "-o", str(held / "scenes.jsonl")),
     )  # fmt: skip
     results = held / "results"
+    results.mkdir(parents=True, exist_ok=True)
     for name, images in (("held_out", paths.data), ("scenes", paths.data / "aid150_rsicd")):
         runner.step(
             f"asked {name}",
