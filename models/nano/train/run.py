@@ -116,7 +116,9 @@ def steps(runner: Runner, options: argparse.Namespace) -> None:
             script("train.py", "--minutes", minutes[name], "--rate", RATES[name],
                    "--start", str(before), "--name", name),
         )  # fmt: skip
-    checkpoint = paths.work / "again"
+    rounds = [str(paths.work / name) for name in ("first", "again", "mean")]
+    runner.step("mean", script("average.py", *rounds))
+    checkpoint = paths.work / "mean"
     exported = paths.work / "exported"
     card = ROOT / "models" / "nano" / "MODEL_CARD.md"
     runner.step(
