@@ -24,6 +24,7 @@ ALLOWED_SKIPS = (
     "only a part of the golden data is here",
     "the golden checkpoint",
     "the golden image stage is not here",
+    "the training data is not here",
 )
 _REFUSED = pytest.StashKey[list[str]]()
 
