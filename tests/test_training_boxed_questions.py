@@ -197,7 +197,7 @@ def test_the_text_alone_does_not_tell(boxed: SimpleNamespace) -> None:
     draw, balance = random.Random(5), boxed.things.Balance()
     kinds = ["airplane", "ship", "harbor", "bridge", "storage tank", "tennis court"]
     answers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for _ in range(800):
+    for _ in range(500):
         regions = []
         for label in draw.choices(kinds, [20, 6, 3, 2, 1, 4], k=draw.choice((1, 2))):
             for _ in range(draw.choice((1, 1, 1, 1, 2, 3, 5, 8))):
@@ -209,10 +209,8 @@ def test_the_text_alone_does_not_tell(boxed: SimpleNamespace) -> None:
             about = about if question.kind in ("presence", "half") else ""
             answers[question.kind, about][question.answer] += 1
     for (kind, _), found in answers.items():
-        # Rare things are asked about as absent somewhat more often; of fewer questions than these,
-        # chance alone goes beyond the bounds now and then.
-        if set(found) <= {"yes", "no"} and sum(found.values()) >= 100:
-            assert 0.3 < found["yes"] / sum(found.values()) < 0.7, (kind, found)
+        if set(found) <= {"yes", "no"} and sum(found.values()) >= 60:
+            assert 0.35 < found["yes"] / sum(found.values()) < 0.65, (kind, found)
     sides = answers["side", ""]
     assert max(sides.values()) < 1.3 * min(sides.values())
     counts = answers["count", ""]

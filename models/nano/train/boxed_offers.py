@@ -14,6 +14,8 @@ POSITIONS = tuple(words.PARTS)
 PAIRS = 24
 """Pairs of things of one picture that are compared at most."""
 YES_NO = ("yes", "no")
+STRICT = 20.0
+"""Power of the balance of yes and no; rare things are far more often absent than there."""
 SOME = tuple(str(number) for number in range(1, 10))
 """Answers of counts."""
 MUCH = 1.4
@@ -115,7 +117,7 @@ def yes_no(
 ) -> Offer:  # fmt: skip
     """An offer that yes or no answers, balanced over all pictures for what it is about."""
     keys = ((kind, about),) if about else ((kind,),)
-    return Offer(kind, templates, answer, fields, evidence, keys, YES_NO, 10.0, weight)
+    return Offer(kind, templates, answer, fields, evidence, keys, YES_NO, STRICT, weight)
 
 
 def naming(
