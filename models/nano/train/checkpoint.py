@@ -23,14 +23,12 @@ from common import (
     Paths,
     write_atomically,
 )  # fmt: skip
-from model import LanguageModel, ModelConfig, Nano
+from model import ModelConfig, Nano
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from tower import POOLED, WIDTH
 from words import WORDS
-
-PRUNER = "model.mm_projector.token_pruner"
 
 
 def tower_weights(paths: Paths) -> dict[str, Tensor]:
@@ -49,32 +47,25 @@ def neck_weights(paths: Paths) -> dict[str, Tensor]:
     return {f"model.vision_neck.{k}": v for k, v in state.items()}
 
 
-def rfm_weights(llm: LanguageModel, layers: int) -> dict[str, Tensor]:
-    """The region focus module: copies of the first layers, and the scoring layer's part."""
-    found = {}
-    for i in range(layers + 1):
-        for key, value in llm.layers[i].state_dict().items():
-            scoring = key.startswith(("input_layernorm", "self_attn.q_proj", "self_attn.k_proj"))
-            if i < layers or scoring:
-                found[f"{PRUNER}.layers.{i}.{key}"] = value
-    found[f"{PRUNER}.norm.weight"] = llm.norm.weight.detach()
-    return found
-
-
 def save_checkpoint(
     model: Nano,
     paths: Paths,
     rfm_layers: int,
     notes: dict[str, Any],
-    rfm: LanguageModel | None = None,
-    name: str | None = None,
+    name: str,
 ) -> None:
     """Write the checkpoint folder; every file is replaced in one step, the weights last.
 
-    Without an RFM of its own, the checkpoint has none: export it with `--rfm from-llm:N`. A name is
-    that of another folder in the work folder.
+    It has no RFM of its own: the language model's first layers are exported as one.
+
+    Args:
+        model: The model.
+        paths: Where the vision encoder and the tokenizer lie.
+        rfm_layers: Layers of the language model before the one that scores.
+        notes: For config.json.
+        name: Of the folder in the work folder.
     """
-    folder = paths.work / name if name else paths.checkpoint
+    folder = paths.work / name
     folder.mkdir(parents=True, exist_ok=True)
     config = model.llm.config
     tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
@@ -125,8 +116,6 @@ def save_checkpoint(
     for key, value in model.position.state_dict().items():
         weights[f"model.vision_position.{key}"] = value
     weights |= neck_weights(paths)
-    if rfm is not None:
-        weights |= rfm_weights(rfm, rfm_layers)
     weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights(paths).items()}
     # A copy each: safetensors refuses tensors that share memory.
     copies = {k: v.detach().float().clone().contiguous() for k, v in weights.items()}

@@ -75,7 +75,6 @@ class Paths:
 
     data: Path = field(default_factory=lambda: Path(os.environ.get("NANO_DATA", "data")))
     work: Path = field(default_factory=lambda: Path(os.environ.get("NANO_WORK", "work")))
-
     every: int = field(default_factory=lambda: int(os.environ.get("NANO_EVERY", "1")))
     """One picture and one scene of so many is used, to try the steps out."""
 
@@ -99,11 +98,6 @@ class Paths:
         """The cut language model and tokenizer that training starts from."""
         return self.work / "base"
 
-    @property
-    def checkpoint(self) -> Path:
-        """The trained model in its released layout."""
-        return self.work / "checkpoint"
-
 
 def labels(paths: Paths, name: str) -> list[dict[str, Any]]:
     """All lines of one data folder's labels.jsonl."""
@@ -114,6 +108,17 @@ def labels(paths: Paths, name: str) -> list[dict[str, Any]]:
 def is_dev(file: str) -> bool:
     """Whether a training scene belongs to the development set (every 18th by number: about 500)."""
     return int(file.rsplit("_", 1)[1].split(".", maxsplit=1)[0]) % 18 == 7
+
+
+def has_variant(index: int, variant: int, every: int) -> bool:
+    """Whether a variant of an AID image is made: the plain one of all, another of every third."""
+    return index % every == 0 and (variant == 0 or index % 3 == 0)
+
+
+def tile_rows(picture: dict[str, Any]) -> range:
+    """Rows of a picture of pictures.json in the stores: its global view, then all its tiles."""
+    first = picture["first_row"]
+    return range(first, first + 1 + sum(len(level["tiles"]) for level in picture["levels"]))
 
 
 def pyramid(width: int, height: int) -> Pyramid:

@@ -19,15 +19,17 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from common import GRID, TILE, Paths, labels, normalised, write_atomically
-from drawing import recoloured
-from pictures import Picture, all_pictures, jobs, windows
+from common import GRID, TILE, TOKENS, Paths, has_variant, labels, normalised, write_atomically
+from drawing import recoloured, turned_image
+from pictures import SCENES, Picture, jobs, large_scene, windows
 from PIL import Image
-from real_pictures import cover_of
+from real_pictures import cover_of, real_pictures
 from tower import LOW_CHANNELS, LOW_GRID
+from words import COVERS
 
 MAP = (LOW_GRID, LOW_GRID, LOW_CHANNELS)
 CHUNK = {"pictures": 12, "scenes_0": 250, "scenes_1": 250}
@@ -73,10 +75,8 @@ def scene_pixels(path: Path, variant: int) -> np.ndarray:
     left, top = draw.uniform(0, 1 - side) * image.width, draw.uniform(0, 1 - side) * image.height
     box = (left, top, left + side * image.width, top + side * image.height)
     image = image.resize((TILE, TILE), Image.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(recoloured(image, draw.randrange(1, 1 << 30)))
-    turn = draw.randrange(8)
-    pixels = np.rot90(pixels, turn % 4)
-    return np.ascontiguousarray(pixels[:, ::-1] if turn >= 4 else pixels)
+    image = recoloured(image, draw.randrange(1, 1 << 30))
+    return np.asarray(turned_image(image, draw.randrange(8)))
 
 
 def token_cover(cover: np.ndarray, picture: Picture) -> Iterator[np.ndarray]:
@@ -91,7 +91,7 @@ def token_cover(cover: np.ndarray, picture: Picture) -> Iterator[np.ndarray]:
             padded[:height, :width] = np.asarray(part)
             cells = padded.reshape(GRID, TILE // GRID, GRID, TILE // GRID).transpose(0, 2, 1, 3)
             cells = cells.reshape(GRID, GRID, -1)
-            for value in range(1, 6):
+            for value in range(1, len(COVERS) + 1):
                 bits |= ((cells == value).mean(-1) >= 0.25).astype(np.uint8) << (value - 1)
             bits |= ((cells > 0).mean(-1) >= 0.5).astype(np.uint8) << 7
         yield bits
@@ -99,30 +99,46 @@ def token_cover(cover: np.ndarray, picture: Picture) -> Iterator[np.ndarray]:
 
 def nine_parts(cover: np.ndarray) -> dict[str, list[list[float]]]:
     """Share of each land cover in each of the nine parts of a picture, rows from the top."""
-    names = ("building", "land", "road", "vegetation", "water")
     rows = np.array_split(cover, 3, axis=0)
     parts = [np.array_split(row, 3, axis=1) for row in rows]
     return {
         name: [[round(float((part == value).mean()), 4) for part in row] for row in parts]
-        for value, name in enumerate(names, 1)
+        for value, name in enumerate(COVERS, 1)
     }
+
+
+def all_pictures(paths: Paths) -> tuple[list[Picture], int]:
+    """Every larger picture with the rows of its tiles in the store, and how many rows there are."""
+    pictures = list(islice(real_pictures(paths), 0, None, paths.every))
+    pictures += [large_scene(paths, "train", seed) for seed in range(0, SCENES, paths.every)]
+    row = 0
+    for picture in pictures:
+        picture.first_row = row
+        row += 1
+        for level in picture.levels:
+            level.first_row = row
+            row += len(level.tiles)
+    return pictures, row
 
 
 class Stores:
     """The memory-mapped files, made when missing or of another size."""
 
-    def __init__(self, paths: Paths, tiles: int, scenes: int, mode: str = "r+") -> None:
+    def __init__(self, paths: Paths, tiles: int, scenes: int) -> None:
         self.folder = paths.work / "low"
-        self.pictures = self._open("pictures.i8", (tiles, *MAP), np.int8, mode)
-        self.cover = self._open("cover.u8", (tiles, GRID, GRID), np.uint8, mode)
-        self.scenes = [
-            self._open(f"scenes_{v}.i8", (scenes, *MAP), np.int8, mode) for v in range(2)
-        ]
+        self.pictures = self._open("pictures.i8", (tiles, *MAP), np.int8)
+        self.cover = self._open("cover.u8", (tiles, GRID, GRID), np.uint8)
+        self.scenes = [self._open(f"scenes_{v}.i8", (scenes, *MAP), np.int8) for v in range(2)]
 
-    def _open(self, name: str, shape: tuple[int, ...], kind: type, mode: str) -> np.memmap:
+    @classmethod
+    def filled(cls, paths: Paths, scenes: int) -> Stores:
+        """Those that `fill` has written."""
+        return cls(paths, (paths.work / "low" / "cover.u8").stat().st_size // TOKENS, scenes)
+
+    def _open(self, name: str, shape: tuple[int, ...], kind: type) -> np.memmap:
         path = self.folder / name
         fits = path.exists() and path.stat().st_size == math.prod(shape)
-        return np.memmap(path, kind, mode if fits else "w+", shape=shape)
+        return np.memmap(path, kind, "r+" if fits else "w+", shape=shape)
 
 
 class Filler:
@@ -130,10 +146,8 @@ class Filler:
 
     def __init__(self, paths: Paths) -> None:
         self.paths, folder = paths, paths.work / "low"
-        self.pictures = all_pictures(paths)
+        self.pictures, tiles = all_pictures(paths)
         self.rows = labels(paths, "aid150_rsicd")
-        last = self.pictures[-1]
-        tiles = last.first_row + 1 + sum(len(level.tiles) for level in last.levels)
         self.run = runner(folder / "lower.onnx")
         self.scale = np.load(folder / "scale.npy")
         self.stores = Stores(paths, tiles, len(self.rows))
@@ -152,8 +166,7 @@ class Filler:
             variant = int(name[-1])
             for index in range(first, min(first + CHUNK[name], len(self.rows))):
                 row = self.rows[index]
-                used = row["split"] == "train" and index % self.paths.every == 0
-                if used and (variant == 0 or index % 3 == 0):
+                if row["split"] == "train" and has_variant(index, variant, self.paths.every):
                     path = self.paths.data / "aid150_rsicd" / row["file"]
                     self.stores.scenes[variant][index] = self.low(scene_pixels(path, variant))
                     count += 1
@@ -183,13 +196,12 @@ def _work(job: tuple[str, int]) -> int:
     return _FILLER[0].chunk(*job)
 
 
-def prepare(paths: Paths) -> list[Picture]:
-    """Graph, scales, and the list of pictures."""
+def prepare(paths: Paths, pictures: list[Picture]) -> None:
+    """Graph, scales, and the description of the pictures."""
     folder = paths.work / "low"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "lower.onnx").exists():
         export_lower(folder / "lower.onnx")
-    pictures = all_pictures(paths)
     if not (folder / "scale.npy").exists():
         run = runner(folder / "lower.onnx")
         draw = random.Random(0)
@@ -208,14 +220,12 @@ def prepare(paths: Paths) -> list[Picture]:
                 picture.cover = nine_parts(cover)
             described.append(picture.as_dict())
         write_atomically(folder / "pictures.json", json.dumps(described))
-    return pictures
 
 
 def fill(paths: Paths, workers: int = 2) -> None:
     """Compute what is not there yet."""
-    pictures = prepare(paths)
-    last = pictures[-1]
-    tiles = last.first_row + 1 + sum(len(level.tiles) for level in last.levels)
+    pictures, tiles = all_pictures(paths)
+    prepare(paths, pictures)
     scenes = len(labels(paths, "aid150_rsicd"))
     Stores(paths, tiles, scenes)
     sizes = {"pictures": len(pictures), "scenes_0": scenes, "scenes_1": scenes}

@@ -1,7 +1,7 @@
-"""Larger training pictures: photographs with object boxes, and composed large scenes.
+"""Larger training pictures: what is known of one, composed large scenes, and reading windows.
 
-Of a photograph the base level is extracted, of a large scene every level of its pyramid: the tiles
-that show its places, and some others. Regions are labels with boxes in shares of width and height.
+The tiles of a picture's levels that show its regions are extracted, and some others. Regions are
+labels with boxes in shares of width and height; `real_pictures.py` makes pictures of boxed images.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import STRIDE, TILE, Paths, is_dev, pyramid
+from drawing import drawn
 from PIL import Image
 
 from lrs_edge.pyramid.levels import Level
@@ -24,7 +24,8 @@ from lrs_edge_export.scenes.library import TileLibrary, read_library
 from lrs_edge_export.scenes.plan import ScenePlan, plan_scene
 from lrs_edge_export.scenes.render import SceneRenderer
 
-SCENES = {"train": 170, "dev": 0}
+SCENES = 170
+"""Composed large scenes."""
 SMALLEST, LARGEST = 1400, 16000
 MOST_TILES = {"middle": 14, "finest": 22}
 """Tiles of one level that are extracted at most."""
@@ -47,15 +48,15 @@ class Picture:
     """One larger picture and where its tile features lie."""
 
     kind: str
-    """simd, open or large."""
+    """boxed, canvas, cover or large."""
     split: str
     width: int
     height: int
     regions: list[dict[str, Any]]
     levels: list[LevelTiles]
-    labelled: list[str] = field(default_factory=list)
+    complete: list[str] = field(default_factory=list)
+    """Labels that are boxed densely: what is not boxed is not there."""
     source: str = ""
-    mirrored: bool = False
     seed: int = -1
     """Of a large scene's plan."""
     first_row: int = 0
@@ -72,7 +73,8 @@ class Picture:
     def as_dict(self) -> dict[str, Any]:
         """For pictures.json: without how it is drawn."""
         found = asdict(replace(self, recipe=None))
-        return {k: v for k, v in found.items() if k != "recipe"} | {"complete": self.labelled}
+        del found["recipe"]
+        return found
 
 
 @lru_cache(maxsize=2)
@@ -131,23 +133,6 @@ def large_scene(paths: Paths, split: str, seed: int) -> Picture:
     return Picture("large", split, plan.width, plan.height, regions, levels, seed=seed)
 
 
-def all_pictures(paths: Paths) -> list[Picture]:
-    """Every larger picture, with the rows of its tiles in the store."""
-    from real_pictures import real_pictures
-
-    pictures = list(islice(real_pictures(paths), 0, None, paths.every))
-    for split, count in SCENES.items():
-        pictures += [large_scene(paths, split, seed) for seed in range(0, count, paths.every)]
-    row = 0
-    for picture in pictures:
-        picture.first_row = row
-        row += 1
-        for level in picture.levels:
-            level.first_row = row
-            row += len(level.tiles)
-    return pictures
-
-
 Reader = Callable[[float, float, float, float, int, int], np.ndarray]
 """Window x0, y0, x1, y1 of a picture in pixels, width and height wanted: uint8 RGB."""
 
@@ -163,8 +148,6 @@ def reader(picture: Picture, paths: Paths) -> Reader:
             return renderer[0].read(x0, y0, x1, y1, width, height)
 
         return read
-    from drawing import drawn
-
     opened: list[Image.Image] = []
 
     def resized(x0: float, y0: float, x1: float, y1: float, width: int, height: int) -> np.ndarray:

@@ -230,7 +230,7 @@ def _ships(
         part = part_of(source, draw, at, (side, side), scale, box)
         parts.append(Part(part.file, part.crop, part.at, part.turn, 0, True, part.objects))
     recipe = Recipe(width, height, tuple(parts), colour, draw.randrange(1, 1 << 30))
-    return picture_of("canvas", recipe, list(BOXED), draw, cover={"water": 1.0})
+    return picture_of("canvas", recipe, list(BOXED), draw)
 
 
 def _set_into_dubai(

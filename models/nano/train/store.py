@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from boxed_questions import boxed_questions
 from boxed_things import Balance
-from common import FEATURES, SCENES, TOKENS, Paths, is_dev, labels
+from common import FEATURES, SCENES, TOKENS, Paths, has_variant, is_dev, labels, tile_rows
 from pictures import scene_plan
 from questions import (
     PictureQuestion,
@@ -72,7 +72,7 @@ class Store:
         self.train = [
             i
             for i, s in enumerate(self.scenes)
-            if s["split"] == "train" and not is_dev(s["file"]) and i % paths.every == 0
+            if s["split"] == "train" and not is_dev(s["file"]) and has_variant(i, 0, paths.every)
         ]
         self._without_vehicles()
         self.flat = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) == 1]
@@ -93,9 +93,7 @@ class Store:
             labels_ = {r["label"] for r in picture["regions"]}
             if picture["kind"] == "large" or any("vehicle" in also(label) for label in labels_):
                 continue
-            count = 1 + sum(len(level["tiles"]) for level in picture["levels"])
-            first = picture["first_row"]
-            most = float(self.tiles[first : first + count, :, word].max()) / 255
+            most = float(self.tiles[tile_rows(picture), :, word].max()) / 255
             if most**2 < SEEN and "vehicle" not in picture["complete"]:
                 picture["complete"] = [*picture["complete"], "vehicle"]
 
@@ -123,8 +121,8 @@ class Store:
     def draw_scene(self, index: int, writer: Writer, draw: random.Random) -> PackedSequence:
         """A training sequence on one scene."""
         scene = self.scenes[index]
-        # The second variant was made of every third scene.
-        view = self.scene_view(index, draw.randrange(2) if index % 3 == 0 else 0)
+        has_other = has_variant(index, 1, self.paths.every)
+        view = self.scene_view(index, draw.randrange(2) if has_other else 0)
         asked = scene_questions(scene["scene"], scene["captions"], draw, QUESTIONS["scene"])
         if scene["scene"] in NATURAL and draw.random() < 0.5:
             name = draw.choice(["vehicle", "car", "vehicles", "cars"])
@@ -139,9 +137,7 @@ class Store:
         """Questions on one picture; evidence as boxes in shares."""
         if picture["kind"] == "large":
             return self.large_asked(picture, draw, count)
-        covered = isinstance(picture["cover"].get("water"), list)
-        about = picture if covered else {**picture, "cover": {}}
-        found = boxed_questions(about, draw, count, self.balance)
+        found = boxed_questions(picture, draw, count, self.balance)
         boxes = [tuple(region["box"]) for region in picture["regions"]]
         found = [
             replace(q, evidence=(), boxes=tuple(boxes[i] for i in q.evidence)) if q.evidence else q
@@ -163,22 +159,25 @@ class Store:
         asked = self.asked(picture, draw, QUESTIONS["boxed"])
         if draw.random() < FULL:
             return writer.write(view, view.shown, asked)
-        return self._kept(view, asked, writer, draw, QUESTIONS["boxed"])
+        kept, seen = self._kept(view, asked, self._main(asked, draw), draw)
+        return writer.write(view, kept, seen[: QUESTIONS["boxed"]])
+
+    @staticmethod
+    def _main(asked: list[PictureQuestion], draw: random.Random) -> list[PictureQuestion]:
+        """Some questions whose evidence shall be among the kept tokens."""
+        with_boxes = [q for q in asked if q.boxes]
+        return draw.sample(with_boxes, min(len(with_boxes), draw.choice([1, 1, 2, 3])))
 
     def _kept(
         self,
         view: View,
         asked: list[PictureQuestion],
-        writer: Writer,
+        main: list[PictureQuestion],
         draw: random.Random,
-        count: int,
-    ) -> PackedSequence:
-        """A sequence of kept tokens near the evidence of some questions, and what these answer."""
-        with_boxes = [q for q in asked if q.boxes]
-        main = draw.sample(with_boxes, min(len(with_boxes), draw.choice([1, 1, 2, 3])))
+    ) -> tuple[np.ndarray, list[PictureQuestion]]:
+        """Kept tokens, mostly near the main questions' evidence, and what these answer."""
         kept = choose_kept(view, [view.evidence(list(q.boxes)) for q in main], draw)
-        seen = [q for q in asked if self._answerable(q, view, kept)]
-        return writer.write(view, kept, seen[:count])
+        return kept, [q for q in asked if self._answerable(q, view, kept)]
 
     def large_asked(
         self, picture: dict[str, Any], draw: random.Random, count: int
@@ -193,15 +192,13 @@ class Store:
     ) -> PackedSequence:
         """Kept tokens of some tiles of the finest level, and questions that these can answer."""
         asked = self.asked(picture, draw, 30)
-        with_boxes = [q for q in asked if q.boxes]
-        main = draw.sample(with_boxes, min(len(with_boxes), draw.choice([1, 1, 2, 3])))
+        main = self._main(asked, draw)
         boxes = [box for q in main for box in q.boxes]
         last = len(picture["levels"]) - 1
         # Small scenes may stop early in a search with a tight budget: any level may be the last.
         level = last if last == 0 or draw.random() < 0.85 else draw.randrange(last)
         view = self.view(picture, self._tiles(picture, level, boxes, draw))
-        kept = choose_kept(view, [view.evidence(list(q.boxes)) for q in main], draw)
-        seen = [q for q in asked if self._answerable(q, view, kept)]
+        kept, seen = self._kept(view, asked, main, draw)
         draw.shuffle(seen)
         return writer.write(view, kept, seen[: QUESTIONS["large"]])
 

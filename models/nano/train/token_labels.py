@@ -78,7 +78,7 @@ def add_cover(bits: Array, shown: Array, known: Array) -> None:
     """Land cover of a tile's tokens, bits [12, 12] as `low.token_cover` gives them."""
     sure = (bits & 128) > 0
     for place, name in enumerate(COVERS):
-        word = WORDS.index(name)
+        (word,) = words_of(name)
         shown[:, :, word] = (bits >> place) & 1
         known[sure, word] = KNOWN
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import FEATURES, TOKENS, Paths, compress, labels
+from common import FEATURES, TOKENS, Paths, compress, has_variant, labels
 from low import Stores
 from torch import Tensor
 from tower import WIDTH, Neck, fold_norms, load_tower, upper
@@ -67,15 +67,13 @@ def main() -> None:
     paths = Paths()
     paths.features.mkdir(parents=True, exist_ok=True)
     rows = labels(paths, "aid150_rsicd")
-    low = paths.work / "low"
-    tiles = (low / "cover.u8").stat().st_size // TOKENS
-    stores, encode = Stores(paths, tiles, len(rows)), Encoder(paths)
-    fill("pictures", paths.features, stores.pictures, np.ones(tiles, bool), encode)
-    train = np.array([row["split"] == "train" for row in rows])
-    train &= np.arange(len(rows)) % paths.every == 0
-    thirds = np.arange(len(rows)) % 3 == 0
-    fill("scenes_0", paths.features, stores.scenes[0], train, encode)
-    fill("scenes_1", paths.features, stores.scenes[1], train & thirds, encode)
+    stores, encode = Stores.filled(paths, len(rows)), Encoder(paths)
+    everything = np.ones(len(stores.pictures), bool)
+    fill("pictures", paths.features, stores.pictures, everything, encode)
+    for variant, low in enumerate(stores.scenes):
+        made = [row["split"] == "train" and has_variant(index, variant, paths.every)
+                for index, row in enumerate(rows)]  # fmt: skip
+        fill(f"scenes_{variant}", paths.features, low, np.array(made), encode)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import FEATURES, Paths, is_dev, labels
+from common import FEATURES, Paths, has_variant, is_dev, labels, tile_rows
 from low import Stores
 from token_labels import scene_labels, write_labels
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ class VisionTrainer:
         low = paths.work / "low"
         self.scale = torch.from_numpy(np.load(low / "scale.npy"))
         rows = labels(paths, "aid150_rsicd")
-        tiles = (low / "cover.u8").stat().st_size // 144
-        self.stores = Stores(paths, tiles, len(rows))
+        self.stores = Stores.filled(paths, len(rows))
         self.labels, pictures = write_labels(low, self.folder, self.stores.cover)
         self._choose(pictures, rows, paths.every)
         self.tower, self.neck = start_tower(start), Neck()
@@ -75,15 +74,11 @@ class VisionTrainer:
         """Which tiles are trained on, and which are kept to look at (every 17th source image)."""
         held, used = [], []
         for picture in pictures:
-            count = 1 + sum(len(level["tiles"]) for level in picture["levels"])
             kept = picture["kind"] == "boxed" and picture["seed"] % 17 == 3
-            (held if kept else used).extend(
-                range(picture["first_row"], picture["first_row"] + count)
-            )
+            (held if kept else used).extend(tile_rows(picture))
         self.used, self.held = np.array(used), np.array(held)
         train = [(v, i) for v in range(2) for i, row in enumerate(rows)
-                 if row["split"] == "train" and (v == 0 or i % 3 == 0)
-                 and i % every == 0]  # fmt: skip
+                 if row["split"] == "train" and has_variant(i, v, every)]  # fmt: skip
         self.scene_train = [(v, i) for v, i in train if not is_dev(rows[i]["file"])]
         self.scene_dev = [i for v, i in train if v == 0 and is_dev(rows[i]["file"])]
         self.scene_of = np.array([PLACES.index(row["scene"]) for row in rows])

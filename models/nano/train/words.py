@@ -17,8 +17,8 @@ OBJECTS = (
 PLACES = tuple(sorted(SCENES))
 WORDS = (*OBJECTS, *PLACES)
 
-COVERS = ("building", "bare land", "road", "vegetation", "water")
-"""Land cover of dubai_cc0's masks, values 1 to 5."""
+COVERS = ("building", "land", "road", "vegetation", "water")
+"""Land cover of dubai_cc0's masks, values 1 to 5, by its labels."""
 
 BOXED = OBJECTS[:10]
 """Classes of vhr10_rgb."""
