@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.golden_data import CHECKPOINTS, checkpoint
+from tests.scripts import REAL_SCENES, Importer, scripts
 
 #: Why a test may be skipped in CI, which installs all that can be installed: other reasons fail it.
 ALLOWED_SKIPS = (
@@ -89,13 +87,7 @@ def golden_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def real_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script of models/nano/real_scenes, which is no package; forgotten afterwards."""
-    folder = Path(__file__).parent.parent / "models" / "nano" / "real_scenes"
-    monkeypatch.syspath_prepend(str(folder))
-    names = {path.stem for path in folder.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(before)
+def real_scenes() -> Iterator[Importer]:
+    """Imports a script of models/nano/real_scenes."""
+    with scripts(REAL_SCENES) as importer:
+        yield importer

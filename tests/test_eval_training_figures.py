@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from lrs_edge.evaluation.questions import read_questions
+from tests.scripts import TRAIN, Importer, scripts
 
-TRAIN = Path(__file__).parent.parent / "models" / "nano" / "train"
 
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script of the training folder; it and what it imports are forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(TRAIN))
-    for module in (name, "common"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    module = __import__(name)
-    for imported in (name, "common"):
-        monkeypatch.setitem(sys.modules, imported, sys.modules[imported])
-    return module
+@pytest.fixture
+def script() -> Iterator[Importer]:
+    """Imports a script of the training folder."""
+    with scripts(TRAIN) as importer:
+        yield importer
 
 
 @pytest.fixture
@@ -44,12 +39,12 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_scenes_become_a_question_file(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Importer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "scenes.jsonl"
     line = ["scene_questions.py", "--data", str(data), "-o", str(target)]
     monkeypatch.setattr(sys, "argv", line)
-    script("scene_questions", monkeypatch).main()
+    script("scene_questions").main()
     found = read_questions(target).questions
     assert [question.ground_truth for question in found] == ["airport", "bare land", "river"]
     assert {question.category for question in found} == {"scene"}
@@ -58,17 +53,17 @@ def test_scenes_become_a_question_file(
     assert found[1].text == "What kind of place is this?"
 
 
-def test_captions_are_scored_as_words(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captions = script("captions", monkeypatch)
+def test_captions_are_scored_as_words(script: Importer, data: Path) -> None:
+    captions = script("captions")
     assert captions.words("It's a  Port,with 3 ships.") == "it's a port with 3 ships"
     rows = captions.test_rows(data, None)
     assert [row["scene"] for row in rows] == ["Airport", "River"]
     assert len(captions.test_rows(data, 1)) == 1
 
 
-def test_the_scorer_tells_good_from_bad_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scorer_tells_good_from_bad_captions(script: Importer) -> None:
     pytest.importorskip("pycocoevalcap", reason="captions are scored with the `captions` extra")
-    captions = script("captions", monkeypatch)
+    captions = script("captions")
     references = [
         ["Many planes are parked next to a terminal.", "some planes stand there"],
         ["a bridge is over a river with green water"],

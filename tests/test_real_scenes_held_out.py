@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from lrs_edge.evaluation.questions import read_questions
+from tests.scripts import Importer
 
 
 @pytest.fixture
-def held_out(real_scenes: Callable[[str], ModuleType]) -> ModuleType:
+def held_out(real_scenes: Importer) -> ModuleType:
     """The script."""
     return real_scenes("held_out")
 
@@ -115,7 +115,7 @@ def test_a_position_is_clear_or_not_asked_for(
 
 
 def test_known_faults_of_the_labels_are_not_asked_about(
-    real_scenes: Callable[[str], ModuleType],
+    real_scenes: Importer,
 ) -> None:
     labels = real_scenes("labels")
     river = labels.Labelled("vhr10_rgb", "images/177.webp", 900, 600, {"bridge": ((1, 1, 9, 9),)})

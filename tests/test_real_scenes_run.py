@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from tests.checkpoints import write_nano
+from tests.scripts import Importer
 from tests.test_engine import picture
 
 
@@ -52,7 +51,7 @@ def write_data(data: Path) -> None:
 
 def test_an_evaluation_is_asked_once_and_printed(
     bundle: Path,
-    real_scenes: Callable[[str], ModuleType],
+    real_scenes: Importer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -90,7 +89,7 @@ def test_an_evaluation_is_asked_once_and_printed(
 
 
 def test_parts_that_do_not_exist_are_refused(
-    real_scenes: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    real_scenes: Importer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate = real_scenes("evaluate")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "d", "--work", "w", "--only", "cost,moon"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +11,7 @@ import pytest
 
 from lrs_edge.evaluation.questions import read_questions
 from lrs_edge.evaluation.results import FinestLevel, Result
-
-Importer = Callable[[str], ModuleType]
+from tests.scripts import Importer
 
 
 @pytest.fixture

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +21,7 @@ from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import ClipTower
 from lrs_edge_export.torch_model import decoder, stages, vision
+from tests.scripts import TRAIN, scripts
 
 VOCABULARY, LENGTH = 11, 9
 
@@ -217,25 +214,11 @@ def test_the_clip_tower_is_that_of_transformers(activation: str) -> None:
         close(x, wanted)
 
 
-@contextmanager
-def training_module(name: str) -> Iterator[Any]:
-    """A module of the embedded model's training, whose scripts import each other by bare names."""
-    folder = Path(__file__).parent.parent / "models" / "nano" / "train"
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        try:
-            yield importlib.import_module(name)
-        finally:
-            for new in set(sys.modules) - before:
-                if getattr(sys.modules[new], "__file__", None) == str(folder / f"{new}.py"):
-                    del sys.modules[new]
-
-
 def test_the_embedded_models_training_has_llamas_layers_and_names() -> None:
     config = DecoderConfig(2, 24, 3, 1, 8, 20, 1e-5, 1e5, qkv_bias=False)
     model = judge("Llama", config)
-    with training_module("model") as training:
+    with scripts(TRAIN) as importer:
+        training: Any = importer("model")
         own = training.LanguageModel(
             training.ModelConfig(24, 20, 2, 3, 1, config.eps, config.theta, VOCABULARY)
         )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-TRAIN = Path(__file__).parent.parent / "models" / "nano" / "train"
+from tests.scripts import TRAIN, scripts
 
 PLANES = frozenset({"airplane", "airliner", "propeller"})
 ROAD = frozenset({"vehicle", "car", "van", "truck", "bus"})
@@ -45,21 +42,13 @@ NAMES = {form: labels for names, labels in CALLED for n in names for form in (n,
 
 @pytest.fixture(scope="module")
 def boxed() -> Iterator[SimpleNamespace]:
-    """The modules, which import each other by bare names."""
-    names = {path.stem for path in TRAIN.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TRAIN))
+    """The modules."""
+    with scripts(TRAIN) as importer:
         parts = ("questions", "wording", "things", "cover")
-        modules = {part: importlib.import_module(f"boxed_{part}") for part in parts}
+        modules = {part: importer(f"boxed_{part}") for part in parts}
         text = "\n".join(modules["questions"].every_text()).lower()
         spelled = set(re.findall(r"\w+", text))
-        yield SimpleNamespace(
-            **modules, spelled=spelled, position=importlib.import_module("questions").position
-        )
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(before)
+        yield SimpleNamespace(**modules, spelled=spelled, position=importer("questions").position)
 
 
 @st.composite

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.scripts import TRAIN, Importer, scripts
+
 ROOT = Path(__file__).parent.parent
-TRAIN = ROOT / "models" / "nano" / "train"
 DATA = ROOT.parent / "shared" / "data"
 MANIFEST = json.loads((TRAIN / "data.json").read_text(encoding="utf-8"))
 SOURCES = {source["name"]: source for source in MANIFEST["sources"]}
@@ -22,15 +21,10 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the training data is 
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports modules of the training, which import each other by bare names."""
-    monkeypatch.syspath_prepend(str(TRAIN))
-    names = {path.stem for path in TRAIN.glob("*.py")}
-    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(before)
+def train() -> Iterator[Importer]:
+    """Imports modules of the training."""
+    with scripts(TRAIN) as importer:
+        yield importer
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -69,7 +63,7 @@ def test_images_and_boxes_are_those_of_the_data(name: str) -> None:
 
 
 @needs_data
-def test_the_development_scenes_are_those_of_the_training_code(train: Any) -> None:
+def test_the_development_scenes_are_those_of_the_training_code(train: Importer) -> None:
     is_dev = train("common").is_dev
     dev = Counter(is_dev(r["file"]) for r in rows("aid150_rsicd") if r["split"] == "train")
     source = SOURCES["aid150_rsicd"]
@@ -77,9 +71,7 @@ def test_the_development_scenes_are_those_of_the_training_code(train: Any) -> No
     assert dev == {False: source["used"]["train"], True: held_out}
 
 
-def test_scenes_kept_apart_are_those_of_the_training_code(train: Any) -> None:
-    if not (TRAIN / "real_pictures.py").exists():
-        pytest.skip("real pictures are not trained on")
+def test_scenes_kept_apart_are_those_of_the_training_code(train: Importer) -> None:
     real_pictures = train("real_pictures")
     dubai = SOURCES["dubai_cc0"]
     assert sorted(real_pictures.DUBAI_TRAIN) == dubai["scenes"]["used"]
@@ -89,9 +81,7 @@ def test_scenes_kept_apart_are_those_of_the_training_code(train: Any) -> None:
 
 @needs_data
 @pytest.mark.parametrize("name", ["vhr10_rgb", "airport_338", "simd552_640", "open_objects"])
-def test_what_training_takes_for_complete_is_trusted(train: Any, name: str) -> None:
-    if not (TRAIN / "words.py").exists():
-        pytest.skip("real pictures are not trained on")
+def test_what_training_takes_for_complete_is_trusted(train: Importer, name: str) -> None:
     complete_of = train("words").complete_of
     trusted = SOURCES[name]["trusted"]
     for row in rows(name):

@@ -14,20 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-TRAIN = Path(__file__).parents[1] / "models" / "nano" / "train"
+from tests.scripts import TRAIN, scripts
+
 NAMES = ("drawing", "real_pictures", "token_labels", "words", "run", "common")
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[Any]:
-    """Modules of the training, which import each other by bare names."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(TRAIN))
-    yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    sys.path.remove(str(TRAIN))
-    for name in set(sys.modules) - before:
-        if str(TRAIN) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    """Modules of the training."""
+    with scripts(TRAIN) as importer:
+        yield SimpleNamespace(**{name: importer(name) for name in NAMES})
 
 
 @given(

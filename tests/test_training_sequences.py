@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,16 @@ pytest.importorskip("torch", reason="training needs the `export` extra")
 from tokenizers import Tokenizer
 
 from lrs_edge.bundle.bundle import default_bundle_path
+from tests.scripts import TRAIN, scripts
 
-TRAIN = Path(__file__).parent.parent / "models" / "nano" / "train"
 NAMES = ("common", "views", "questions", "sequences")
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Modules of the training, which import each other by bare names."""
-    monkeypatch.syspath_prepend(str(TRAIN))
-    for name in NAMES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield {name: __import__(name) for name in NAMES}
-    for name in NAMES:
-        sys.modules.pop(name, None)
+def train() -> Iterator[dict[str, Any]]:
+    """Modules of the training."""
+    with scripts(TRAIN) as importer:
+        yield {name: importer(name) for name in NAMES}
 
 
 @pytest.mark.parametrize("seed", range(8))
