@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from scores import (
-    WITHOUT_LABELS,
-    Presence,
-    is_right,
-    mean_over_classes,
-    number,
-    one_of,
-    percent,
-    presence,
-    share,
-    side_choices,
-    thing,
-    within,
-    yes_or_no,
+from figures import (
+    Answer,
+    Blind,
+    all_found,
+    by_class,
+    counts,
+    found_under,
+    known,
+    over_classes,
+    plain,
+    presence_of,
+    right,
+    seen,
+    sides,
+    unseen,
 )
-from tiles import Found, total, under_tiles
+from scores import is_right, percent, side_choices
+from tiles import Found, total
 
 from lrs_edge.evaluation.results import Result
-
-Blind = Mapping[str, str]
-"""Answers by wording."""
 
 MIXED = "with intersections and roundabouts"
 PLAIN = "without them"
@@ -36,101 +35,52 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _known(results: Sequence[Result], category: str) -> list[Result]:
-    return [result for result in results if result.category == category and not result.error]
-
-
-def _plain(results: Sequence[Result]) -> list[Result]:
-    return [result for result in results if thing(result.prompt) not in WITHOUT_LABELS]
-
-
-def _presence(results: Sequence[Result], answer: Callable[[Result], str | None]) -> Presence:
-    return presence([(result.ground_truth, yes_or_no(answer(result))) for result in results])
-
-
 def presence_table(results: Sequence[Result], blind: Blind, title: str = "default options") -> str:
     """Presence balanced over yes and no: all, by class, over classes; beside blind answers."""
-    asked = _known(results, "presence")
-    by_class: dict[str, list[Result]] = {}
-    for result in asked:
-        by_class.setdefault(thing(result.prompt) or "other", []).append(result)
+    asked, classes = known(results, "presence"), by_class(known(results, "presence"))
 
     def line(name: str, some: Sequence[Result]) -> list[str]:
-        seen, unseen = _presence(some, _seen), _presence(some, _unseen(blind))
-        return [name, percent(seen.balanced), str(seen.yes), str(seen.no),
-                str(seen.yes + seen.no), percent(unseen.balanced)]  # fmt: skip
+        told, blindly = presence_of(some, seen), presence_of(some, unseen(blind))
+        return [name, percent(told.balanced), str(told.yes), str(told.no),
+                str(told.yes + told.no), percent(blindly.balanced)]  # fmt: skip
 
-    rows = [
-        line(f"all questions, {MIXED}", asked),
-        line(f"all questions, {PLAIN}", _plain(asked)),
-    ]
-    for name, without in ((MIXED, False), (PLAIN, True)):
-        means = []
-        for answer in (_seen, _unseen(blind)):
-            classes = {
-                each: _presence(some, answer)
-                for each, some in by_class.items()
-                if not (without and each in WITHOUT_LABELS)
-            }
-            means.append(percent(mean_over_classes(classes)))
+    parts = ((MIXED, asked), (PLAIN, plain(asked)))
+    rows = [line(f"all questions, {name}", some) for name, some in parts]
+    for name, some in parts:
+        means = [percent(over_classes(some, answer)) for answer in (seen, unseen(blind))]
         rows.append([f"mean over classes, {name}", means[0], "", "", "", means[1]])
-    rows += [line(name, by_class[name]) for name in sorted(by_class)]
+    rows += [line(name, classes[name]) for name in sorted(classes)]
     head = ["presence", "balanced", "yes", "no", "right", "blind, balanced"]
     return f"**Presence, {title}**\n\n{table(head, rows)}"
 
 
-def _seen(result: Result) -> str | None:
-    return result.text
-
-
-def _unseen(blind: Blind) -> Callable[[Result], str | None]:
-    return lambda result: blind.get(result.prompt)
-
-
 def side_table(results: Sequence[Result], blind: Blind) -> str:
     """Left or right, top or bottom."""
-    asked = _known(results, "side")
-
-    def right(some: Sequence[Result], answer: Callable[[Result], str | None]) -> str:
-        return str(
-            share(
-                one_of(answer(result), side_choices(result.prompt)) == result.ground_truth.lower()
-                for result in some
-            )
-        )
-
+    asked = known(results, "side")
+    ways: tuple[Answer, ...] = (seen, lambda each: side_choices(each.prompt)[0], unseen(blind))
     rows = [
-        [name, right(some, _seen), right(some, lambda result: side_choices(result.prompt)[0]),
-         right(some, _unseen(blind))]
-        for name, some in ((MIXED, asked), (PLAIN, _plain(asked)))
-    ]  # fmt: skip
+        [name, *(str(sides(some, answer)) for answer in ways)]
+        for name, some in ((MIXED, asked), (PLAIN, plain(asked)))
+    ]
     return f"**Side**\n\n{table(['side', 'right', 'always left or top', 'blind'], rows)}"
 
 
 def count_table(results: Sequence[Result], blind: Blind) -> str:
     """Counts from 1 to 9."""
-    asked = _known(results, "count")
-    ways: tuple[tuple[str, Callable[[Result], str | None]], ...] = (
-        ("answers", _seen), ("always 1", lambda _: "1"), ("blind", _unseen(blind)),
+    asked = known(results, "count")
+    ways: tuple[tuple[str, Answer], ...] = (
+        ("answers", seen), ("always 1", lambda _: "1"), ("blind", unseen(blind)),
     )  # fmt: skip
-    rows = []
-    for name, answer in ways:
-        pairs = [(int(result.ground_truth), number(answer(result))) for result in asked]
-        rows.append([name, str(within(pairs, 0)), str(within(pairs, 1))])
+    rows = [
+        [name, str(counts(asked, answer, 0)), str(counts(asked, answer, 1))]
+        for name, answer in ways
+    ]
     return f"**Count**\n\n{table(['count', 'exact', 'within one'], rows)}"
-
-
-def found_under(result: Result, tile: int) -> Found | None:
-    """The boxes of a result under the tiles that it looked at; None without boxes or tiles."""
-    if result.work is None or result.work.finest is None or not result.hbox:
-        return None
-    return under_tiles(result.hbox, result.work.finest, tile, result.work.image_size)
 
 
 def tiles_table(title: str, results: Sequence[Result], tile: int) -> str:
     """Boxes whose centres lie under a tile of the finest level."""
-    every = [found for found in (found_under(result, tile) for result in results) if found]
-    return f"**{title}**\n\n{_tiles(every)}"
+    return f"**{title}**\n\n{_tiles(all_found(results, tile))}"
 
 
 def _tiles(every: Sequence[Found]) -> str:
@@ -148,8 +98,8 @@ def _tiles(every: Sequence[Found]) -> str:
 
 def water_table(results: Sequence[Result], blind: Blind, tile: int) -> str:
     """Ships on open water: found by the search, and answered."""
-    every = [found for found in (found_under(result, tile) for result in results) if found]
-    answered = _presence(results, _seen)
+    every = all_found(results, tile)
+    answered = presence_of(results, seen)
     rows = [
         [result.question_id, result.ground_truth, result.text.replace("|", "/"),
          f"{found.found} of {found.boxes}" if (found := found_under(result, tile)) else "-"]
@@ -169,11 +119,10 @@ def dubai_table(results: Sequence[Result], blind: Blind) -> str:
     for result in results:
         kinds.setdefault(_kind(result), []).append(result)
 
-    def right(some: Sequence[Result], answer: Callable[[Result], str | None]) -> str:
-        return str(share(is_right(each.prompt, answer(each), each.ground_truth) for each in some))
-
-    rows = [[name, right(some, _seen), right(some, _unseen(blind))] for name, some in kinds.items()]
-    rows.append(["all", right(results, _seen), right(results, _unseen(blind))])
+    rows = [
+        [name, *(str(right(some, answer)) for answer in (seen, unseen(blind)))]
+        for name, some in (*kinds.items(), ("all", results))
+    ]
     listed = [
         [
             each.image.rsplit("/", maxsplit=1)[-1].split(".")[0],
