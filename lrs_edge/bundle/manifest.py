@@ -17,7 +17,8 @@ alone. Today's:
 
 Graphs of one stage have the same inputs and outputs for every model family:
 
-    vision   pixel_values [N, 3, S, S] float32 (normalised)   -> tokens [N, T, D] float32
+    vision   pixel_values [N, 3, S, S] float32 (normalised)   -> tokens [N, T, D] float32,
+             objects [N, C + 2, G, G] float32 where `VisionSpec.objects` says so
     rfm      inputs_embeds [1, L, D], position_ids [1, L], past_length [1],
              past_key_0, past_value_0 .. past_key_{n-1}, past_value_{n-1}, past_key_n
              -> logits [H, past_length + L], present_* as past_*
@@ -154,6 +155,24 @@ class TowerSpec(msgspec.Struct, frozen=True):
     projector_flops: int = 0
 
 
+class ObjectSpec(msgspec.Struct, frozen=True):
+    """The vision graph's detector, whose output is `objects` float32 [N, C + 2, G, G].
+
+    The first C maps are the probability that an object of a label has its centre in the cell, the
+    last two log2 of its box's width and height in cells (`lrs_edge.objects`).
+
+    Attributes:
+        labels: Names of the C labels.
+        grid: Cells G along a tile's side.
+        thresholds: Two scores per label: from the first an object counts as doubtful, from the
+            second as sure.
+    """
+
+    labels: tuple[str, ...]
+    grid: int
+    thresholds: tuple[tuple[float, float], ...]
+
+
 class VisionSpec(StageSpec, frozen=True):
     """Vision encoder with projector.
 
@@ -169,6 +188,7 @@ class VisionSpec(StageSpec, frozen=True):
         positions: Entries G of the learned row and column embeddings that are added to tokens by
             their place in the image; 0 where the model has none.
         tower: Tower and projector as graphs of their own (`--vision-attention`), or None.
+        objects: The detector beside the tokens, or None.
     """
 
     tile: int
@@ -179,6 +199,7 @@ class VisionSpec(StageSpec, frozen=True):
     flops: int
     positions: int = 0
     tower: TowerSpec | None = None
+    objects: ObjectSpec | None = None
 
 
 class SegmentSpec(msgspec.Struct, frozen=True):

@@ -1,0 +1,79 @@
+"""What was found, in words: the text that the language model reads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lrs_edge.bundle.manifest import ObjectSpec
+from lrs_edge.objects.detections import Detections
+
+#: Names of the parts of a 3 x 3 grid over the image, row-major.
+NINTHS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
+
+#: Parts that are named for one label.
+MOST_NINTHS = 3
+
+#: Counts above this are "many".
+MOST_COUNTED = 99
+
+#: Stands before labels that are doubtful.
+DOUBTFUL = "perhaps "
+
+#: What an image without any object is said to show.
+NOTHING = "nothing"
+
+
+def describe(found: Detections, spec: ObjectSpec, most: int = 10) -> str:
+    """Labels with how many there are and where, the surest first.
+
+    A label with an object that reaches its high threshold counts the objects that do; one that
+    reaches only the low threshold counts those, and is doubtful. The halves are those of the
+    objects' mean centre, the ninths the most frequent ones of their centres:
+
+        airplane 3 left top: top left, center; perhaps bridge 1 right bottom: bottom
+
+    Args:
+        found: Merged objects (`lrs_edge.objects.merge`).
+        spec: Labels and thresholds.
+        most: Labels that are named at most.
+
+    Returns:
+        "nothing" where nothing reaches its low threshold.
+    """
+    items = []
+    centres = found.centres.astype(np.float64)
+    for label in np.unique(found.labels):
+        low, high = (np.float32(threshold) for threshold in spec.thresholds[label])
+        own = found.labels == label
+        best = found.scores[own].max()
+        if best < low:
+            continue
+        doubtful = bool(best < high)
+        counted = centres[own & (found.scores >= (low if doubtful else high))]
+        text = f"{spec.labels[label]} {_count(len(counted))} {_places(counted)}"
+        items.append((doubtful, -float(best), int(label), (DOUBTFUL if doubtful else "") + text))
+    return "; ".join(text for *_, text in sorted(items)[:most]) or NOTHING
+
+
+def _count(number: int) -> str:
+    return str(number) if number <= MOST_COUNTED else "many"
+
+
+def _places(centres: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
+    """Halves of the mean and most frequent ninths of points [n, 2] in shares of the image."""
+    x, y = centres.mean(axis=0)
+    halves = f"{'right' if x >= 0.5 else 'left'} {'bottom' if y >= 0.5 else 'top'}"
+    cols, rows = np.minimum(centres * 3, 2).astype(np.int64).T
+    counts = np.bincount(rows * 3 + cols, minlength=9)
+    frequent = np.argsort(-counts, kind="stable")[:MOST_NINTHS]
+    return f"{halves}: {', '.join(NINTHS[i] for i in frequent if counts[i])}"
