@@ -454,6 +454,14 @@ def _conv(node: Node, inputs: Sequence[Value]) -> list[Value]:
     return [Value((data[0], kernel[0], *sizes))]
 
 
+def _depth_to_space(node: Node, inputs: Sequence[Value]) -> list[Value]:
+    shape = inputs[0].shape
+    (block,) = node.numbers.get("blocksize", (0,))
+    if len(shape) != 4 or block < 1 or shape[1] % block**2:
+        raise WireError("DepthToSpace does not fit")
+    return [Value((shape[0], shape[1] // block**2, shape[2] * block, shape[3] * block))]
+
+
 def _dynamic(_node: Node, inputs: Sequence[Value]) -> list[Value]:
     return [Value(inputs[0].shape), Value(()), Value(())]
 
@@ -504,6 +512,7 @@ _FUNCTIONS: dict[str, Callable[[Node, Sequence[Value]], list[Value]]] = {
     "Gemm": _gemm,
     "Conv": _conv,
     "ConvInteger": _conv,
+    "DepthToSpace": _depth_to_space,
     "DynamicQuantizeLinear": _dynamic,
     "MatMulNBits": _n_bits,
     "GroupQueryAttention": _attention,

@@ -60,7 +60,7 @@ _OPERATORS = {
     "": ELEMENTWISE
     | frozenset(
         (
-            *("BatchNormalization", "Concat", "Conv", "ConvInteger"),
+            *("BatchNormalization", "Concat", "Conv", "ConvInteger", "DepthToSpace"),
             *("DynamicQuantizeLinear", "Expand", "Flatten", "Gather", "Gemm", "MatMul"),
             *("MatMulInteger", "Pad", "Range", "ReduceMax", "ReduceMean", "ReduceMin"),
             *("ReduceSum", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose"),

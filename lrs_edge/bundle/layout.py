@@ -11,9 +11,12 @@ part is an object whose `part` names its kind:
     {"part": "local_rows", "newline": true}          tokens of the tiles, in rows across all tiles
     {"part": "local_tiles", "before": "\n<tile {number}>", "after": ""}
                                                      tokens of the tiles, tile after tile
+    {"part": "objects", "text": "\nSeen: {objects}"} what the vision stage's detector found
     {"part": "question", "text": "\n{question} ASSISTANT:", "newline": true}
 
-There is one global view, then one of `local_rows` and `local_tiles`, then one question. All parts
+There is one global view, then one of `local_rows` and `local_tiles`, then one question. Right after
+the local tokens there may be `objects`, for the language model alone: the region focus module never
+sees it, and a layout has it if and only if the bundle's vision stage has a detector. All parts
 before the local tokens are the prefix, which is the same for every level of the search and for
 every question, and whose keys and values are reused.
 """
@@ -24,6 +27,9 @@ import msgspec
 
 #: Stands for the question in a `Question`.
 QUESTION = "{question}"
+
+#: Stands for what was found in an `Objects`.
+OBJECTS = "{objects}"
 
 #: Stand for a tile in the marks of `LocalTiles`, all counted from 1: its row and its column in the
 #: level's grid of tiles, and its number in that grid, row after row.
@@ -78,6 +84,16 @@ class LocalTiles(_Part, frozen=True, tag="local_tiles"):
     after: str = ""
 
 
+class Objects(_Part, frozen=True, tag="objects"):
+    """What the detector found on the tiles looked at, in words, tokenised with the text around it.
+
+    Attributes:
+        text: `{objects}` is replaced (`lrs_edge.objects.describe`).
+    """
+
+    text: str
+
+
 class Question(_Part, frozen=True, tag="question"):
     """The question in its text, tokenised as one.
 
@@ -91,7 +107,7 @@ class Question(_Part, frozen=True, tag="question"):
     newline: bool = False
 
 
-Part = Text | TokenIds | GlobalView | Separator | LocalRows | LocalTiles | Question
+Part = Text | TokenIds | GlobalView | Separator | LocalRows | LocalTiles | Objects | Question
 
 
 class PromptSpec(msgspec.Struct, frozen=True):
@@ -121,6 +137,11 @@ class PromptSpec(msgspec.Struct, frozen=True):
         assert isinstance(part, LOCAL)
         return part
 
+    @property
+    def objects(self) -> Objects | None:
+        """How the sequence says what was found, or None."""
+        return next((part for part in self.parts if isinstance(part, Objects)), None)
+
 
 #: The kinds of part that local tokens can be.
 LOCAL = (LocalRows, LocalTiles)
@@ -133,6 +154,7 @@ def rows_layout(
     separator_id: int,
     bos_id: int | None = None,
     question_newline: bool = False,
+    objects: str | None = None,
 ) -> tuple[Part, ...]:
     """The layout of the authors' models: text, global view, separator, rows with newlines, text.
 
@@ -142,14 +164,17 @@ def rows_layout(
         separator_id: Token between global view and local tokens.
         bos_id: Token before the prefix, or None.
         question_newline: See `Question`.
+        objects: Text that says what was found, in which `{objects}` is replaced, or None.
     """
     first = () if bos_id is None else (TokenIds((bos_id,)),)
+    found = () if objects is None else (Objects(objects),)
     return (
         *first,
         Text(prefix),
         GlobalView(),
         Separator((separator_id,)),
         LocalRows(),
+        *found,
         Question(suffix, question_newline),
     )
 
@@ -165,9 +190,17 @@ def problems(parts: tuple[Part, ...]) -> str:
         return "must have its global_view before its local tokens, and its question after them"
     if any(isinstance(part, Separator) for part in parts[local:]):
         return "must have a separator before its local tokens only"
-    for part in parts:
-        if isinstance(part, Question) and part.text.count(QUESTION) != 1:
-            return f"must have {QUESTION} once in the text of its question"
-        if isinstance(part, Text) and QUESTION in part.text:
-            return f"must have {QUESTION} in its question only"
+    if any(isinstance(p, Objects) for p in (*parts[: local + 1], *parts[local + 2 :])):
+        return "must have its objects once, right after its local tokens"
+    return next(filter(None, map(_problem, parts)), "")
+
+
+def _problem(part: Part) -> str:
+    """What is wrong with the text of a part; empty where nothing is."""
+    if isinstance(part, Objects) and part.text.count(OBJECTS) != 1:
+        return f"must have {OBJECTS} once in the text of its objects"
+    if isinstance(part, Question) and part.text.count(QUESTION) != 1:
+        return f"must have {QUESTION} once in the text of its question"
+    if isinstance(part, Text | Objects) and QUESTION in part.text:
+        return f"must have {QUESTION} in its question only"
     return ""

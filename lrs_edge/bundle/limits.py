@@ -8,6 +8,7 @@ from pathlib import Path
 from lrs_edge.bundle.calibration import calibration_problems
 from lrs_edge.bundle.layout import (
     LocalTiles,
+    Objects,
     PromptSpec,
     Question,
     Separator,
@@ -15,7 +16,7 @@ from lrs_edge.bundle.layout import (
     TokenIds,
     problems,
 )
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest, StageSpec, VisionSpec
+from lrs_edge.bundle.manifest import DecoderSpec, Manifest, ObjectSpec, StageSpec, VisionSpec
 from lrs_edge.errors import BundleError
 
 #: Bounds in the manner of `lrs_edge_export.families.registry`: several times what the largest
@@ -39,6 +40,8 @@ MAX_TEMPLATE = 4096
 #: Parts of a prompt's layout.
 MAX_PARTS = 64
 MAX_STOPS = 64
+#: Labels of a detector, characters of each, cells along a tile's side.
+MAX_LABELS, MAX_LABEL, MAX_CELLS = 256, 64, 256
 MAX_STOP_TEXT = 256
 MAX_FILES = 4096
 MAX_NAME = 1024
@@ -135,6 +138,27 @@ def _vision(vision: VisionSpec) -> Iterator[str]:
         counted += [vision.tower.flops, vision.tower.projector_flops]
     for value in counted:
         yield from _within("vision.flops", value, 0, MAX_FLOPS)
+    if vision.objects is not None:
+        yield from _objects(vision.objects)
+
+
+def _objects(spec: ObjectSpec) -> Iterator[str]:
+    yield from _within("labels of vision.objects", len(spec.labels), 1, MAX_LABELS)
+    for label in spec.labels:
+        # Labels stand in the prompt, between commas and lines.
+        if not 1 <= len(label) <= MAX_LABEL or not label.isprintable() or label != label.strip():
+            yield (
+                f"labels of vision.objects must have 1..{MAX_LABEL} printable characters, none "
+                "with spaces around it"
+            )
+    if len(set(spec.labels)) != len(spec.labels):
+        yield "vision.objects must name no label twice"
+    yield from _within("vision.objects.grid", spec.grid, 1, MAX_CELLS)
+    if len(spec.thresholds) != len(spec.labels):
+        yield "thresholds of vision.objects must be one pair for each label"
+    # Not a number compares as false.
+    if not all(0 <= low <= high <= 1 for low, high in spec.thresholds):
+        yield "thresholds of vision.objects must be 0..1, the first at most the second"
 
 
 def _decoder(name: str, spec: DecoderSpec) -> Iterator[str]:
@@ -165,6 +189,8 @@ def _together(manifest: Manifest) -> Iterator[str]:
         end += segment.layers
     if end not in (0, llm.layers):
         yield "llm.segments must be all layers, each once and in order"
+    if (vision.objects is None) != (manifest.prompt.objects is None):
+        yield "vision.objects and an objects part of prompt.parts must be there both, or neither"
     search = manifest.search
     yield from _within(
         "search.base_side", search.base_side, vision.tile, MAX_BASE_TILES * vision.tile
@@ -189,7 +215,7 @@ def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
     if problem := problems(prompt.parts):
         yield f"prompt.parts {problem}"
     for part in prompt.parts:
-        texts = [part.text] if isinstance(part, Text | Question) else []
+        texts = [part.text] if isinstance(part, Text | Objects | Question) else []
         if isinstance(part, LocalTiles):
             texts = [part.before, part.after]
         if any(len(text) > MAX_TEMPLATE for text in texts):

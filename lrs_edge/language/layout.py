@@ -118,11 +118,22 @@ class SequenceBuilder:
         shown = local.sequence(start + local.offsets)
         return concatenate(prefix, shown, self.suffix(after, start + local.span))
 
-    def final(self, prefix: TokenSequence, kept: LocalTokens, after: Embeds) -> TokenSequence:
-        """What the language model is given: kept local tokens, positions without gaps."""
+    def final(
+        self, prefix: TokenSequence, kept: LocalTokens, after: Embeds, note: Embeds | None = None
+    ) -> TokenSequence:
+        """What the language model is given: kept local tokens, positions without gaps.
+
+        Args:
+            prefix: See `prefix`.
+            kept: The local tokens.
+            after: float32 [a, D], embeddings of the text after the local tokens.
+            note: float32 [m, D], of what was found, which stands between both
+                (`Prompt.note`); None for nothing.
+        """
         start = len(prefix)
         local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
-        return concatenate(prefix, local, self.suffix(after, start + len(kept)))
+        text = after if note is None else np.concatenate([note, after])
+        return concatenate(prefix, local, self.suffix(text, start + len(kept)))
 
     def count(self, grid: TokenGrid) -> int:
         """Local tokens of a whole level; where marks differ in length, at most so many."""

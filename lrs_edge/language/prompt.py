@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from lrs_edge.bundle.layout import (
+    OBJECTS,
     QUESTION,
     GlobalView,
     Part,
@@ -120,10 +121,17 @@ class Prompt:
             self._before, self.ids(self._spec.parts[self._spec.local_place + 1 :], text, end_str)
         )
 
+    def note(self, found: str) -> NDArray[np.int64]:
+        """Token ids int64 [n] of what was found, in words; none where the layout has no place."""
+        part = self._spec.objects
+        if part is None:
+            return np.zeros(0, np.int64)
+        return self.encode(part.text.replace(OBJECTS, found))
+
     def ids(
         self, parts: Sequence[Part], question: str = "", end_str: str = ""
     ) -> NDArray[np.int64]:
-        """Token ids int64 [n] of consecutive parts; those that are not text have none.
+        """Token ids int64 [n] of consecutive parts; others have none, and `objects` neither.
 
         Args:
             parts: Of the layout.
