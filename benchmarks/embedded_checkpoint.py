@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.measure import parser_for
 from lrs_edge.bundle.bundle import Bundle, open_bundle
-from lrs_edge.bundle.layout import Question, Separator, Text
+from lrs_edge.bundle.layout import Objects, Question, Separator, Text
 from lrs_edge.bundle.manifest import (
     EMBED_TOKENS,
     IMAGE_NEWLINE,
@@ -32,6 +32,7 @@ from lrs_edge.bundle.manifest import (
     DecoderSpec,
     Flavour,
     Manifest,
+    ObjectSpec,
     StageSpec,
 )
 from lrs_edge.errors import BundleError
@@ -43,7 +44,7 @@ Array = NDArray[np.float32]
 _INTEGERS = re.compile(r"(?P<name>.+\.weight)\.int(8|4)")
 _SCALES = ("scale", "scale8", "scale4")
 
-_NECK = "model.vision_neck."
+_NECK, _OBJECTS = "model.vision_neck.", "model.vision_objects."
 
 #: What onnxruntime's static quantization makes of a weight or a bias, and the names of its scales.
 _STATIC = re.compile(r"(?P<name>.+\.(weight|bias))_quantized")
@@ -75,6 +76,7 @@ def write_checkpoint(bundle: Path | None, folder: Path) -> Path:
     save_file(tensors, folder / "model.safetensors")
     config = _config(source.manifest, graphs["llm"], source.file(source.manifest.tokenizer))
     config |= _rfm_config(source.manifest) | _neck_config(tensors)
+    config |= _objects_config(source.manifest.vision.objects, tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     penalty = {"repetition_penalty": source.manifest.repetition_penalty}
     (folder / "generation_config.json").write_text(json.dumps(penalty))
@@ -102,6 +104,18 @@ def _neck_config(tensors: dict[str, Array]) -> dict[str, Any]:
     kernels = {key: tensors.get(f"{_NECK}{name}.weight") for key, name in parts.items()}
     found = {key: len(kernel) for key, kernel in kernels.items() if kernel is not None}
     return {"vision_neck": found} if found else {}
+
+
+def _objects_config(spec: ObjectSpec | None, tensors: dict[str, Array]) -> dict[str, Any]:
+    if spec is None:
+        return {}
+    return {
+        "vision_objects": {
+            "width": len(tensors[f"{_OBJECTS}fine.weight"]),
+            "labels": list(spec.labels),
+            "thresholds": [list(pair) for pair in spec.thresholds],
+        }
+    }
 
 
 class _Graph:
@@ -191,6 +205,8 @@ def _vision_tensors(name: str, value: Array) -> dict[str, Array]:
         return {f"model.mm_projector.mlp_projector.{layer}": value.T}
     if name.startswith("neck."):
         return {_NECK + name.removeprefix("neck."): value}
+    if name.startswith("objects."):
+        return {_OBJECTS + name.removeprefix("objects."): value}
     if name.endswith(".weight"):
         return {f"model.vision_tower.{name}": value}
     norm = _norm_behind(name.removesuffix(".bias"))
@@ -239,7 +255,9 @@ def _config(manifest: Manifest, llm: _Graph, tokenizer: Path) -> dict[str, Any]:
     vocabulary = json.loads(tokenizer.read_text())
     names = {token["id"]: token["content"] for token in vocabulary["added_tokens"]}
     names |= {place: name for name, place in vocabulary["model"]["vocab"].items()}
-    text, _, separator, _, question = manifest.prompt.parts
+    # What was seen is said in one way by all checkpoints that have a head for it.
+    parts = [part for part in manifest.prompt.parts if not isinstance(part, Objects)]
+    text, _, separator, _, question = parts
     if not (
         isinstance(text, Text)
         and isinstance(separator, Separator)

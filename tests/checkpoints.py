@@ -62,7 +62,8 @@ def write_qwen(folder: Path, **config: Any) -> Path:
 def write_nano(folder: Path, **config: Any) -> Path:
     """A `nano` checkpoint with 64-pixel tiles; see `write_qwen`.
 
-    Where an entry is `vision_neck`, the weights that it asks for are there.
+    Where an entry is `vision_neck`, and `vision_objects` beside it, the weights that it asks for
+    are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     described = _decoder_config() | {
@@ -88,6 +89,8 @@ def write_nano(folder: Path, **config: Any) -> Path:
     weights |= {f"model.vision_tower.{name}": value for name, value in tower.items()}
     if neck := config.get("vision_neck"):
         weights |= neck_weights(_Random(5), **neck)
+        if objects := config.get("vision_objects"):
+            weights |= object_weights(_Random(6), 2 * neck["width"], objects)
     save_file(weights, folder / "model.safetensors")
     return folder
 
@@ -241,6 +244,23 @@ def neck_weights(draw: _Random, *, width: int, words: int, low: int = 160) -> We
         weights[f"model.vision_neck.{name}.weight"] = draw.matrix(*shape)
         weights[f"model.vision_neck.{name}.bias"] = draw.bias(shape[0])
     weights["model.mm_projector.neck.weight"] = draw.matrix(HIDDEN, width + words)
+    return weights
+
+
+def object_weights(draw: _Random, neck: int, config: Any) -> Weights:
+    """Random weights of an object head on `neck` channels."""
+    width, both = config["width"], 2 * config["width"]
+    shapes = {
+        "coarse": (4 * width, neck, 1, 1),
+        "fine": (width, 112, 1, 1),
+        "mix.0": (both, both, 3, 3),
+        "mix.1": (both, both, 3, 3),
+        "out": (len(config["labels"]) + 2, both, 1, 1),
+    }
+    weights: Weights = {}
+    for name, shape in shapes.items():
+        weights[f"model.vision_objects.{name}.weight"] = draw.matrix(*shape)
+        weights[f"model.vision_objects.{name}.bias"] = draw.bias(shape[0])
     return weights
 
 

@@ -18,6 +18,7 @@ from lrs_edge.bundle.manifest import (
     Flavour,
     GraphFile,
     Manifest,
+    ObjectSpec,
     SearchSpec,
     SegmentSpec,
     Source,
@@ -40,6 +41,7 @@ from lrs_edge_export.bundle.stages import (
 )
 from lrs_edge_export.checkpoints.checkpoint import file_sha256
 from lrs_edge_export.checkpoints.model import DecoderStage, Model
+from lrs_edge_export.checkpoints.vision import ObjectHead, VisionStage
 from lrs_edge_export.graphs.flops import graph_flops
 from lrs_edge_export.quantization.precision import Plan
 
@@ -154,6 +156,7 @@ class BundleFolder:
             positions=0 if self._model.positions is None else self._model.positions.entries,
             flops=graph_flops(self._folder / VISION),
             tower=self._tower_spec() if self._options.vision_attention else None,
+            objects=None if stage.objects is None else _object_spec(stage.objects, stage),
         )
 
     def _llm_spec(self, plan: Plan) -> DecoderSpec:
@@ -173,6 +176,10 @@ def _entry(path: Path) -> FileEntry:
     name = path.name.removesuffix(".data")
     role = "llm" if name.startswith("llm_segment") else _ROLES[name]
     return FileEntry(role, path.stat().st_size, file_sha256(path))
+
+
+def _object_spec(head: ObjectHead, stage: VisionStage) -> ObjectSpec:
+    return ObjectSpec(head.labels, head.scale * stage.tower.grid, head.thresholds)
 
 
 def _decoder_spec(

@@ -100,6 +100,57 @@ def _lite0_blocks() -> tuple[EfficientNetBlock, ...]:
 
 
 @dataclass(frozen=True)
+class ObjectHead:
+    """What finds objects in a neck's maps: centres and sizes on cells half as wide as tokens.
+
+    What both 3 x 3 convolutions of the neck give, spread to twice the resolution, and its finer map
+    before the stride are each made narrow, joined, and pass two 3 x 3 convolutions; all end in
+    ReLU6. A last convolution gives a logit per label, and log2 of the width and the height of the
+    object's box in cells.
+
+    Attributes:
+        tensors: Source scoped to the head: `coarse`, `fine`, `mix.0`, `mix.1`, `out`.
+        width: Channels W of either part; the 3 x 3 convolutions have 2 * W.
+        labels: Names of the C labels.
+        thresholds: Two scores per label: from the first an object counts as doubtful, from the
+            second as sure.
+    """
+
+    tensors: Scoped
+    width: int
+    labels: tuple[str, ...]
+    thresholds: tuple[tuple[float, float], ...]
+
+    #: Cells along a token's side, and maps behind those of the labels.
+    scale = 2
+    sizes = 2
+
+    @property
+    def outputs(self) -> int:
+        """Maps that are given out."""
+        return len(self.labels) + self.sizes
+
+    def check(self, neck: int, low: int) -> None:
+        """Check all tensors against the config.
+
+        Args:
+            neck: Channels of both 3 x 3 convolutions of the neck together.
+            low: Channels of the finer map.
+
+        Raises:
+            ExportError: Tensors are missing or of other shapes, or there are more.
+        """
+        both = 2 * self.width
+        shapes = _affine("coarse", (self.scale**2 * self.width, neck, 1, 1))
+        shapes |= _affine("fine", (self.width, low, 1, 1))
+        shapes |= _affine("mix.0", (both, both, 3, 3))
+        shapes |= _affine("mix.1", (both, both, 3, 3))
+        shapes |= _affine("out", (self.outputs, both, 1, 1))
+        self.tensors.require(shapes, "object head")
+        self.tensors.refuse_others("", set(shapes), "object head")
+
+
+@dataclass(frozen=True)
 class VisionNeck:
     """What is made of two of a tower's maps beside its features, for every token.
 
@@ -115,6 +166,7 @@ class VisionNeck:
         width: Channels of the features' part and of both 3 x 3 convolutions.
         low: Channels of the finer map's part.
         words: Words K.
+        objects: What finds objects in the neck's maps; None for none.
     """
 
     tensors: Scoped
@@ -122,6 +174,7 @@ class VisionNeck:
     width: int
     low: int
     words: int
+    objects: ObjectHead | None = None
 
     #: Words are multiplied by this, the most that ReLU6 gives.
     gain = 6.0
@@ -152,6 +205,8 @@ class VisionNeck:
         linear: Shapes = {"weight": (hidden, self.outputs)}
         self.projection.require(linear, "vision neck's projection")
         self.projection.refuse_others("", set(linear), "vision neck's projection")
+        if self.objects is not None:
+            self.objects.check(2 * self.width, low)
 
 
 @dataclass(frozen=True)
@@ -239,6 +294,11 @@ class VisionStage:
     def neck(self) -> VisionNeck | None:
         """The tower's neck, if it has one."""
         return self.tower.neck if isinstance(self.tower, EfficientNetTower) else None
+
+    @property
+    def objects(self) -> ObjectHead | None:
+        """What finds objects, if there is one."""
+        return None if self.neck is None else self.neck.objects
 
     def check(self) -> None:
         """Check all tensors against the config. Raises ExportError."""

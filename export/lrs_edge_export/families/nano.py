@@ -2,15 +2,16 @@
 
 Everything that other families fix by convention stands in its config.json: normalisation, prompt,
 separator, base side, token grid. Optional there: `position_entries` (rows of the position tables),
-`vision_neck` (`width`, `words`, `low`: `VisionNeck`), and `rfm_from_llm` (LAYERS of
-`lrs-edge export --rfm from-llm:LAYERS`, for a checkpoint without a region focus module).
+`vision_neck` (`width`, `words`, `low`: `VisionNeck`), `vision_objects` on top of it (`width`,
+`labels`, `thresholds`: `ObjectHead`; what it finds is said in the prompt), and `rfm_from_llm`
+(LAYERS of `lrs-edge export --rfm from-llm:LAYERS`, for a checkpoint without a region focus module).
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.bundle.layout import Objects, PromptSpec, rows_layout
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import copied
@@ -18,7 +19,12 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, PositionTables, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.checkpoints.vision import EfficientNetTower, VisionNeck, VisionStage
+from lrs_edge_export.checkpoints.vision import (
+    EfficientNetTower,
+    ObjectHead,
+    VisionNeck,
+    VisionStage,
+)
 from lrs_edge_export.families.registry import (
     MAX_TILE,
     MAX_TOKENS,
@@ -32,9 +38,17 @@ from lrs_edge_export.families.registry import (
 _TOWER = "efficientnet-lite0"
 _STRIDE = 32
 _NECK = "model.vision_neck."
+_OBJECTS = "model.vision_objects."
 #: Channels that the neck makes of the finer map, where config.json does not say.
 _LOW = 160
+#: How the prompt says what an object head found.
+_SEEN = "\nSeen: {objects}"
 _MAX_POSITIONS = 1 << 12
+#: Channels of either part of an object head, and labels, at most: a tile's maps are in memory.
+_MAX_OBJECT_WIDTH = 512
+_MAX_LABELS = 256
+#: Characters of a label: labels stand in the prompt.
+_MAX_LABEL = 64
 
 
 def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
@@ -55,9 +69,17 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     suffix = config.text("prompt_suffix")
     if "{question}" not in suffix:
         raise config.wrong("prompt_suffix", "must contain {question}")
+    vision = _vision(config, weights, decoder.hidden)
+    layout = rows_layout(
+        config.text("prompt_prefix"),
+        suffix,
+        separator_id=tokenizer.id_of(config.text("separator")),
+    )
+    if vision.objects is not None:
+        layout = (*layout[:-1], Objects(_SEEN), layout[-1])
     model = Model(
         family="nano",
-        vision=_vision(config, weights, decoder.hidden),
+        vision=vision,
         rfm=region_focus(config, decoder, weights),
         llm=DecoderStage(decoder, inner),
         embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
@@ -65,14 +87,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         image_newline=lambda: inner.read("image_newline"),
         vocabulary=vocabulary,
         tokenizer_json=tokenizer.text,
-        prompt=PromptSpec(
-            rows_layout(
-                config.text("prompt_prefix"),
-                suffix,
-                separator_id=tokenizer.id_of(config.text("separator")),
-            ),
-            stop_ids(config, generation, vocabulary),
-        ),
+        prompt=PromptSpec(layout, stop_ids(config, generation, vocabulary)),
         base_side=config.integer("base_side", 1, MAX_TILE),
         limits=Limits(max_length=longest, max_positions=longest),
         repetition=repetition(config, generation, vocabulary),
@@ -121,14 +136,71 @@ def _vision(config: Settings, weights: Scoped, hidden: int) -> VisionStage:
 def _neck(config: Settings, weights: Scoped) -> VisionNeck | None:
     tensors = Scoped(weights, _NECK)
     described = config.section("vision_neck")
+    objects = _objects(config, weights)
     if described is None:
         if tensors.names():
             raise config.wrong("vision_neck", f"must describe the weights {_NECK}*")
+        if objects is not None:
+            raise config.wrong("vision_neck", "must be there where there are vision_objects")
         return None
     return VisionNeck(
         tensors,
+        objects=objects,
         projection=Scoped(weights, "model.mm_projector.neck."),
         width=described.integer("width", 1, MAX_WIDTH),
         low=described.integer("low", 1, MAX_WIDTH, default=_LOW),
         words=described.integer("words", 1, MAX_WIDTH),
     )
+
+
+def _objects(config: Settings, weights: Scoped) -> ObjectHead | None:
+    tensors = Scoped(weights, _OBJECTS)
+    described = config.section("vision_objects")
+    if described is None:
+        if tensors.names():
+            raise config.wrong("vision_objects", f"must describe the weights {_OBJECTS}*")
+        return None
+    labels = _labels(described)
+    return ObjectHead(
+        tensors,
+        width=described.integer("width", 1, _MAX_OBJECT_WIDTH),
+        labels=labels,
+        thresholds=_thresholds(described, len(labels)),
+    )
+
+
+def _labels(described: Settings) -> tuple[str, ...]:
+    """Names of labels, which are said in the prompt. Raises ExportError."""
+    found = described.values.get("labels")
+    if not isinstance(found, list) or not 1 <= len(found) <= _MAX_LABELS:
+        raise described.wrong("labels", f"must be a list of 1..{_MAX_LABELS} labels")
+    for label in found:
+        sound = isinstance(label, str) and 1 <= len(label) <= _MAX_LABEL
+        if not sound or not label.isprintable() or label != label.strip():
+            raise described.wrong(
+                "labels",
+                f"must have labels of 1..{_MAX_LABEL} printable characters, none with spaces "
+                "around it",
+            )
+    if len(set(found)) != len(found):
+        raise described.wrong("labels", "must name no label twice")
+    return tuple(found)
+
+
+def _thresholds(described: Settings, count: int) -> tuple[tuple[float, float], ...]:
+    """Two scores per label, from which objects are doubtful and sure. Raises ExportError."""
+    found = described.values.get("thresholds")
+    rule = "must be a list of [low, high] for each label, 0 <= low <= high <= 1"
+    if not isinstance(found, list) or len(found) != count:
+        raise described.wrong("thresholds", rule)
+    pairs = []
+    for pair in found:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise described.wrong("thresholds", rule)
+        # Not a number compares as false.
+        if any(isinstance(x, bool) or not isinstance(x, int | float) for x in pair) or not (
+            0 <= pair[0] <= pair[1] <= 1
+        ):
+            raise described.wrong("thresholds", rule)
+        pairs.append((float(pair[0]), float(pair[1])))
+    return tuple(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.vision import (
     ClipTower,
     EfficientNetTower,
+    ObjectHead,
     VisionNeck,
     VisionStage,
     same_padding,
@@ -31,8 +33,15 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
     if isinstance(stage.tower, ClipTower):
         _project(graph, stage, _Clip(graph, stage.tower).features(pixels))
     else:
-        _project(graph, stage, *_EfficientNet(graph, stage.tower).features(pixels))
+        net = _EfficientNet(graph, stage.tower)
+        _project(graph, stage, *net.features(pixels))
+        if (head := stage.objects) is not None:
+            objects = graph.to_float32(net.objects(head))
+            graph.node("Identity", objects, out="objects", label="objects.output")
     graph.output("tokens", ("N", stage.tower.grid**2, stage.hidden))
+    if stage.objects is not None:
+        cells = stage.objects.scale * stage.tower.grid
+        graph.output("objects", ("N", stage.objects.outputs, cells, cells))
     graph.save(path)
 
 
@@ -221,6 +230,7 @@ class _EfficientNet:
     def __init__(self, graph: GraphWriter, tower: EfficientNetTower) -> None:
         self._graph = graph
         self._tower = tower
+        self._neck_maps: tuple[str, str] | None = None
 
     def features(self, pixels: str) -> tuple[str, str | None]:
         """Features [N, grid * grid, 1280], and what the neck gives, [N, grid * grid, outputs]."""
@@ -255,30 +265,68 @@ class _EfficientNet:
 
     def _context(self, neck: VisionNeck, high: str, low: str) -> str:
         """What the neck makes of the features and the finer map, [N, grid * grid, outputs]."""
-        graph = self._graph
-
-        def conv(x: str, name: str, kernel: int, stride: int = 1, dilation: int = 1) -> str:
-            label, read = f"neck.{name}", neck.tensors.read
-            pad = dilation * (kernel - 1) // 2 if stride == 1 else 0
-            return graph.node(
-                "Conv",
-                x,
-                graph.kernel(label, lambda: read(f"{name}.weight")),
-                graph.weight(f"{label}.bias", lambda: read(f"{name}.bias")),
-                label=label,
-                kernel_shape=[kernel] * 2,
-                strides=[stride] * 2,
-                pads=[pad] * 4,
-                dilations=[dilation] * 2,
-            )
-
+        graph, conv = self._graph, partial(self._plain_conv, "neck", neck.tensors)
         coarse = self._relu6(conv(high, "high", 1))
         fine = self._relu6(conv(low, "low", 2, stride=2))
         near = self._relu6(conv(graph.node("Concat", coarse, fine, axis=1), "context.0", 3))
         far = self._relu6(conv(near, "context.1", 3, dilation=2))
-        words = conv(graph.node("Concat", near, far, axis=1), "words", 1)
+        both = graph.node("Concat", near, far, axis=1)
+        self._neck_maps = both, low
+        words = conv(both, "words", 1)
         scaled = graph.node("Mul", graph.node("Sigmoid", words), graph.real(neck.gain))
         return self._rows(graph.node("Concat", far, scaled, axis=1), neck.outputs)
+
+    def objects(self, head: ObjectHead) -> str:
+        """Maps [N, C + 2, 2 * grid, 2 * grid] of a head on the neck; after `features`.
+
+        Probabilities of the C labels, then the logarithms of sizes. Nodes behind the last
+        convolution have names by which static quantization leaves them alone.
+        """
+        assert self._neck_maps is not None
+        graph, (both, low) = self._graph, self._neck_maps
+        conv = partial(self._plain_conv, "objects", head.tensors)
+        # Channels of one cell's four parts lie side by side, as in torch's pixel_shuffle.
+        coarse = graph.node(
+            "DepthToSpace",
+            self._relu6(conv(both, "coarse", 1)),
+            blocksize=head.scale,
+            mode="CRD",
+        )
+        fine = self._relu6(conv(low, "fine", 1))
+        x = graph.node("Concat", coarse, fine, axis=1)
+        for name in ("mix.0", "mix.1"):
+            x = self._relu6(conv(x, name, 3))
+        parts = graph.constant([len(head.labels), head.sizes])
+        logits, sizes = graph.nodes(
+            "Split", conv(x, "out", 1), parts, outs=("", ""), label="objects.split", axis=1
+        )
+        found = graph.node("Sigmoid", logits, label="objects.found")
+        return graph.node("Concat", found, sizes, label="objects.maps", axis=1)
+
+    def _plain_conv(
+        self,
+        part: str,
+        tensors: Scoped,
+        x: str,
+        name: str,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> str:
+        """A convolution of the neck or of the head on it: with a bias, and no batch norm after."""
+        graph, label = self._graph, f"{part}.{name}"
+        pad = dilation * (kernel - 1) // 2 if stride == 1 else 0
+        return graph.node(
+            "Conv",
+            x,
+            graph.kernel(label, lambda: tensors.read(f"{name}.weight")),
+            graph.weight(f"{label}.bias", lambda: tensors.read(f"{name}.bias")),
+            label=label,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[pad] * 4,
+            dilations=[dilation] * 2,
+        )
 
     def _conv(
         self, x: str, name: str, norm: str, *, kernel: int = 1, stride: int = 1, groups: int = 1

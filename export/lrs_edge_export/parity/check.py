@@ -22,13 +22,14 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.sequences import model_sequences
 from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.weight_file import WeightFile
 from lrs_edge_export.parity import layers as parity_layers
 from lrs_edge_export.parity.images import Sample, load_samples
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores, top_places
 from lrs_edge_export.quantization.precision import Precision
-from lrs_edge_export.torch_model.vision import vision_tokens
+from lrs_edge_export.torch_model.vision import vision_objects, vision_tokens
 
 QUESTION = "How many ships are there in the image?"
 
@@ -77,6 +78,21 @@ LIMITS: dict[Precision, Limits] = {
     "int4-weight": Limits(error=0.4, cosine=0.95, overlap=0.8, greedy=0.35),
 }
 
+#: Mean difference of what an object head gives, at most: of probabilities, and of log2 of sizes in
+#: cells. With random weights, whose probabilities are far from 0 and 1 and so move the most, a
+#: right graph in `int8-weight` has 0.013 and 0.08; with the last layer's small biases negated it
+#: has 0.046 and 0.20, with a kernel negated 0.17 and 1.2 at least (`tests/test_vision_objects.py`).
+#: Where images show few objects, probabilities are close to 0 on both sides: sizes, which no
+#: sigmoid flattens, then tell a broken head.
+OBJECT_LIMITS: dict[Precision, tuple[float, float]] = {
+    "fp32": (1e-4, 1e-3),
+    "fp16": (2e-3, 0.02),
+    "int8-dynamic": (0.03, 0.16),
+    "int8-static": (0.1, 0.6),
+    "int8-weight": (0.03, 0.16),
+    "int4-weight": (0.1, 0.6),
+}
+
 #: Added to the LLM's limits where keys and values are rounded, too.
 KV_LIMITS = Limits(error=0.1, cosine=-0.01, overlap=0.0, greedy=-0.1)
 
@@ -123,7 +139,7 @@ def compare(
     samples, described = load_samples(model.vision, folder)
     tokens = [vision_tokens(model.vision, torch.from_numpy(s.tiles)).numpy() for s in samples]
     vision, rfm, llm = precisions
-    figures = _compare_vision(graphs.vision, samples, tokens, LIMITS[vision])
+    figures = _compare_vision(graphs.vision, model.vision, samples, tokens, vision)
     stages = [StageParity("vision", figures, vision, _size(graphs.vision), "whole")]
     builder = model_sequences(model)
     sequences = [PromptSequence(model, builder, part, question=QUESTION) for part in tokens]
@@ -186,17 +202,39 @@ def _loosened(limits: Limits, by: Limits) -> Limits:
 
 
 def _compare_vision(
-    path: Path, samples: Sequence[Sample], wanted: Sequence[Array], limits: Limits
+    path: Path,
+    stage: VisionStage,
+    samples: Sequence[Sample],
+    wanted: Sequence[Array],
+    precision: Precision,
 ) -> tuple[Figure, ...]:
     session = open_session(path, lean=_size(path) > LARGE)
-    found = [
-        # One tile at a time, as memory for a tile's attention is more than that for its features.
-        np.concatenate(
-            [session.run(["tokens"], {"pixel_values": tile[None]})[0] for tile in sample.tiles]
-        )
+    names = ["tokens"] if stage.objects is None else ["tokens", "objects"]
+    # One tile at a time, as memory for a tile's attention is more than that for its features.
+    runs = [
+        [session.run(names, {"pixel_values": tile[None]}) for tile in sample.tiles]
         for sample in samples
     ]
-    return _error_figures(found, wanted, limits)
+    found = [np.concatenate([outputs[0] for outputs in run]) for run in runs]
+    figures = _error_figures(found, wanted, LIMITS[precision])
+    if stage.objects is None:
+        return figures
+    maps = np.concatenate([outputs[1] for run in runs for outputs in run])
+    exact = [vision_objects(stage, torch.from_numpy(sample.tiles)) for sample in samples]
+    objects = np.concatenate([one.numpy() for one in exact if one is not None])
+    return (*figures, *_object_figures(len(stage.objects.labels), maps, objects, precision))
+
+
+def _object_figures(
+    labels: int, found: Array, wanted: Array, precision: Precision
+) -> tuple[Figure, ...]:
+    """Mean differences of maps [N, labels + 2, G, G], of probabilities and of log2 sizes."""
+    apart = np.abs(found.astype(np.float64) - wanted)
+    limits = OBJECT_LIMITS[precision]
+    return (
+        Figure("objects' probability error", float(apart[:, :labels].mean()), "<=", limits[0]),
+        Figure("objects' size error", float(apart[:, labels:].mean()), "<=", limits[1]),
+    )
 
 
 def _compare_rfm(

@@ -27,7 +27,11 @@ from lrs_edge_export.quantization.statistics import InputObserver
 #: What follows a layer closely enough to share its fate when the layer is left out, or is quantized
 #: alone: activation functions, and what only moves values. onnxruntime 1.32 cannot load a graph in
 #: which int8 values without zero points are moved outside of a pair.
-_FOLLOWERS = {"Clip", "Gelu", "Relu", "Reshape", "Transpose"}
+_FOLLOWERS = {"Clip", "DepthToSpace", "Gelu", "Relu", "Reshape", "Transpose"}
+
+#: Behind the last layer of an object head, and left in floats: in one output there are
+#: probabilities and sizes, which need steps of their own.
+_OBJECTS = {"objects.split", "objects.found", "objects.maps", "objects.output"}
 
 #: Values of one activation of one tile that are looked at, more or less.
 _SAMPLES = 1 << 18
@@ -107,6 +111,7 @@ class StaticVision:
     def write(self, target: Path, *, exclude: Collection[str] = ()) -> None:
         """Write the graph with everything quantized but some layers; see `static_vision`."""
         left_out = _nodes_of(self._model, exclude, self._path)
+        left_out += [node.name for node in self._model.graph.node if node.name in _OBJECTS]
         self._write(target, nodes_to_exclude=left_out)
 
     def write_alone(self, target: Path, layer: str) -> None:
@@ -177,6 +182,8 @@ def _ranges(model: onnx.ModelProto, tiles: Array, folder: Path) -> dict[str, tup
 def _words(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     """Ranges of a neck's words: of their logits, the probabilities, and these multiplied.
 
+    And of an object head's logits, beside which its sizes fit into the same range.
+
     What they can be, not what they were: of most things that there are words for, calibration tiles
     may show none, and ranges without them would leave no word that is surely there.
     """
@@ -185,7 +192,9 @@ def _words(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for node in model.graph.node:
         maker = makers.get(node.input[0]) if node.op_type == "Sigmoid" else None
-        if maker is not None and maker.op_type == "Conv":
+        if maker is not None and maker.op_type == "Split":
+            found[maker.input[0]] = (-_SURE, _SURE)
+        elif maker is not None and maker.op_type == "Conv":
             found |= {node.input[0]: (-_SURE, _SURE), node.output[0]: (0.0, 1.0)}
         elif node.op_type == "Mul" and node.input[0] in found and node.input[1] in values:
             gain = float(numpy_helper.to_array(values[node.input[1]]))

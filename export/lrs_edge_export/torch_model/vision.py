@@ -1,4 +1,4 @@
-"""The vision stage in PyTorch: CLIP or EfficientNet, its neck, and the projector.
+"""The vision stage in PyTorch: CLIP or EfficientNet, its neck and heads, and the projector.
 
 Weights are read as they are used; everything is float32 on the CPU; batch norms are not folded.
 Shares no code with the graph writers, which it checks.
@@ -8,6 +8,8 @@ Observers are told the names that graphs have: `encoder.layers.0.mlp.fc1`, `proj
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
@@ -16,6 +18,7 @@ from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import (
     ClipTower,
     EfficientNetTower,
+    ObjectHead,
     VisionNeck,
     VisionStage,
 )
@@ -26,6 +29,21 @@ def vision_tokens(stage: VisionStage, pixels: Tensor, observe: Observer | None =
     """Tokens [N, T, D] of normalised tiles [N, 3, S, S]."""
     with torch.inference_mode():
         return project(stage, vision_features(stage, pixels, observe), observe)
+
+
+def vision_objects(stage: VisionStage, pixels: Tensor) -> Tensor | None:
+    """Maps [N, C + 2, 2 * G, 2 * G] of the objects on normalised tiles [N, 3, S, S].
+
+    Probabilities of the C labels, then log2 of widths and of heights in cells. None where the stage
+    has no head for them.
+    """
+    if not isinstance(stage.tower, EfficientNetTower) or stage.objects is None:
+        return None
+    assert stage.neck is not None
+    with torch.inference_mode():
+        high, low = _efficientnet_maps(stage.tower, pixels)
+        near, far = _neck_maps(stage.neck, high, low)
+        return _objects(stage.objects, torch.cat((near, far), dim=1), low)
 
 
 def vision_features(stage: VisionStage, pixels: Tensor, observe: Observer | None = None) -> Tensor:
@@ -96,6 +114,14 @@ def _layer_norm(tower: ClipTower, name: str, x: Tensor) -> Tensor:
 
 
 def _efficientnet(tower: EfficientNetTower, pixels: Tensor) -> Tensor:
+    x, low = _efficientnet_maps(tower, pixels)
+    if tower.neck is not None:
+        x = torch.cat((x, _neck(tower.neck, x, low)), dim=1)
+    return x.flatten(2).transpose(1, 2)
+
+
+def _efficientnet_maps(tower: EfficientNetTower, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [N, 1280, G, G], and the map at twice their resolution, [N, 112, 2 * G, 2 * G]."""
     x = low = F.relu6(_conv_norm(tower, "_conv_stem", "_bn0", pixels, stride=2))
     for i, block in enumerate(tower.blocks):
         name, y = f"_blocks.{i}", x
@@ -106,10 +132,7 @@ def _efficientnet(tower: EfficientNetTower, pixels: Tensor) -> Tensor:
         y = _conv_norm(tower, f"{name}._project_conv", f"{name}._bn2", y)
         x = x + y if block.stride == 1 and block.inputs == block.outputs else y
         low = x if i == tower.low_block else low
-    x = F.relu6(_conv_norm(tower, "_conv_head", "_bn1", x))
-    if tower.neck is not None:
-        x = torch.cat((x, _neck(tower.neck, x, low)), dim=1)
-    return x.flatten(2).transpose(1, 2)
+    return F.relu6(_conv_norm(tower, "_conv_head", "_bn1", x)), low
 
 
 def _neck(neck: VisionNeck, high: Tensor, low: Tensor) -> Tensor:
@@ -120,16 +143,40 @@ def _neck(neck: VisionNeck, high: Tensor, low: Tensor) -> Tensor:
         high: Features [N, 1280, G, G].
         low: Map at twice their resolution, [N, 112, 2 * G, 2 * G].
     """
+    near, far = _neck_maps(neck, high, low)
+    words = torch.sigmoid(_conv(neck.tensors, "words", torch.cat((near, far), dim=1)))
+    return torch.cat((far, 6 * words), dim=1)
 
-    def conv(name: str, x: Tensor, **how: int) -> Tensor:
-        weight, bias = (_read(neck.tensors, f"{name}.{part}") for part in ("weight", "bias"))
-        return F.conv2d(x, weight, bias, **how)
 
+def _neck_maps(neck: VisionNeck, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """What the two 3 x 3 convolutions of a neck give, [N, width, G, G] each."""
+    conv = partial(_conv, neck.tensors)
     joined = torch.cat((F.relu6(conv("high", high)), F.relu6(conv("low", low, stride=2))), dim=1)
     near = F.relu6(conv("context.0", joined, padding=1))
-    far = F.relu6(conv("context.1", near, padding=2, dilation=2))
-    words = torch.sigmoid(conv("words", torch.cat((near, far), dim=1)))
-    return torch.cat((far, 6 * words), dim=1)
+    return near, F.relu6(conv("context.1", near, padding=2, dilation=2))
+
+
+def _objects(head: ObjectHead, both: Tensor, low: Tensor) -> Tensor:
+    """Maps of objects, [N, C + 2, 2 * G, 2 * G].
+
+    Args:
+        head: The head.
+        both: What both 3 x 3 convolutions of the neck give, [N, 2 * width, G, G].
+        low: Map at twice their resolution, [N, 112, 2 * G, 2 * G].
+    """
+    conv = partial(_conv, head.tensors)
+    coarse = F.pixel_shuffle(F.relu6(conv("coarse", both)), head.scale)
+    x = torch.cat((coarse, F.relu6(conv("fine", low))), dim=1)
+    for name in ("mix.0", "mix.1"):
+        x = F.relu6(conv(name, x, padding=1))
+    out, count = conv("out", x), len(head.labels)
+    return torch.cat((torch.sigmoid(out[:, :count]), out[:, count:]), dim=1)
+
+
+def _conv(tensors: Scoped, name: str, x: Tensor, **how: int) -> Tensor:
+    """A convolution of the neck or of the head on it."""
+    weight, bias = (_read(tensors, f"{name}.{part}") for part in ("weight", "bias"))
+    return F.conv2d(x, weight, bias, **how)
 
 
 def _conv_norm(
