@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from lrs_edge.bundle.layout import Objects, PromptSpec, rows_layout
+from lrs_edge.bundle.layout import PromptSpec, rows_layout
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import copied
@@ -74,9 +74,8 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         config.text("prompt_prefix"),
         suffix,
         separator_id=tokenizer.id_of(config.text("separator")),
+        objects=None if vision.objects is None else _SEEN,
     )
-    if vision.objects is not None:
-        layout = (*layout[:-1], Objects(_SEEN), layout[-1])
     model = Model(
         family="nano",
         vision=vision,

@@ -19,6 +19,9 @@ __all__ = ["KEEP_RATIO", "PromptSequence", "positioned", "token_scores", "top_pl
 #: Share of the local tokens that pruning keeps.
 KEEP_RATIO = 0.25
 
+#: What is said to have been found, where a prompt says so.
+FOUND = "airplane 3 left top: top left, center; perhaps bridge 1 right bottom: bottom"
+
 
 class PromptSequence:
     """One image's sequence of embeddings, with all tokens of one square level.
@@ -37,6 +40,7 @@ class PromptSequence:
         self._sequences = sequences
         self._prefix = sequences.prefix(tokens[0])
         self._after = sequences.text(sequences.prompt.tokens(question).after)
+        self._note = sequences.text(sequences.prompt.note(FOUND))
         short = model.vision.tower.grid // model.vision.local_pool
         side = level.tile_rows
         grid = TokenGrid(side * short, side * short, short, side, side)
@@ -65,7 +69,7 @@ class PromptSequence:
         tiles = np.flatnonzero(~self._local.is_structure)
         top = tiles[top_places(scores[tiles])]
         kept = self._local.take(kept_indices(top, self._local.structure_of(top)))
-        return self._sequences.final(self._prefix, kept, self._after).embeds
+        return self._sequences.final(self._prefix, kept, self._after, self._note).embeds
 
 
 def _level(model: Model, tokens: Array) -> Level:
