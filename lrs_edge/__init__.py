@@ -13,7 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrs_edge.answer.answer import Answer, LevelReport, Progress, Region, Timings, TokenCounts
+    from lrs_edge.answer.answer import (
+        Answer,
+        LevelReport,
+        ObjectReport,
+        Progress,
+        Region,
+        Timings,
+        TokenCounts,
+    )
     from lrs_edge.engine import Engine, load
     from lrs_edge.errors import (
         BackendError,
@@ -45,6 +53,7 @@ _HOMES = {
     "ImageError": "errors",
     "LevelReport": "answer.answer",
     "LrsEdgeError": "errors",
+    "ObjectReport": "answer.answer",
     "OutOfMemoryError": "errors",
     "Progress": "answer.answer",
     "QuestionError": "errors",
@@ -69,6 +78,7 @@ __all__ = [
     "ImageError",
     "LevelReport",
     "LrsEdgeError",
+    "ObjectReport",
     "OutOfMemoryError",
     "Progress",
     "QuestionError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lrs_edge.pyramid.box import Box
+from lrs_edge.pyramid.box import Box, PixelBox
 from lrs_edge.requests.options import Prune, SearchMode
 
 #: Closed ring of (x, y) points; (longitude, latitude) in WGS 84.
@@ -130,6 +130,23 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class ObjectReport:
+    """One object that the bundle's detector found on the tiles looked at.
+
+    Attributes:
+        label: What it is.
+        score: How sure the detector is, 0..1.
+        bbox: Its box in pixels of the image.
+        doubtful: Its score is below the label's threshold of sure ones.
+    """
+
+    label: str
+    score: float
+    bbox: PixelBox
+    doubtful: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer to one question, with its evidence.
 
@@ -157,6 +174,8 @@ class Answer:
         margin: Of an answer that begins with yes or no: how much rather yes than no, in logits.
         log_probability: Mean natural log-probability of the generated tokens, None without any.
         least_log_probability: The least of them.
+        objects: The 200 best objects at most, best score first, sure and doubtful ones; empty where
+            the bundle has no detector (docs/bundles.md).
     """
 
     text: str
@@ -180,6 +199,7 @@ class Answer:
     margin: float | None = None
     log_probability: float | None = None
     least_log_probability: float | None = None
+    objects: tuple[ObjectReport, ...] = ()
 
 
 @dataclass(frozen=True)

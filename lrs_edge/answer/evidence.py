@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer.answer import LevelReport, Region, SegmentReport, TokenCounts
+from lrs_edge.answer.answer import LevelReport, ObjectReport, Region, SegmentReport, TokenCounts
 from lrs_edge.baselines.inside import VISION
 from lrs_edge.baselines.segments import SegmentCaches
-from lrs_edge.bundle.manifest import SegmentSpec
+from lrs_edge.bundle.manifest import ObjectSpec, SegmentSpec
+from lrs_edge.objects.detections import Detections
 from lrs_edge.pyramid.box import Box
 from lrs_edge.pyramid.levels import Level, LevelWindow, Pyramid, TileIndex
 from lrs_edge.search.result import LevelPass, SearchResult
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Where a pixel window lies; None without georeference.
 ToPlace = Callable[[Box], "Place | None"]
+
+#: Objects that an answer lists at most.
+MOST_OBJECTS = 200
 
 #: Most tiles that are looked for a place before the model runs.
 _MOST_LOOKED_UP = 1024
@@ -187,6 +191,33 @@ def segment_reports(
             vision_tokens=int(np.isin(tokens["kind"], VISION).sum()),
         )
         for segment, tokens in zip(segments, caches.tokens, strict=True)
+    )
+
+
+def object_reports(
+    found: Detections, spec: ObjectSpec, width: int, height: int
+) -> tuple[ObjectReport, ...]:
+    """The best objects found.
+
+    Args:
+        found: Merged objects, best first.
+        spec: Labels and thresholds.
+        width: Of the image in pixels.
+        height: Of the image in pixels.
+    """
+    best = found.take(np.arange(min(len(found), MOST_OBJECTS)))
+    boxes = np.rint(best.boxes.astype(np.float64) * (width, height, width, height)).astype(int)
+    return tuple(
+        ObjectReport(
+            label=spec.labels[label],
+            score=float(score),
+            bbox=(x0, y0, x1, y1),
+            # As `lrs_edge.objects.describe` compares them.
+            doubtful=bool(score < np.float32(spec.thresholds[label][1])),
+        )
+        for label, score, (x0, y0, x1, y1) in zip(
+            best.labels.tolist(), best.scores, boxes.tolist(), strict=True
+        )
     )
 
 

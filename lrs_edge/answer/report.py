@@ -18,6 +18,7 @@ from lrs_edge.answer.answer import (
     Answer,
     FinishReason,
     LevelReport,
+    ObjectReport,
     Polygons,
     Region,
     Ring,
@@ -114,6 +115,18 @@ class RegionRecord(msgspec.Struct, frozen=True):
     ] = None
 
 
+class ObjectRecord(msgspec.Struct, frozen=True):
+    """One object that the bundle's detector found on the tiles looked at."""
+
+    label: Annotated[str, Meta(description="what it is")]
+    score: Annotated[float, Meta(description="how sure the detector is", ge=0, le=1)]
+    bbox: Annotated[
+        tuple[int, int, int, int],
+        Meta(description="x0, y0, x1, y1 in pixels of the image, from its top left corner"),
+    ]
+    doubtful: Annotated[bool, Meta(description="below the label's threshold of sure ones")]
+
+
 class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of `lrs-edge ask --format json`."""
 
@@ -136,6 +149,10 @@ class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
     segments: Annotated[
         list[SegmentReport],
         Meta(description="tokens per group of layers, for fastv and pdrop; else empty"),
+    ]
+    objects: Annotated[
+        list[ObjectRecord],
+        Meta(description="the best 200 found, best score first; empty without a detector"),
     ]
     timings: Timings
     peak_memory_bytes: Annotated[
@@ -166,6 +183,7 @@ def record(answer: Answer, image: ImageFacts) -> AnswerRecord:
         levels=list(answer.levels),
         tokens=answer.tokens,
         segments=list(answer.segments),
+        objects=[_object(found) for found in answer.objects],
         timings=_rounded_timings(answer.timings),
         peak_memory_bytes=answer.peak_memory,
         warnings=list(answer.warnings),
@@ -188,6 +206,11 @@ def _region(region: Region) -> RegionRecord:
         geometry_wgs84=None if region.geometry_wgs84 is None else geometry(region.geometry_wgs84),
         centre_wgs84=None if region.centre_wgs84 is None else _rounded_point(region.centre_wgs84),
     )
+
+
+def _object(found: ObjectReport) -> ObjectRecord:
+    score = round(found.score, _SCORE_DIGITS)
+    return ObjectRecord(found.label, score, found.bbox, found.doubtful)
 
 
 def _rounded_timings(timings: Timings) -> Timings:

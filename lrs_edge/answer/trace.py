@@ -106,6 +106,11 @@ class Trace:
         for number, seen in enumerate(tokens):
             self.put(f"segment{number}_positions", seen["position"].astype(np.int64))
 
+    def add_note(self, text: str, ids: NDArray[np.int64]) -> None:
+        """What the detector found, as the language model is told: the text, and token ids [m]."""
+        self.put("objects_text", [text])
+        self.put("objects_ids", ids)
+
     def add_final(self, sequence: TokenSequence) -> None:
         """The sequence given to the language model."""
         self.put("final_embeds_rownorm", np.linalg.norm(sequence.embeds, axis=1))

@@ -65,6 +65,13 @@ def describe(found: Detections, spec: ObjectSpec, most: int = 10) -> str:
     return "; ".join(text for *_, text in sorted(items)[:most]) or NOTHING
 
 
+def longest(spec: ObjectSpec, most: int = 10) -> str:
+    """A text at least about as long as any of `describe`: what to leave room for."""
+    places = f"right bottom: {', '.join(sorted(NINTHS, key=len)[-MOST_NINTHS:])}"
+    labels = sorted(spec.labels, key=len)[-most:]
+    return "; ".join(f"{DOUBTFUL}{label} {_count(MOST_COUNTED)} {places}" for label in labels)
+
+
 def _count(number: int) -> str:
     return str(number) if number <= MOST_COUNTED else "many"
 

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lrs_edge.answer.answer import Timings
+
 
 class Clock:
     """Started when the question is submitted; measures steps and knows the deadline.
@@ -43,6 +45,17 @@ class Clock:
     def seconds(self, name: str) -> float:
         """Seconds spent in a step so far."""
         return self._seconds[name]
+
+    def timings(self) -> Timings:
+        """What an answer tells of it."""
+        return Timings(
+            read=self.seconds("read"),
+            encode=self.seconds("encode"),
+            score=self.seconds("prefix") + self.seconds("score"),
+            prefill=self.seconds("prefill"),
+            decode=self.seconds("decode"),
+            total=self.elapsed,
+        )
 
     @property
     def elapsed(self) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer.answer import Answer, FinishReason, SegmentReport, Timings
+from lrs_edge.answer.answer import Answer, FinishReason, SegmentReport
 from lrs_edge.answer.evidence import (
     level_reports,
     regions,
@@ -27,6 +27,7 @@ from lrs_edge.requests.answer_confidence import AnswerConfidence
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.memory import peak_memory
+from lrs_edge.requests.objects_note import ObjectsNote
 from lrs_edge.requests.options import AskOptions
 from lrs_edge.requests.progress import OnProgress, ProgressTeller
 from lrs_edge.requests.question_plan import compressed_tiles, model_costs, plan_question
@@ -102,6 +103,7 @@ class QuestionRun:
         self._result: SearchResult | None = None
         self._segments: tuple[SegmentReport, ...] = ()
         self._confidence = AnswerConfidence(stages, self._options)
+        self._note = ObjectsNote(stages)
 
     @property
     def deadline(self) -> float | None:
@@ -140,7 +142,7 @@ class QuestionRun:
             self._stages, self._raster, self._options, self._clock, self._progress.on_tile
         )
         after = self._stages.embeddings.lookup(self._prompt.after)
-        budget.asked(len(after))
+        budget.asked(len(after) + self._note.most_tokens())
         try:
             prefix = self._prefix()
             if self._compressed is None:
@@ -195,6 +197,8 @@ class QuestionRun:
             traced=self._trace is not None,
         )
         result = self._result = Search(context, self._caches.rfm, self._compressed).run()
+        if self._compressed is None:
+            self._note.read(context, result, self._trace)
         self._warnings += result.warnings
         sequence = self._final_sequence(prefix, after, result)
         if self._budget.is_timed:
@@ -294,9 +298,9 @@ class QuestionRun:
     def _final_sequence(
         self, prefix: TokenSequence, after: NDArray[np.float32], result: SearchResult
     ) -> TokenSequence:
-        """Prefix, kept local tokens, text after the image; positions without gaps."""
+        """Prefix, kept local tokens, objects, text after the image; positions without gaps."""
         start, kept = len(prefix), result.final
-        whole = self._stages.sequences.final(prefix, kept, after)
+        whole = self._stages.sequences.final(prefix, kept, after, self._note.embeds)
         limit = self._stages.manifest.limits.max_length
         if len(whole) > limit:
             # Only the reference policy gets here: it cuts the end, the question included.
@@ -388,7 +392,7 @@ class QuestionRun:
 
     def answer(self) -> Answer:
         """The finished answer."""
-        result, clock = self._result, self._clock
+        result = self._result
         assert result is not None
         raster, vision = self._raster, self._stages.vision
         located = regions(result, self._pyramid, raster.place)
@@ -409,14 +413,7 @@ class QuestionRun:
                 evicted=self._evicted,
                 generated=len(self._ids),
             ),
-            timings=Timings(
-                read=clock.seconds("read"),
-                encode=clock.seconds("encode"),
-                score=clock.seconds("prefix") + clock.seconds("score"),
-                prefill=clock.seconds("prefill"),
-                decode=clock.seconds("decode"),
-                total=clock.elapsed,
-            ),
+            timings=self._clock.timings(),
             peak_memory=peak_memory(),
             warnings=tuple(dict.fromkeys((*self._warnings, *unplaced_warning(located)))),
             token_ids=tuple(self._ids),
@@ -426,6 +423,7 @@ class QuestionRun:
             search=self._options.search,
             prune=self._options.prune,
             segments=self._segments,
+            objects=self._note.reports(raster.width, raster.height),
             confidence=self._confidence.value(len(self._ids)),
             margin=sure.margin,
             log_probability=sure.log_probability,

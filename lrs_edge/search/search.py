@@ -120,6 +120,11 @@ class Search:
         )
 
 
+def room_by_length(context: SearchContext) -> int:
+    """Local tokens that fit the model's length, with room for an answer; may be below 0."""
+    return _room(context).length
+
+
 def _room(context: SearchContext) -> _Room:
     length = context.model.max_length - len(context.prefix) - len(context.after)
     # The answer is written after the prompt: what it may need is not for the image, unless it may

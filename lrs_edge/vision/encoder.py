@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from lrs_edge.bundle.manifest import VisionSpec
 from lrs_edge.engines.base import Graph
 from lrs_edge.errors import BundleError, OutOfMemoryError
+from lrs_edge.objects.detections import Detections
 from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.vision.positions import ImagePositions
 
@@ -17,6 +19,16 @@ from lrs_edge.vision.positions import ImagePositions
 MOST_BATCH = 16
 
 Features = NDArray[np.float32]
+
+
+class Encoded(NamedTuple):
+    """What the graph gives of N tiles: tokens [N, T, D], and its detector's maps, if any.
+
+    The maps are float32 [N, C + 2, G, G] (`VisionSpec.objects`).
+    """
+
+    tokens: Features
+    maps: NDArray[np.float32] | None
 
 
 class VisionEncoder:
@@ -59,11 +71,24 @@ class VisionEncoder:
                 f"{graph.name} takes pixel_values {pixels.shape}, the manifest says {wanted}; "
                 "export the bundle again"
             )
-        if "tokens" not in graph.outputs:
-            raise BundleError(
-                f"{graph.name} has no output named tokens, only {', '.join(graph.outputs)}; "
-                "export the bundle again"
-            )
+        self._maps: tuple[int, ...] | None = None
+        self._names = ["tokens"]
+        if spec.objects is not None:
+            self._maps = len(spec.objects.labels) + 2, spec.objects.grid, spec.objects.grid
+            self._names.append("objects")
+        for name in self._names:
+            if name not in graph.outputs:
+                raise BundleError(
+                    f"{graph.name} has no output named {name}, only {', '.join(graph.outputs)}; "
+                    "export the bundle again"
+                )
+        if self._maps is not None:
+            maps = graph.outputs["objects"]
+            if maps.dtype != "float32" or not _fits(maps.shape, (None, *self._maps)):
+                raise BundleError(
+                    f"{graph.name} gives objects {maps.shape} ({maps.dtype}), the manifest says "
+                    f"{(None, *self._maps)} (float32); export the bundle again"
+                )
 
     @property
     def graph_name(self) -> str:
@@ -102,7 +127,11 @@ class VisionEncoder:
         return tile
 
     def encode(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
-        """Tokens float32 [N, T, D] of normalised tiles [3, S, S], row-major in each tile.
+        """Tokens float32 [N, T, D] of normalised tiles [3, S, S]; see `look_at`."""
+        return self.look_at(tiles).tokens
+
+    def look_at(self, tiles: Sequence[NDArray[np.float32]]) -> Encoded:
+        """Tokens of normalised tiles [3, S, S], row-major in each tile, and the detector's maps.
 
         Where the device's memory does not hold a batch, it goes through in halves, and later
         batches are as small.
@@ -110,7 +139,7 @@ class VisionEncoder:
         Raises:
             BackendError: The engine fails.
             OutOfMemoryError: There is not memory enough for a single tile.
-            BundleError: The graph's tokens have another shape than the manifest says.
+            BundleError: The graph's outputs have other shapes than the manifest says.
         """
         try:
             return self._run(tiles)
@@ -118,16 +147,25 @@ class VisionEncoder:
             if len(tiles) == 1:
                 raise
             self._batch = half = (len(tiles) + 1) // 2
-            return np.concatenate([self.encode(tiles[:half]), self.encode(tiles[half:])])
+            parts = self.look_at(tiles[:half]), self.look_at(tiles[half:])
+            maps = [part.maps for part in parts if part.maps is not None]
+            tokens = np.concatenate([part.tokens for part in parts])
+            return Encoded(tokens, np.concatenate(maps) if maps else None)
 
-    def _run(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
-        (tokens,) = self._graph.run({"pixel_values": np.stack(tiles)}, ["tokens"])
+    def _run(self, tiles: Sequence[NDArray[np.float32]]) -> Encoded:
+        tokens, *rest = self._graph.run({"pixel_values": np.stack(tiles)}, self._names)
+        maps = rest[0] if rest else None
         if tokens.shape != (len(tiles), self.spec.grid**2, self._hidden):
             raise BundleError(
                 f"{self._graph.name} gives tokens {tokens.shape}, the manifest says "
                 f"{(len(tiles), self.spec.grid**2, self._hidden)}; export the bundle again"
             )
-        return tokens
+        if maps is not None and maps.shape[1:] != self._maps:
+            raise BundleError(
+                f"{self._graph.name} gives objects {maps.shape}, the manifest says "
+                f"{(len(tiles), *(self._maps or ()))}; export the bundle again"
+            )
+        return Encoded(tokens, maps)
 
     def pool(self, tokens: Features) -> Features:
         """Local tokens [per_tile**2, D] of one tile's [T, D]."""
@@ -153,7 +191,8 @@ def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool
 class FeatureCache:
     """Tokens of one scene's tiles, kept as long as the engine's bound allows.
 
-    Tokens of a tile depend only on the tile, so they serve every question on a scene.
+    Tokens of a tile depend only on the tile, so they serve every question on a scene. The objects
+    found on it stay and go with them.
 
     Args:
         pool: Counts them, with all else that is kept.
@@ -161,7 +200,7 @@ class FeatureCache:
 
     def __init__(self, pool: CachePool) -> None:
         self._pool = pool
-        self._entries: dict[Hashable, Features] = {}
+        self._entries: dict[Hashable, tuple[Features, Detections | None]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -169,17 +208,23 @@ class FeatureCache:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return sum(tokens.nbytes for tokens in self._entries.values())
+        return sum(_nbytes(*entry) for entry in self._entries.values())
 
     def get(self, key: Hashable) -> Features | None:
         """The tokens stored under a key, which becomes the most recently used; None if absent."""
         self._pool.touch(self, key)
-        return self._entries.get(key)
+        entry = self._entries.get(key)
+        return None if entry is None else entry[0]
 
-    def put(self, key: Hashable, tokens: Features) -> None:
+    def objects(self, key: Hashable) -> Detections | None:
+        """The objects stored with the tokens under a key; None if there are none of them."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry[1]
+
+    def put(self, key: Hashable, tokens: Features, objects: Detections | None = None) -> None:
         """Store tokens; what was used longest ago leaves when the bytes do not suffice."""
-        self._entries[key] = tokens
-        if not self._pool.hold(self, key, tokens.nbytes):
+        self._entries[key] = tokens, objects
+        if not self._pool.hold(self, key, _nbytes(tokens, objects)):
             del self._entries[key]
 
     def drop(self, key: Hashable) -> None:
@@ -191,3 +236,7 @@ class FeatureCache:
         for key in list(self._entries):
             self._pool.forget(self, key)
             self._entries.pop(key, None)
+
+
+def _nbytes(tokens: Features, objects: Detections | None) -> int:
+    return tokens.nbytes + (0 if objects is None else objects.nbytes)

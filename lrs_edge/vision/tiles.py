@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.errors import ReadStoppedError
+from lrs_edge.objects.detections import Detections, decode
 from lrs_edge.pyramid.levels import Level, TileIndex
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.options import Resampling
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Told about every step: its name, tiles read so far, tiles encoded so far.
 OnTile = Callable[[Literal["read", "encode"], int, int], None]
+
+#: What a tile is looked at for.
+Role = Literal["global", "local"]
 
 
 class TileSource:
@@ -77,6 +81,7 @@ class TileSession:
         self._resampling = resampling
         self._clock = clock
         self._on_tile = on_tile
+        self._objects: dict[tuple[object, ...], Detections] = {}
         self.read = self.encoded = self.from_cache = 0
 
     @property
@@ -115,21 +120,40 @@ class TileSession:
         """
         return self._tokens(level, tiles, "local", stop)
 
+    def objects(
+        self, level: Level, tiles: Sequence[TileIndex], role: Role = "local"
+    ) -> dict[TileIndex, Detections]:
+        """Objects on tiles whose tokens were asked for in this session.
+
+        Args:
+            level: The level.
+            tiles: Of it.
+            role: What they were looked at for.
+
+        Returns:
+            Nothing of tiles that were not encoded, and nothing at all without a detector.
+        """
+        keys = {tile: self._key(level, tile, role) for tile in tiles}
+        return {tile: self._objects[key] for tile, key in keys.items() if key in self._objects}
+
     def _tokens(
         self,
         level: Level,
         tiles: Sequence[TileIndex],
-        role: Literal["global", "local"],
+        role: Role,
         stop: Callable[[], bool] | None = None,
     ) -> dict[TileIndex, Features]:
         found: dict[TileIndex, Features] = {}
         missing = []
         for tile in tiles:
-            tokens = self._cache.get(self._key(level, tile, role))
+            key = self._key(level, tile, role)
+            tokens = self._cache.get(key)
             if tokens is None:
                 missing.append(tile)
-            else:
-                found[tile] = tokens
+                continue
+            found[tile] = tokens
+            if (objects := self._cache.objects(key)) is not None:
+                self._objects[key] = objects
         self.from_cache += len(found)
         step = self._encoder.batch_size
         given_up = threading.Event()
@@ -173,17 +197,20 @@ class TileSession:
         level: Level,
         tiles: Sequence[TileIndex],
         pixels: Sequence[NDArray[np.float32]],
-        role: Literal["global", "local"],
+        role: Role,
     ) -> dict[TileIndex, Features]:
-        found = {}
+        found, spec = {}, self._encoder.spec.objects
         with self._clock.step("encode"):
-            batch = self._encoder.encode(pixels)
-            for tile, tokens in zip(tiles, batch, strict=True):
+            batch = self._encoder.look_at(pixels)
+            for number, (tile, tokens) in enumerate(zip(tiles, batch.tokens, strict=True)):
                 kept = self._encoder.pool(tokens) if role == "local" else tokens.copy()
                 if self._encoder.positions is not None:
                     side = math.isqrt(len(kept))
                     kept += self._encoder.positions.of_tile(level, tile, side)
-                self._cache.put(self._key(level, tile, role), kept)
+                key, objects = self._key(level, tile, role), None
+                if spec is not None and batch.maps is not None:
+                    objects = self._objects[key] = decode(batch.maps[number], level, tile, spec)
+                self._cache.put(key, kept, objects)
                 found[tile] = kept
         self.encoded += len(tiles)
         self._on_tile("encode", self.read, self.encoded)

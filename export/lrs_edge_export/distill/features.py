@@ -27,6 +27,7 @@ from lrs_edge.engines.base import (
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.errors import BackendError
 from lrs_edge.files import replacing
+from lrs_edge.objects.detections import Detections
 from lrs_edge.pyramid.levels import Level, LevelWindow, Pyramid, TileIndex, build_pyramid
 from lrs_edge.raster.image_thread import Stop
 from lrs_edge.raster.raster import Raster
@@ -145,7 +146,12 @@ class DiskFeatures(FeatureCache):
             return None
         return np.asarray(np.load(path, allow_pickle=False), np.float32)
 
-    def put(self, key: Hashable, tokens: Features) -> None:
+    def put(
+        self,
+        key: Hashable,
+        tokens: Features,
+        objects: Detections | None = None,  # noqa: ARG002 (no score depends on them)
+    ) -> None:
         """Store tokens, as float16 where they fit."""
         self._folder.mkdir(parents=True, exist_ok=True)
         fits = float(np.abs(tokens).max(initial=0.0)) < _HALF_MAX
