@@ -24,6 +24,7 @@ from common import (
     write_atomically,
 )  # fmt: skip
 from model import ModelConfig, Nano
+from objects import THIN
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -45,6 +46,13 @@ def neck_weights(paths: Paths) -> dict[str, Tensor]:
     """The vision encoder's neck."""
     state = torch.load(paths.neck, map_location="cpu", weights_only=True)
     return {f"model.vision_neck.{k}": v for k, v in state.items()}
+
+
+def object_weights(paths: Paths) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The head that detects objects, and what config.json says of it."""
+    kept = torch.load(paths.objects, map_location="cpu", weights_only=True)
+    described = {"width": THIN, "labels": kept["labels"], "thresholds": kept["thresholds"]}
+    return {f"model.vision_objects.{k}": v for k, v in kept["weights"].items()}, described
 
 
 def save_checkpoint(
@@ -70,6 +78,7 @@ def save_checkpoint(
     config = model.llm.config
     tokenizer = Tokenizer.from_file(str(paths.base / "tokenizer.json"))
     eos, bos = tokenizer.token_to_id(END), tokenizer.token_to_id("<|im_start|>")
+    objects, objects_described = object_weights(paths)
     described = {
         "architectures": ["LrsEdgeNanoForCausalLM"],
         "model_type": "lrs_edge_nano",
@@ -96,6 +105,7 @@ def save_checkpoint(
         "mm_vision_tower": "efficientnet-lite0",
         "mm_projector_type": "mlp2x_gelu_after_distillpruner",
         "vision_neck": {"width": WIDTH, "low": POOLED, "words": len(WORDS)},
+        "vision_objects": objects_described,
         "rfm_from_llm": rfm_layers,
         "words": list(WORDS),
         "image_mean": [IMAGE_MEAN] * 3,
@@ -116,6 +126,7 @@ def save_checkpoint(
     for key, value in model.position.state_dict().items():
         weights[f"model.vision_position.{key}"] = value
     weights |= neck_weights(paths)
+    weights |= objects
     weights |= {f"model.vision_tower.{k}": v for k, v in tower_weights(paths).items()}
     # A copy each: safetensors refuses tensors that share memory.
     copies = {k: v.detach().float().clone().contiguous() for k, v in weights.items()}
@@ -129,6 +140,10 @@ def save_checkpoint(
     os.replace(part, folder / "model.safetensors")
 
 
+OTHER = ("mm_projector.token_pruner", "vision_tower", "vision_neck", "vision_objects")
+"""Weights that are not trained with the language model."""
+
+
 def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any]]:
     """The trained model and its config.json; an RFM of its own is left aside."""
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -140,7 +155,7 @@ def load_checkpoint(folder: Path) -> tuple[Nano, dict[str, Any]]:
         name = key.removeprefix("model.")
         if name == "lm_head.weight":
             continue
-        if name.startswith(("mm_projector.token_pruner", "vision_tower", "vision_neck")):
+        if name.startswith(OTHER):
             continue
         if name.startswith("mm_projector."):
             state["projector." + name.removeprefix("mm_projector.")] = value

@@ -25,6 +25,8 @@ IMAGE_MEAN = 127.0 / 255.0
 IMAGE_STD = 128.0 / 255.0
 SEPARATOR = ":"
 PROMPT_PREFIX = "<|im_start|>user\n"
+PROMPT_NOTE = "\nSeen: {objects}"
+"""What was detected, between the image and the question."""
 PROMPT_SUFFIX = "\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
 POSITIONS = 16
@@ -92,6 +94,11 @@ class Paths:
     def neck(self) -> Path:
         """The vision encoder's neck."""
         return self.work / "vision" / "neck.pt"
+
+    @property
+    def objects(self) -> Path:
+        """The head that detects objects, with its labels and thresholds."""
+        return self.work / "vision" / "objects.pt"
 
     @property
     def base(self) -> Path:

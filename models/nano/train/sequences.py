@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import END, GRID, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
+from common import END, GRID, PROMPT_NOTE, PROMPT_PREFIX, PROMPT_SUFFIX, SEPARATOR, TOKENS
 from questions import PictureQuestion
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -136,11 +136,16 @@ class Writer:
         return local.take(np.flatnonzero(stays)), grid
 
     def write(
-        self, view: View, kept: np.ndarray | None, questions: list[PictureQuestion]
+        self,
+        view: View,
+        kept: np.ndarray | None,
+        questions: list[PictureQuestion],
+        note: str | None = None,
     ) -> PackedSequence:
         """One sequence; kept marks the local tokens to keep, None leaves out rows and newlines too.
 
-        Every shown row ends with a newline, whether tokens of it are kept or not: as at run time.
+        The note says what was detected; the RFM's passes have none. Every shown row ends with a
+        newline, whether tokens of it are kept or not: as at run time.
         """
         views = np.stack([np.arange(TOKENS), np.zeros(TOKENS, int)], 1)
         shared = self.builder.prefix(views)
@@ -154,8 +159,13 @@ class Writer:
             positions = first + np.arange(len(local), dtype=np.int64)
             shared = concatenate(shared, local.sequence(positions))
         source, ids = (column.tolist() for column in shared.embeds.T)
+        last, position = len(ids), shared.tokens["position"].tolist()
+        if note is not None:
+            ids += self.tokenizer.encode(PROMPT_NOTE.format(objects=note)).ids
+            source += [TEXT] * (len(ids) - last)
+            position += range(last, len(ids))
         prefix = len(ids)
-        block, position = [0] * prefix, shared.tokens["position"].tolist()
+        block = [0] * prefix
         label, weight = [-100] * prefix, [0.0] * prefix
         queries = []
         for number, question in enumerate(questions, 1):
@@ -187,7 +197,7 @@ class Writer:
             *arrays,
             np.array(weight, np.float32),
             queries,
-            (first, prefix),
+            (first, last),
             full,
         )
 

@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 from boxed_questions import boxed_questions
 from boxed_things import Balance
-from common import FEATURES, SCENES, TOKENS, Paths, has_variant, is_dev, labels, tile_rows
+from common import (
+    FEATURES,
+    SCENES,
+    TILE,
+    TOKENS,
+    Paths,
+    has_variant,
+    is_dev,
+    labels,
+    pyramid,
+    tile_rows,
+)
+from detect import Detected, level_of, noted, read_spec
 from pictures import scene_plan
 from questions import (
     PictureQuestion,
@@ -27,6 +39,7 @@ from tower import WIDTH
 from views import View, choose_kept, level_view, single_tile
 from words import NATURAL, WORDS, also
 
+from lrs_edge.pyramid.levels import TileIndex
 from lrs_edge_export.scenes.plan import ScenePlan
 
 BATCHES = {"scene": 8, "boxed": 4, "canvas": 3, "large": 4, "search": 2}
@@ -35,6 +48,8 @@ of the finest level, search all tokens of some tiles of one level, as the RFM se
 QUESTIONS = {"scene": 6, "boxed": 16, "canvas": 20, "large": 20, "search": 16}
 FULL = 0.3
 """Share of the boxed pictures of which all local tokens are kept."""
+SILENT = 0.25
+"""Share of the sequences whose prompt says nothing of detected objects."""
 SEEN = 0.5
 """Probability of a word below which nothing is seen."""
 SOME = {"presence", "thing", "half"}
@@ -79,6 +94,11 @@ class Store:
         self.deep = [p for p in self.pictures if p["kind"] != "large" and len(p["levels"]) > 1]
         self.large = [p for p in self.pictures if p["kind"] == "large"]
         self.real = [p for p in self.pictures if p["kind"] == "cover"]
+        self.spec, _ = read_spec(paths.objects)
+        self.detected = Detected(paths.features / "objects_pictures.npz")
+        self.detected_scenes = [
+            Detected(paths.features / f"objects_scenes_{variant}.npz") for variant in range(2)
+        ]
         self.plan = lru_cache(maxsize=1024)(self._plan)
         self.balance = Balance()
 
@@ -118,18 +138,42 @@ class Store:
             [r["box"] for r in picture["regions"]],
         )
 
+    def note(self, picture: dict[str, Any], shown: list[Shown], draw: random.Random) -> str | None:
+        """What the prompt says of the objects in the global view and some tiles of some levels.
+
+        None now and then: the model shall read the tokens too.
+        """
+        if draw.random() < SILENT:
+            return None
+        view = pyramid(picture["width"], picture["height"]).global_view
+        levels = [(view, {TileIndex(0, 0): self.detected[picture["first_row"]]})]
+        for part in shown:
+            level = picture["levels"][part.level]
+            tiles = {
+                TileIndex(*level["tiles"][i]): self.detected[level["first_row"] + i]
+                for i in part.tiles
+            }
+            levels.append((level_of(level["height"], level["width"]), tiles))
+        return noted(self.spec, levels)
+
+    def scene_note(self, index: int, variant: int) -> str:
+        """The same of one scene as a picture of one tile: global view and base level are alike."""
+        tiles = {TileIndex(0, 0): self.detected_scenes[variant][index]}
+        return noted(self.spec, [(level_of(TILE, TILE), tiles)] * 2)
+
     def draw_scene(self, index: int, writer: Writer, draw: random.Random) -> PackedSequence:
         """A training sequence on one scene."""
         scene = self.scenes[index]
         has_other = has_variant(index, 1, self.paths.every)
-        view = self.scene_view(index, draw.randrange(2) if has_other else 0)
+        variant = draw.randrange(2) if has_other else 0
+        view, note = self.scene_view(index, variant), self.scene_note(index, variant)
         asked = scene_questions(scene["scene"], scene["captions"], draw, QUESTIONS["scene"])
         if scene["scene"] in NATURAL and draw.random() < 0.5:
             name = draw.choice(["vehicle", "car", "vehicles", "cars"])
             text = presence(name, draw) if name[-1] != "s" else f"Are there any {name}?"
             asked.append(PictureQuestion(text, "no", "presence", focus=name))
         kept = None if draw.random() < 0.06 else choose_kept(view, [], draw)
-        return writer.write(view, kept, asked)
+        return writer.write(view, kept, asked, note)
 
     def asked(
         self, picture: dict[str, Any], draw: random.Random, count: int
@@ -157,10 +201,11 @@ class Store:
         """A training sequence on a picture of one level."""
         view = self.view(picture)
         asked = self.asked(picture, draw, QUESTIONS["boxed"])
+        note = self.note(picture, [Shown(0, list(range(len(picture["levels"][0]["tiles"]))))], draw)
         if draw.random() < FULL:
-            return writer.write(view, view.shown, asked)
+            return writer.write(view, view.shown, asked, note)
         kept, seen = self._kept(view, asked, self._main(asked, draw), draw)
-        return writer.write(view, kept, seen[: QUESTIONS["boxed"]])
+        return writer.write(view, kept, seen[: QUESTIONS["boxed"]], note)
 
     @staticmethod
     def _main(asked: list[PictureQuestion], draw: random.Random) -> list[PictureQuestion]:
@@ -197,10 +242,11 @@ class Store:
         last = len(picture["levels"]) - 1
         # Small scenes may stop early in a search with a tight budget: any level may be the last.
         level = last if last == 0 or draw.random() < 0.85 else draw.randrange(last)
-        view = self.view(picture, self._tiles(picture, level, boxes, draw))
+        shown = [self._tiles(picture, each, boxes, draw) for each in range(level + 1)]
+        view = self.view(picture, shown[-1])
         kept, seen = self._kept(view, asked, main, draw)
         draw.shuffle(seen)
-        return writer.write(view, kept, seen[: QUESTIONS["large"]])
+        return writer.write(view, kept, seen[: QUESTIONS["large"]], self.note(picture, shown, draw))
 
     @staticmethod
     def _answerable(question: PictureQuestion, view: View, kept: np.ndarray) -> bool:

@@ -132,7 +132,11 @@ class Neck(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Context [N, 192, 12, 12] and logits of the words [N, K, 12, 12]."""
+        near, far = self.contexts(low, high)
+        return far, self.words(torch.cat((near, far), 1))
+
+    def contexts(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Near and far context, both [N, 192, 12, 12]."""
         both = torch.cat((functional.relu6(self.high(high)), functional.relu6(self.low(low))), 1)
         near = functional.relu6(self.context[0](both))
-        far = functional.relu6(self.context[1](near))
-        return far, self.words(torch.cat((near, far), 1))
+        return near, functional.relu6(self.context[1](near))

@@ -31,7 +31,7 @@ from words import WORDS
 
 from lrs_edge_export.torch_model.decoder import rope
 
-MIX = {"scene": 0.12, "boxed": 0.36, "canvas": 0.20, "large": 0.16, "search": 0.16}
+MIX = {"scene": 0.08, "boxed": 0.38, "canvas": 0.18, "large": 0.18, "search": 0.18}
 """Share of the steps of each kind."""
 WARM_STEPS = 400
 EARLY = 0.25
