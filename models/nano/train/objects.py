@@ -298,7 +298,7 @@ class ObjectTrainer:
                 wrong = (no[:, None] >= _BARS).sum(0) if len(no) else np.zeros(len(_BARS))
                 both = (1 + beta**2) * true
                 curve[beta] = both / np.maximum(both + beta**2 * (len(yes) - true) + wrong, 1e-9)
-            enough = len(yes) >= 5
+            enough = len(yes) >= 20
             high = float(_BARS[curve[1.0].argmax()]) if enough else 0.4
             low = min(float(_BARS[curve[2.0].argmax()]) if enough else 0.25, high)
             best = f"F1 {curve[1.0].max():.2f} at {high:.2f}, low {low:.2f}"
