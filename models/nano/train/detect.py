@@ -83,7 +83,8 @@ def detect(
             (height, width), row, col = places[tile]
             found = decode(maps, level_of(height, width), TileIndex(row, col), spec)
             for part, name in zip(parts, FIELDS, strict=True):
-                part.append(getattr(found, name))
+                # A copy: a view would keep all that it was cut out of.
+                part.append(np.array(getattr(found, name)))
             counts[tile + 1] = len(found.labels)
         if start % 4000 == 0:
             print(f"{target.stem}: {start}/{len(rows)}", flush=True)

@@ -72,10 +72,12 @@ class Runner:
         environment = {
             **os.environ,
             "NANO_EVERY": str(self.paths.every),
-            # Large blocks are kept and used again: about half the time of every training step.
-            "MALLOC_MMAP_THRESHOLD_": "8589934592",
-            "MALLOC_TRIM_THRESHOLD_": "17179869184",
         }
+        if not command[1].endswith("detect.py"):
+            # Large blocks are kept and used again: about half the time of every training step.
+            # What is kept between such blocks, as detections are, would fill the memory.
+            environment["MALLOC_MMAP_THRESHOLD_"] = "8589934592"
+            environment["MALLOC_TRIM_THRESHOLD_"] = "17179869184"
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             code = process.wait(left)
