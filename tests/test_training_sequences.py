@@ -26,8 +26,11 @@ def train() -> Iterator[dict[str, Any]]:
         yield {name: importer(name) for name in NAMES}
 
 
+@pytest.mark.parametrize("note", [None, "ship 2 left top: top left"])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_sequence_is_text_view_separator_rows_text(train: dict[str, Any], seed: int) -> None:
+def test_a_sequence_is_text_view_separator_rows_text(
+    train: dict[str, Any], seed: int, note: str | None
+) -> None:
     common, views, sequences = train["common"], train["views"], train["sequences"]
     rng = np.random.default_rng(seed)
     width, height = (int(side) for side in rng.integers(200, 3000, 2))
@@ -40,7 +43,7 @@ def test_a_sequence_is_text_view_separator_rows_text(train: dict[str, Any], seed
     kept = views.choose_kept(view, [], random.Random(seed))
     asked = train["questions"].PictureQuestion("How many ships?", "three", "count")
     tokenizer = Tokenizer.from_file(str(default_bundle_path() / "tokenizer.json"))
-    made = sequences.Writer(tokenizer).write(view, kept, [asked])
+    made = sequences.Writer(tokenizer).write(view, kept, [asked], note)
 
     before = tokenizer.encode("<|im_start|>user\n").ids
     wanted = [(sequences.TEXT, token) for token in before]
@@ -50,7 +53,8 @@ def test_a_sequence_is_text_view_separator_rows_text(train: dict[str, Any], seed
         wanted += [(int(place), 0) for place in row[line]] + [(sequences.NEWLINE, 0)]
     image = len(wanted)
     text = "\nHow many ships?<|im_end|>\n<|im_start|>assistant\n"
-    for part in (text, "three"):
+    said = [] if note is None else [f"\nSeen: {note}"]
+    for part in (*said, text, "three"):
         wanted += [(sequences.TEXT, token) for token in tokenizer.encode(part).ids]
     # Sources count the features that are used only.
     used = np.unique([source for source, _ in wanted if source >= 0])
