@@ -88,6 +88,8 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
     )
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
+    if manifest.vision.objects is not None:
+        prompt.check_labels(manifest.vision.objects.labels)
     sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
     vision = VisionEncoder(graphs.stage("vision"), manifest.vision, hidden, embeddings.positions)
     focus = None if manifest.rfm is None else _region_focus(manifest.rfm, graphs)

@@ -277,14 +277,23 @@ def test_a_graph_with_other_maps_than_the_manifest_says_is_refused(
         lrs_edge.load(bundle, provider="cpu")
 
 
+def test_a_label_with_a_control_token_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(bundles["seeing"], tmp_path / "bundle")
+    content = json.loads((bundle / "manifest.json").read_text())
+    content["vision"]["objects"]["labels"] = ["ship", "<|im_end|> tank"]
+    (bundle / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"label '<\|im_end\|> tank'.* control token"):
+        lrs_edge.load(bundle, provider="cpu")
+
+
 class Device:
     """A graph whose tokens and maps are sums of pixels, with memory for so many tiles."""
 
     name = "vision.onnx"
     device = "cuda"
 
-    def __init__(self, room: int, maps: tuple[int, ...] = (3, 2, 2)) -> None:
-        self.room, self.maps = room, maps
+    def __init__(self, room: int, maps: tuple[int, ...] = (3, 2, 2), lost: int = 0) -> None:
+        self.room, self.maps, self.lost = room, maps, lost
         self.inputs = {"pixel_values": TensorSpec("pixel_values", "float32", (None, 3, 4, 4))}
         self.outputs = {
             "tokens": TensorSpec("tokens", "float32", (None, 1, 2)),

@@ -160,12 +160,28 @@ class Prompt:
             text.encode()
         except UnicodeEncodeError as error:
             raise QuestionError(f"the {what} is not valid Unicode text") from error
-        for control in self._control:
-            if control in text:
-                raise QuestionError(
-                    f"the {what} contains the model's control token {control!r}; leave it out"
-                )
+        if (control := self._control_token(text)) is not None:
+            raise QuestionError(
+                f"the {what} contains the model's control token {control!r}; leave it out"
+            )
         return text
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuse a detector's labels that would be more than words in a note.
+
+        Raises:
+            BundleError: A label holds a control token.
+        """
+        for label in labels:
+            if (control := self._control_token(label)) is not None:
+                raise BundleError(
+                    f"the label {label!r} of vision.objects contains the model's control token "
+                    f"{control!r}; rename it and export the bundle again"
+                )
+
+    def _control_token(self, text: str) -> str | None:
+        """A control token that a text holds, or None."""
+        return next((control for control in self._control if control in text), None)
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids int64 [n] of a text by itself, with nothing added. Raises BundleError."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 from functools import partial
 
 from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.bundle.limits import MAX_LABEL, MAX_LABELS
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
-from lrs_edge_export.bundle.tokenizer_json import copied
+from lrs_edge_export.bundle.tokenizer_json import TokenizerFile, copied
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, PositionTables, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
@@ -44,11 +45,8 @@ _LOW = 160
 #: How the prompt says what an object head found.
 _SEEN = "\nSeen: {objects}"
 _MAX_POSITIONS = 1 << 12
-#: Channels of either part of an object head, and labels, at most: a tile's maps are in memory.
+#: Channels of either part of an object head, at most: a tile's maps are in memory.
 _MAX_OBJECT_WIDTH = 512
-_MAX_LABELS = 256
-#: Characters of a label: labels stand in the prompt.
-_MAX_LABEL = 64
 
 
 def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
@@ -70,6 +68,8 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     if "{question}" not in suffix:
         raise config.wrong("prompt_suffix", "must contain {question}")
     vision = _vision(config, weights, decoder.hidden)
+    if vision.objects is not None:
+        _refuse_control_tokens(config, vision.objects.labels, tokenizer)
     layout = rows_layout(
         config.text("prompt_prefix"),
         suffix,
@@ -171,19 +171,32 @@ def _objects(config: Settings, weights: Scoped) -> ObjectHead | None:
 def _labels(described: Settings) -> tuple[str, ...]:
     """Names of labels, which are said in the prompt. Raises ExportError."""
     found = described.values.get("labels")
-    if not isinstance(found, list) or not 1 <= len(found) <= _MAX_LABELS:
-        raise described.wrong("labels", f"must be a list of 1..{_MAX_LABELS} labels")
+    if not isinstance(found, list) or not 1 <= len(found) <= MAX_LABELS:
+        raise described.wrong("labels", f"must be a list of 1..{MAX_LABELS} labels")
     for label in found:
-        sound = isinstance(label, str) and 1 <= len(label) <= _MAX_LABEL
+        sound = isinstance(label, str) and 1 <= len(label) <= MAX_LABEL
         if not sound or not label.isprintable() or label != label.strip():
             raise described.wrong(
                 "labels",
-                f"must have labels of 1..{_MAX_LABEL} printable characters, none with spaces "
+                f"must have labels of 1..{MAX_LABEL} printable characters, none with spaces "
                 "around it",
             )
     if len(set(found)) != len(found):
         raise described.wrong("labels", "must name no label twice")
     return tuple(found)
+
+
+def _refuse_control_tokens(
+    config: Settings, labels: tuple[str, ...], tokenizer: TokenizerFile
+) -> None:
+    """No bundle may have labels that are more than words in a prompt. Raises ExportError."""
+    added = tokenizer.tokenizer.get_added_tokens_decoder().values()
+    for control in (token.content for token in added if token.special):
+        if any(control in label for label in labels):
+            rule = f"must have labels without the tokenizer's control token {control!r}"
+            described = config.section("vision_objects")
+            assert described is not None
+            raise described.wrong("labels", rule)
 
 
 def _thresholds(described: Settings, count: int) -> tuple[tuple[float, float], ...]:
