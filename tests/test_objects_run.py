@@ -309,7 +309,7 @@ class Device:
             raise OutOfMemoryError("full")
         sums = pixels.sum(axis=(1, 2, 3), dtype=np.float32)
         maps = np.broadcast_to(sums[:, None, None, None], (len(sums), *self.maps))
-        return [np.repeat(sums, 2).reshape(-1, 1, 2), maps]
+        return [np.repeat(sums, 2).reshape(-1, 1, 2), maps[self.lost :]]
 
     def new_buffers(self, names: Sequence[str]) -> None:
         raise NotImplementedError(names)
@@ -332,6 +332,8 @@ def test_a_graph_without_the_output_or_with_other_maps_is_refused() -> None:
     device = Device(9)
     with pytest.raises(BundleError, match="gives objects"):
         encoder(Device(9, (3, 2, 3))).look_at([np.zeros((3, 4, 4), np.float32)])
+    with pytest.raises(BundleError, match="gives objects"):
+        encoder(Device(9, lost=1)).look_at([np.zeros((3, 4, 4), np.float32)] * 2)
     del device.outputs["objects"]
     with pytest.raises(BundleError, match="no output named objects"):
         encoder(device)

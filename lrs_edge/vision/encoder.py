@@ -160,7 +160,7 @@ class VisionEncoder:
                 f"{self._graph.name} gives tokens {tokens.shape}, the manifest says "
                 f"{(len(tiles), self.spec.grid**2, self._hidden)}; export the bundle again"
             )
-        if maps is not None and maps.shape[1:] != self._maps:
+        if maps is not None and maps.shape != (len(tiles), *(self._maps or ())):
             raise BundleError(
                 f"{self._graph.name} gives objects {maps.shape}, the manifest says "
                 f"{(len(tiles), *(self._maps or ()))}; export the bundle again"
