@@ -89,6 +89,17 @@ def test_padding_shows_nothing_and_hides_nothing() -> None:
     np.testing.assert_allclose(found.centres[:, 1] * 100, [(84 + 98) / 2], rtol=1e-5)
 
 
+def test_a_tile_gives_the_best_of_too_many_objects() -> None:
+    spec = ObjectSpec(("a", "b"), 128, ((0.0, 1.0),) * 2)
+    crowd = np.zeros((4, 128, 128), np.float32)
+    # Every second cell of every second row is a peak: 4096 of either label.
+    crowd[0, ::2, ::2], crowd[1, ::2, ::2] = 0.4, 0.3
+    crowd[1, 6, 10] = 0.9
+    found = decode(crowd, WHOLE, ORIGIN, spec)
+    assert found.labels.tolist() == [0] * 4095 + [1]
+    assert found.scores.tolist() == np.float32([0.4] * 4095 + [0.9]).tolist()
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5000), st.integers(1, 5000))
 @settings(max_examples=60, deadline=None)
 def test_any_maps_give_sound_objects(seed: int, height: int, width: int) -> None:

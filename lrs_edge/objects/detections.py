@@ -14,6 +14,10 @@ from lrs_edge.pyramid.levels import Level, TileIndex
 #: Bounds of the map's log2 of a box's side in cells: a quarter of a cell to 64 cells.
 LEAST_SIZE, MOST_SIZE = -2.0, 6.0
 
+#: Objects of one tile, at most, the best ones: what is remembered of a tile has a bound, whatever
+#: the maps hold.
+MOST_PER_TILE = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -80,7 +84,7 @@ def decode(
 
     A cell wins against its 8 neighbours; of equal ones the first in row-major order does. Cells
     whose centre lies in the padding count for nothing. What is no number is a score of 0, and a
-    box of one cell.
+    box of one cell. Only the `MOST_PER_TILE` best objects are given, in the order of the maps.
 
     Args:
         maps: [C + 2, G, G]: the probability that an object of each label has its centre in the
@@ -100,7 +104,11 @@ def decode(
     scores[:, ~shown] = -1
     low = np.array([low for low, _ in spec.thresholds], np.float32)
     found = _is_peak(scores) & (scores >= low[:, None, None]) & shown
-    labels, rows, cols = np.nonzero(found)
+    places = np.flatnonzero(found)
+    if len(places) > MOST_PER_TILE:
+        best = np.argsort(-scores.ravel()[places], kind="stable")[:MOST_PER_TILE]
+        places = places[np.sort(best)]
+    labels, rows, cols = np.unravel_index(places, found.shape)
     sizes = np.nan_to_num(maps[count:].astype(np.float64), nan=0.0, posinf=MOST_SIZE)
     sides = np.exp2(np.clip(sizes, LEAST_SIZE, MOST_SIZE))[:, rows, cols]
     middles = np.stack([xs[cols], ys[rows]])
