@@ -105,6 +105,24 @@ def test_the_search_leaves_what_prefill_and_an_answer_need() -> None:
     assert not budget.expired()
 
 
+def test_a_note_is_prefilled_and_not_scored() -> None:
+    time = Time()
+    budget = budget_of(2.0, time)
+    budget.asked(100)
+    fixed = budget.affordable_tokens()
+    assert fixed is not None
+    budget.noted(500)
+    # What is prefilled beside the local tokens leaves room for as many fewer.
+    assert budget.affordable_tokens() == pytest.approx(fixed - 500, abs=1)
+    left = 2.0 / MARGIN - 0.001 * 600 - 0.01 * (1 + ANSWER_TOKENS)
+    score, tile = 0.001 * COSTS.rfm_share, 0.1 + 0.001 * (COSTS.rfm_share + COSTS.keep_ratio) * 100
+    wanted = int((left - score * (100 + 100)) / tile)
+    assert wanted > int((left - score * (600 + 100)) / tile)
+    assert budget.affordable_tiles(0, 0) == wanted
+    budget.noted(0)
+    assert budget.affordable_tokens() == fixed
+
+
 def test_the_search_leaves_time_for_answers_as_long_as_they_have_been() -> None:
     time, rates = Time(), measured(step=1.0, token=1e-6)
     for tokens, left_for in ((None, ANSWER_TOKENS), (2, LEAST_ANSWER_TOKENS), (500, 64)):

@@ -91,6 +91,7 @@ class Budget:
         self.lacks_memory = lacks_memory
         self._rest = 0.0 if clock.timeout is None else (1 - SEARCH_SHARE) * clock.left
         self._question = 0
+        self._note = 0
         self._kept = 0
         self._read = 0.0
 
@@ -121,6 +122,10 @@ class Budget:
     def asked(self, question: int) -> None:
         """Tell how many tokens of the question follow the image."""
         self._question = question
+
+    def noted(self, note: int) -> None:
+        """Tell how many tokens say what was found; the language model alone reads them."""
+        self._note = note
 
     def found(self, kept: int) -> None:
         """Tell how many local tokens would be sent if the search ended now."""
@@ -187,16 +192,16 @@ class Budget:
         return self.clock.left - MARGIN * self._answer_seconds(self._kept if kept is None else kept)
 
     def _answer_seconds(self, sent: int) -> float:
-        """Prefill of local tokens and question, and a usual answer."""
+        """Prefill of local tokens, note and question, and a usual answer."""
         usual = None if self._rates is None else self._rates.answer_tokens
         tokens = ANSWER_TOKENS if usual is None else max(2 * usual, LEAST_ANSWER_TOKENS)
         steps = 1 + min(tokens, self._options.max_tokens)
-        return self._prefill * (sent + self._question) + self._step * steps
+        return self._prefill * (sent + self._note + self._question) + self._step * steps
 
     def _first_seconds(self) -> float:
-        """Prefill of the question, and the first tokens."""
+        """Prefill of note and question, and the first tokens."""
         tokens = min(FIRST_TOKENS, self._options.max_tokens)
-        return self._prefill * self._question + self._step * (1 + tokens)
+        return self._prefill * (self._note + self._question) + self._step * (1 + tokens)
 
     @property
     def knows_steps(self) -> bool:

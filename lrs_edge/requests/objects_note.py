@@ -71,6 +71,7 @@ class ObjectsNote:
         if context.options.policy != "reference":
             room = room_by_length(context) - len(ids)
             if room < 0:
+                context.budget.noted(0)
                 result.warnings.append(
                     f"the {len(ids)} tokens on the objects found did not fit the model's length "
                     "and were left out"
@@ -78,7 +79,7 @@ class ObjectsNote:
                 return
             trim(result, room, "the model's length", "max_vision_tokens")
         self.embeds = self._stages.embeddings.lookup(ids)
-        context.budget.asked(len(context.after) + len(ids))
+        context.budget.noted(len(ids))
         if trace is not None:
             trace.add_note(self.text, ids)
 

@@ -142,7 +142,9 @@ class QuestionRun:
             self._stages, self._raster, self._options, self._clock, self._progress.on_tile
         )
         after = self._stages.embeddings.lookup(self._prompt.after)
-        budget.asked(len(after) + self._note.most_tokens())
+        budget.asked(len(after))
+        if self._compressed is None:
+            budget.noted(self._note.most_tokens())
         try:
             prefix = self._prefix()
             if self._compressed is None:
