@@ -114,6 +114,7 @@ def _objects_config(spec: ObjectSpec | None, tensors: dict[str, Array]) -> dict[
             "width": len(tensors[f"{_OBJECTS}fine.weight"]),
             "labels": list(spec.labels),
             "thresholds": [list(pair) for pair in spec.thresholds],
+            **({"aliases": [list(words) for words in spec.aliases]} if spec.aliases else {}),
         }
     }
 

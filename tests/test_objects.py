@@ -212,6 +212,21 @@ def test_the_note_is_that_of_the_specification() -> None:
     assert describe(found, SPEC, most=1) == "airplane 3 left top: top left, center"
 
 
+def test_a_question_is_told_of_the_labels_that_it_names() -> None:
+    spec = ObjectSpec(SPEC.labels, 24, SPEC.thresholds, (("plane", "aircraft"), (), ("boat",)))
+    found = objects((0, 0.9, 0.1, 0.1, 0.02), (1, 0.5, 0.6, 0.9, 0.02))
+    plane, bridge = "airplane 1 left top: top left", "perhaps bridge 1 right bottom: bottom"
+    for question, told in (
+        ("How many Planes are there?", plane),
+        ("Is the bridge above the aircraft?", f"{bridge}; {plane}"),
+        ("Are there any boats near the bridges?", f"no ship; {bridge}"),
+        ("Is there a ship?", "no ship"),
+        ("Describe the planet, the shipyard and the airplanes2.", f"{plane}; {bridge}"),
+        ("", f"{plane}; {bridge}"),
+    ):
+        assert describe(found, spec, question) == told, question
+
+
 def test_doubtful_labels_come_last_and_what_is_below_both_thresholds_is_not_said() -> None:
     found = objects((1, 0.59, 0.5, 0.5, 0.1), (0, 0.5, 0.5, 0.5, 0.1), (2, 0.29, 0.5, 0.5, 0.1))
     assert describe(found, SPEC) == (

@@ -40,7 +40,8 @@ from tests.specs import vision_spec
 
 TILE, GRID = 64, 4
 SPEC = {"labels": ["ship", "tank"], "grid": GRID, "thresholds": [[0.2, 0.5], [0.2, 0.6]]}
-QUESTION = "How many ships?"
+#: Names no label, so that everything is said.
+QUESTION = "How many are there?"
 #: Of pixels of 0..1 as the tiny checkpoint normalises them.
 STD = 0.25
 
@@ -179,6 +180,11 @@ def test_the_painted_objects_are_found_where_they_are(
     engine: Engine, image: Path, tmp_path: Path
 ) -> None:
     answer, arrays = ask(engine, image, tmp_path, prune="none")
+    with engine.open(image) as scene:
+        scene.ask("Is there a tank?", trace=tmp_path / "tank.npz", prune="none", max_tokens=2)
+    with np.load(tmp_path / "tank.npz") as named:
+        assert named["objects_text"][0].startswith("perhaps tank 1")
+        assert "ship" not in named["objects_text"][0]
     assert arrays["objects_text"][0].startswith("ship 2 left top: top left")
     assert "perhaps tank 1" in arrays["objects_text"][0]
     ships = [found for found in answer.objects if found.label == "ship" and not found.doubtful]

@@ -43,7 +43,9 @@ def test_a_sequence_is_text_view_separator_rows_text(
     kept = views.choose_kept(view, [], random.Random(seed))
     asked = train["questions"].PictureQuestion("How many ships?", "three", "count")
     tokenizer = Tokenizer.from_file(str(default_bundle_path() / "tokenizer.json"))
-    made = sequences.Writer(tokenizer).write(view, kept, [asked], note)
+    made = sequences.Writer(tokenizer).write(
+        view, kept, [asked], None if note is None else lambda _: note
+    )
 
     before = tokenizer.encode("<|im_start|>user\n").ids
     wanted = [(sequences.TEXT, token) for token in before]

@@ -48,6 +48,7 @@ OBJECTS: dict[str, Any] = {
     "width": 24,
     "labels": ["airplane", "ship", "storage tank"],
     "thresholds": [[0.2, 0.5], [0.1, 0.4], [0, 1]],
+    "aliases": [["plane"], ["boat", "vessel"], []],
 }
 LAYERS = ("coarse", "fine", "mix.0", "mix.1", "out")
 PREFIX = "model.vision_objects."
@@ -295,9 +296,13 @@ LABELS = OBJECTS["labels"]
         ({"labels": ["a", "b", "a"]}, "vision_objects.labels is ['a', 'b', 'a'], it must name no"),
         ({"labels": [*LABELS, "d"]}, "vision_objects.thresholds"),
         (
-            {"labels": [*LABELS, "d"], "thresholds": [*PAIRS, [0, 1]]},
+            {"labels": [*LABELS, "d"], "thresholds": [*PAIRS, [0, 1]], "aliases": []},
             "model.vision_objects.out.weight has shape [5, 48, 1, 1]",
         ),
+        ({"aliases": [["plane"]]}, "vision_objects.aliases"),
+        ({"aliases": [["plane"], "boat", []]}, "vision_objects.aliases"),
+        ({"aliases": [["a"] * 17, [], []]}, "at most 16 words"),
+        ({"aliases": [[""], [], []]}, "must have words of 1..64 characters"),
         ({"thresholds": PAIRS[:2]}, "vision_objects.thresholds"),
         ({"thresholds": None}, "vision_objects.thresholds is 'absent'"),
         ({"thresholds": {"low": 0}}, "vision_objects.thresholds"),

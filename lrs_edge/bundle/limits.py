@@ -42,6 +42,7 @@ MAX_PARTS = 64
 MAX_STOPS = 64
 #: Labels of a detector, characters of each, cells along a tile's side.
 MAX_LABELS, MAX_LABEL, MAX_CELLS = 256, 64, 256
+MAX_ALIASES = 16
 MAX_STOP_TEXT = 256
 MAX_FILES = 4096
 MAX_NAME = 1024
@@ -153,6 +154,12 @@ def _objects(spec: ObjectSpec) -> Iterator[str]:
             )
     if len(set(spec.labels)) != len(spec.labels):
         yield "vision.objects must name no label twice"
+    if spec.aliases and len(spec.aliases) != len(spec.labels):
+        yield "aliases of vision.objects must be one list for each label, or none at all"
+    for words in spec.aliases:
+        yield from _within("aliases of a label of vision.objects", len(words), 0, MAX_ALIASES)
+        if not all(1 <= len(word) <= MAX_LABEL for word in words):
+            yield f"aliases of vision.objects must have 1..{MAX_LABEL} characters"
     yield from _within("vision.objects.grid", spec.grid, 1, MAX_CELLS)
     if len(spec.thresholds) != len(spec.labels):
         yield "thresholds of vision.objects must be one pair for each label"

@@ -166,11 +166,14 @@ class ObjectSpec(msgspec.Struct, frozen=True):
         grid: Cells G along a tile's side.
         thresholds: Two scores per label: from the first an object counts as doubtful, from the
             second as sure.
+        aliases: Other words for each label by which a question may name it, in the singular; empty
+            for none at all. A question that names labels is told of those alone.
     """
 
     labels: tuple[str, ...]
     grid: int
     thresholds: tuple[tuple[float, float], ...]
+    aliases: tuple[tuple[str, ...], ...] = ()
 
 
 class VisionSpec(StageSpec, frozen=True):

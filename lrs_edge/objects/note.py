@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from lrs_edge.bundle.manifest import ObjectSpec
@@ -33,7 +35,48 @@ DOUBTFUL = "perhaps "
 NOTHING = "nothing"
 
 
-def describe(found: Detections, spec: ObjectSpec, most: int = 10) -> str:
+def named(question: str, spec: ObjectSpec) -> tuple[int, ...]:
+    """Labels that a question names, by themselves or an alias, singular or plural, as they come.
+
+    Args:
+        question: In English, as the labels are.
+        spec: Labels and aliases.
+    """
+    places = {}
+    for label, name in enumerate(spec.labels):
+        words = (name, *(spec.aliases[label] if spec.aliases else ()))
+        either = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        hit = re.search(rf"\b(?:{either})(?:s|es)?\b", question, re.IGNORECASE)
+        if hit:
+            places[label] = hit.start()
+    return tuple(sorted(places, key=lambda label: (places[label], label)))
+
+
+def describe(found: Detections, spec: ObjectSpec, question: str = "", most: int = 10) -> str:
+    """What the model is told for one question: of the labels that it names, else of all found.
+
+    A small model then finds the answer in one place, and need not match words first.
+
+    Args:
+        found: Merged objects (`lrs_edge.objects.merge`).
+        spec: Labels, thresholds, aliases.
+        question: What is asked.
+        most: Labels that are named at most.
+
+    Returns:
+        As `everything`; "no ship" for a label that is asked for and was not found.
+    """
+    asked = named(question, spec)[:most]
+    if not asked:
+        return everything(found, spec, most)
+    parts = []
+    for label in asked:
+        one = everything(found.take(np.flatnonzero(found.labels == label)), spec)
+        parts.append(f"no {spec.labels[label]}" if one == NOTHING else one)
+    return "; ".join(parts)
+
+
+def everything(found: Detections, spec: ObjectSpec, most: int = 10) -> str:
     """Labels with how many there are and where, the surest first.
 
     A label with an object that reaches its high threshold counts the objects that do; one that

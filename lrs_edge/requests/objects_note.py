@@ -25,14 +25,16 @@ class ObjectsNote:
 
     Args:
         stages: The model.
+        question: What is asked.
 
     Attributes:
         text: What was found, in words.
         embeds: float32 [m, D], embeddings of the text as it stands in the prompt, or None.
     """
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Stages, question: str) -> None:
         self._stages = stages
+        self._question = question
         self._spec = stages.manifest.vision.objects
         self._found = no_detections()
         self.text = ""
@@ -65,7 +67,7 @@ class ObjectsNote:
         levels = [(view, tiles.objects(view, [TileIndex(0, 0)], "global"))]
         levels += [(seen.level, tiles.objects(seen.level, seen.tiles)) for seen in result.passes]
         self._found = merge(levels)
-        self.text = describe(self._found, self._spec)
+        self.text = describe(self._found, self._spec, self._question)
         ids = self._stages.prompt.note(self.text)
         # The reference policy cuts the end of the whole sequence instead.
         if context.options.policy != "reference":

@@ -103,7 +103,7 @@ class QuestionRun:
         self._result: SearchResult | None = None
         self._segments: tuple[SegmentReport, ...] = ()
         self._confidence = AnswerConfidence(stages, self._options)
-        self._note = ObjectsNote(stages)
+        self._note = ObjectsNote(stages, question)
 
     @property
     def deadline(self) -> float | None:

@@ -179,7 +179,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _object_spec(head: ObjectHead, stage: VisionStage) -> ObjectSpec:
-    return ObjectSpec(head.labels, head.scale * stage.tower.grid, head.thresholds)
+    return ObjectSpec(head.labels, head.scale * stage.tower.grid, head.thresholds, head.aliases)
 
 
 def _decoder_spec(

@@ -114,12 +114,14 @@ class ObjectHead:
         labels: Names of the C labels.
         thresholds: Two scores per label: from the first an object counts as doubtful, from the
             second as sure.
+        aliases: Other words for each label by which a question may name it; empty for none at all.
     """
 
     tensors: Scoped
     width: int
     labels: tuple[str, ...]
     thresholds: tuple[tuple[float, float], ...]
+    aliases: tuple[tuple[str, ...], ...] = ()
 
     #: Cells along a token's side, and maps behind those of the labels.
     scale = 2

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 
 from lrs_edge.bundle.layout import PromptSpec, rows_layout
-from lrs_edge.bundle.limits import MAX_LABEL, MAX_LABELS
+from lrs_edge.bundle.limits import MAX_ALIASES, MAX_LABEL, MAX_LABELS
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import TokenizerFile, copied
@@ -165,6 +165,7 @@ def _objects(config: Settings, weights: Scoped) -> ObjectHead | None:
         width=described.integer("width", 1, _MAX_OBJECT_WIDTH),
         labels=labels,
         thresholds=_thresholds(described, len(labels)),
+        aliases=_aliases(described, len(labels)),
     )
 
 
@@ -197,6 +198,20 @@ def _refuse_control_tokens(
             described = config.section("vision_objects")
             assert described is not None
             raise described.wrong("labels", rule)
+
+
+def _aliases(described: Settings, count: int) -> tuple[tuple[str, ...], ...]:
+    """Other words for each label, where there are any. Raises ExportError."""
+    found = described.values.get("aliases", [])
+    rule = f"must be a list of at most {MAX_ALIASES} words for each label"
+    if not isinstance(found, list) or len(found) not in (0, count):
+        raise described.wrong("aliases", rule)
+    for words in found:
+        if not isinstance(words, list) or len(words) > MAX_ALIASES:
+            raise described.wrong("aliases", rule)
+        if not all(isinstance(word, str) and 1 <= len(word) <= MAX_LABEL for word in words):
+            raise described.wrong("aliases", f"must have words of 1..{MAX_LABEL} characters")
+    return tuple(tuple(words) for words in found)
 
 
 def _thresholds(described: Settings, count: int) -> tuple[tuple[float, float], ...]:

@@ -24,7 +24,7 @@ from common import (
     write_atomically,
 )  # fmt: skip
 from model import ModelConfig, Nano
-from objects import THIN
+from objects import ALIASES, THIN
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -51,7 +51,8 @@ def neck_weights(paths: Paths) -> dict[str, Tensor]:
 def object_weights(paths: Paths) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The head that detects objects, and what config.json says of it."""
     kept = torch.load(paths.objects, map_location="cpu", weights_only=True)
-    described = {"width": THIN, "labels": kept["labels"], "thresholds": kept["thresholds"]}
+    described = {"width": THIN, "labels": kept["labels"], "thresholds": kept["thresholds"],
+                 "aliases": [list(words) for words in ALIASES]}  # fmt: skip
     return {f"model.vision_objects.{k}": v for k, v in kept["weights"].items()}, described
 
 

@@ -8,7 +8,8 @@ the first detection of each tile.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from common import TILE, Paths, has_variant, labels
 from low import Stores
-from objects import ObjectHead, Tiles, frozen
+from objects import ALIASES, ObjectHead, Tiles, frozen
 from token_labels import write_labels
 from tower import upper
 
@@ -38,7 +39,7 @@ def read_spec(path: Path) -> tuple[ObjectSpec, dict[str, Any]]:
     """What `objects.py` wrote: how detections are read, and the weights."""
     kept = torch.load(path, weights_only=True)
     thresholds = tuple((low, high) for low, high in kept["thresholds"])
-    return ObjectSpec(tuple(kept["labels"]), 24, thresholds), kept["weights"]
+    return ObjectSpec(tuple(kept["labels"]), 24, thresholds, ALIASES), kept["weights"]
 
 
 class Detected:
@@ -54,9 +55,11 @@ class Detected:
         return Detections(*(field[part] for field in self._fields))
 
 
-def noted(spec: ObjectSpec, levels: Sequence[tuple[Level, dict[TileIndex, Detections]]]) -> str:
-    """What the prompt says of the detections, coarse to fine."""
-    return describe(merge(levels), spec)
+def noted(
+    spec: ObjectSpec, levels: Sequence[tuple[Level, dict[TileIndex, Detections]]]
+) -> Callable[[str], str]:
+    """What the prompt of a question says of the detections, levels coarse to fine."""
+    return partial(describe, merge(levels), spec)
 
 
 def detect(

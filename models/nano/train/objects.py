@@ -38,6 +38,20 @@ PLACE_LABELS = tuple(
 LABELS = (*BOXED, *PLACE_LABELS)
 """What is detected: things, and kinds of places as they are spelled in answers. Natural land has
 no edges, so nothing can be its centre."""
+_SPOKEN = {
+    "airplane": ("plane", "aircraft", "aeroplane"),
+    "ship": ("boat", "vessel"),
+    "storage tank": ("oil tank", "tank"),
+    "baseball diamond": ("baseball field",),
+    "ground track field": (
+        *("running track", "athletics track", "track field", "football field", "soccer field"),
+        "sports field",
+    ),
+    "harbor": ("harbour", "dock", "pier"),
+    "vehicle": ("car", "automobile", "van", "truck", "lorry", "lorries", "bus", "minibus"),
+}
+ALIASES = tuple(_SPOKEN.get(name, ()) for name in LABELS)
+"""Other words by which a question may name a label."""
 _WORD = np.array([
     WORDS.index(name) if name in OBJECTS else
     WORDS.index(next(place for place in PLACES if SCENES[place] == name)) for name in LABELS
@@ -98,7 +112,9 @@ def targets(
         if x1 <= 0 or y1 <= 0 or x0 >= CELLS or y0 >= CELLS:
             continue
         wide, high = x1 - x0, y1 - y0
-        across, down = (x0 + x1) / 2, (y0 + y1) / 2
+        # Rounded once for all tiles: a centre on the line between two of them lies in one.
+        across = (region["box"][0] + region["box"][2]) / 2 * scale_x - col * CELLS
+        down = (region["box"][1] + region["box"][3]) / 2 * scale_y - row * CELLS
         for name in detected(region["label"]):
             place = LABELS.index(name)
             inside = 0 <= across < CELLS and 0 <= down < CELLS

@@ -8,6 +8,7 @@ looks exactly as it would alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,10 @@ class Writer:
         spec = self.builder.spec
         return self.builder.prompt.ids(spec.parts[spec.local_place + 1 :], question).tolist()
 
+    def said(self, note: str) -> list[int]:
+        """Tokens of what was detected."""
+        return self.tokenizer.encode(PROMPT_NOTE.format(objects=note)).ids
+
     def local(self, view: View, kept: np.ndarray) -> tuple[LocalTokens, TokenGrid]:
         """The kept local tokens of a view with the newlines of all its rows, and their grid."""
         rows, cols = view.local.shape
@@ -140,7 +145,7 @@ class Writer:
         view: View,
         kept: np.ndarray | None,
         questions: list[PictureQuestion],
-        note: str | None = None,
+        note: Callable[[str], str] | None = None,
     ) -> PackedSequence:
         """One sequence; kept marks the local tokens to keep, None leaves out rows and newlines too.
 
@@ -160,16 +165,13 @@ class Writer:
             shared = concatenate(shared, local.sequence(positions))
         source, ids = (column.tolist() for column in shared.embeds.T)
         last, position = len(ids), shared.tokens["position"].tolist()
-        if note is not None:
-            ids += self.tokenizer.encode(PROMPT_NOTE.format(objects=note)).ids
-            source += [TEXT] * (len(ids) - last)
-            position += range(last, len(ids))
-        prefix = len(ids)
+        prefix = last
         block = [0] * prefix
         label, weight = [-100] * prefix, [0.0] * prefix
         queries = []
         for number, question in enumerate(questions, 1):
-            prompt = self.after(question.text)
+            said = [] if note is None else self.said(note(question.text))
+            prompt = said + self.after(question.text)
             answer = self.tokenizer.encode(question.answer).ids + self.end
             both = prompt + answer[:-1]
             start = len(ids)
@@ -184,7 +186,7 @@ class Writer:
                 boxes = [view.boxes[i] for i in question.evidence] or list(question.boxes)
                 near = token_place[view.evidence(boxes)]
                 whole = np.flatnonzero(view.global_evidence(boxes))
-                words = self.focus(question) + start
+                words = self.focus(question) + start + len(said)
                 shown = [near[near >= 0], whole + len(self.before), words]
                 queries.append((start + len(prompt) - 1, shown))
         arrays = [np.array(x) for x in (ids, source, block, position, label)]

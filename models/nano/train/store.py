@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +50,7 @@ QUESTIONS = {"scene": 6, "boxed": 16, "canvas": 20, "large": 20, "search": 16}
 FULL = 0.3
 """Share of the boxed pictures of which all local tokens are kept."""
 SILENT = 0.25
-"""Share of the sequences whose prompt says nothing of detected objects."""
+"""Share of the sequences on larger pictures whose prompt says nothing of detected objects."""
 SEEN = 0.5
 """Probability of a word below which nothing is seen."""
 SOME = {"presence", "thing", "half"}
@@ -138,7 +139,9 @@ class Store:
             [r["box"] for r in picture["regions"]],
         )
 
-    def note(self, picture: dict[str, Any], shown: list[Shown], draw: random.Random) -> str | None:
+    def note(
+        self, picture: dict[str, Any], shown: list[Shown], draw: random.Random
+    ) -> Callable[[str], str] | None:
         """What the prompt says of the objects in the global view and some tiles of some levels.
 
         None now and then: the model shall read the tokens too.
@@ -156,7 +159,7 @@ class Store:
             levels.append((level_of(level["height"], level["width"]), tiles))
         return noted(self.spec, levels)
 
-    def scene_note(self, index: int, variant: int) -> str:
+    def scene_note(self, index: int, variant: int) -> Callable[[str], str]:
         """The same of one scene as a picture of one tile: global view and base level are alike."""
         tiles = {TileIndex(0, 0): self.detected_scenes[variant][index]}
         return noted(self.spec, [(level_of(TILE, TILE), tiles)] * 2)
