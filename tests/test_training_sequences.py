@@ -65,3 +65,28 @@ def test_a_sequence_is_text_view_separator_rows_text(
     assert list(zip(sources, made.ids.tolist(), strict=True)) == wanted
     assert made.position.tolist() == list(range(len(wanted)))
     assert made.local == (len(before) + common.TOKENS + 1, image)
+
+
+@pytest.mark.parametrize(
+    ("note", "kind", "answer", "told"),
+    [
+        ("ship 3 left top: top left, center", "count", "3", " 3"),
+        ("ship 3 left top: top left, center", "side", "left", " left"),
+        ("ship 3 left top: top left, center", "where", "top left", " top left"),
+        ("ship 12 right top: bottom", "where", "bottom", " bottom"),
+        ("ship 12 right top: bottom", "side", "bottom", ""),
+        ("perhaps ship 12 right top: bottom", "presence", "yes", "12"),
+        ("no ship", "presence", "no", " no"),
+        ("no ship", "presence", "yes", ""),
+    ],
+)
+def test_attention_is_asked_for_where_the_answer_is_said(
+    train: dict[str, Any], note: str, kind: str, answer: str, told: str
+) -> None:
+    tokenizer = Tokenizer.from_file(str(default_bundle_path() / "tokenizer.json"))
+    writer = train["sequences"].Writer(tokenizer)
+    question = train["questions"].PictureQuestion("Where are the ships?", answer, kind)
+    ids = writer.said(note)
+    assert (
+        tokenizer.decode([ids[i] for i in writer.telling(note, question)]).strip() == told.strip()
+    )

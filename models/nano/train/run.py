@@ -130,12 +130,16 @@ def steps(runner: Runner, options: argparse.Namespace) -> None:
     card = ROOT / "models" / "nano" / "MODEL_CARD.md"
     if checkpoint.exists():
         shutil.copy(card, checkpoint)
-    runner.step(
-        "export",
-        tool("export", str(checkpoint), "-o", str(exported), "--name", "lrs-edge-nano",
-             "--vision", "int8-weight", "--llm", "int8-dynamic", "--rfm", "from-llm:2", *KEPT,
-             "--attention-layers", "2", "--licence", LICENCE, "--force"),
+    export = tool(
+        "export", str(checkpoint), "-o", str(exported), "--name", "lrs-edge-nano",
+        "--vision", "int8-weight", "--llm", "int8-dynamic", "--rfm", "from-llm:2", *KEPT,
+        "--attention-layers", "2", "--licence", LICENCE, "--force",
     )  # fmt: skip
+    runner.step("export", export)
+    # The detector's thresholds are fitted to what the engines find.
+    fit = [sys.executable, str(HERE.parent / "real_scenes" / "thresholds.py"), str(paths.data)]
+    runner.step("thresholds", [*fit, "--model", str(exported), "--checkpoint", str(checkpoint)])
+    runner.step("export again", export)
     held = paths.work / "held_out"
     runner.step(
         "held out",

@@ -8,6 +8,7 @@ looks exactly as it would alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,10 @@ WEIGHTS = {
 """Of an answer in the loss, by kind of question; others 1."""
 
 
+NINTH_KINDS = ("position", "where")
+"""Kinds whose answer is a ninth of the picture; other places are halves."""
+
+
 @dataclass
 class PackedSequence:
     """One sequence, not yet padded; all arrays have one entry per place."""
@@ -47,8 +52,8 @@ class PackedSequence:
     label: np.ndarray
     weight: np.ndarray
     queries: list[tuple[int, list[np.ndarray]]]
-    """Last prompt places, each with the local tokens, the global tokens, and the words of the
-    question that matter for it."""
+    """Last prompt places, each with the local tokens, the global tokens, the words of the question
+    and those of what was detected that matter for it."""
     local: tuple[int, int]
     """First local place, and the one after the last."""
     full: bool
@@ -73,9 +78,10 @@ class Batch:
     query_batch: Tensor
     query_places: Tensor
     query_seen: Tensor
-    """[3, queries, T]: which places are local tokens, the global view, all that may be seen."""
+    """[4, queries, T]: which places are local tokens, the global view, and twice all that may be
+    seen."""
     query_evidence: Tensor
-    """The same shape: which of those show the evidence, or name what is looked for."""
+    """The same shape: which of those show the evidence, name what is looked for, or say it."""
 
 
 def _as_text(ids: np.ndarray) -> np.ndarray:
@@ -120,6 +126,18 @@ class Writer:
     def said(self, note: str) -> list[int]:
         """Tokens of what was detected."""
         return self.tokenizer.encode(PROMPT_NOTE.format(objects=note)).ids
+
+    def telling(self, note: str, question: PictureQuestion) -> np.ndarray:
+        """Which tokens of what was detected spell the answer, or say that there is something."""
+        text = PROMPT_NOTE.format(objects=note)
+        colon = text.find(":", len("\nSeen:"))
+        first, last = (colon, len(text)) if question.kind in NINTH_KINDS else (0, colon)
+        answer = r"\d+" if question.answer == "yes" else re.escape(question.answer.lower())
+        hit = re.compile(rf"\b{answer}\b").search(text, max(first, 6), max(last, 0) or len(text))
+        if hit is None:
+            return np.zeros(0, np.int64)
+        spans = self.tokenizer.encode(text).offsets
+        return np.array([i for i, (a, b) in enumerate(spans) if a < hit.end() and b > hit.start()])
 
     def local(self, view: View, kept: np.ndarray) -> tuple[LocalTokens, TokenGrid]:
         """The kept local tokens of a view with the newlines of all its rows, and their grid."""
@@ -187,7 +205,12 @@ class Writer:
                 near = token_place[view.evidence(boxes)]
                 whole = np.flatnonzero(view.global_evidence(boxes))
                 words = self.focus(question) + start + len(said)
-                shown = [near[near >= 0], whole + len(self.before), words]
+                told = (
+                    np.zeros(0, np.int64)
+                    if note is None
+                    else self.telling(note(question.text), question)
+                )
+                shown = [near[near >= 0], whole + len(self.before), words, told + start]
                 queries.append((start + len(prompt) - 1, shown))
         arrays = [np.array(x) for x in (ids, source, block, position, label)]
         vision = arrays[1] >= 0
@@ -233,14 +256,14 @@ def collate(sequences: list[PackedSequence]) -> Batch:
     same = block_t[:, :, None] == block_t[:, None, :]
     allowed = earlier & (same | (block_t == 0)[:, None, :]) | torch.eye(longest, dtype=torch.bool)
     mask = torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill_(~allowed, float("-inf"))
-    seen = torch.zeros(3, len(queries), longest, dtype=torch.bool)
+    seen = torch.zeros(4, len(queries), longest, dtype=torch.bool)
     evidence = torch.zeros_like(seen)
     for i, (b, t, s, shown) in enumerate(queries):
         first, last = s.local
         seen[0, i, first:last] = True
         seen[1, i, first - 1 - TOKENS : first - 1] = True
-        seen[2, i] = allowed[b, t]
-        for part in range(3):
+        seen[2:, i] = allowed[b, t]
+        for part in range(4):
             evidence[part, i, torch.from_numpy(shown[part])] = True
 
     def joined(parts: list[np.ndarray]) -> Tensor:

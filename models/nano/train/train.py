@@ -31,7 +31,7 @@ from words import WORDS
 
 from lrs_edge_export.torch_model.decoder import rope
 
-MIX = {"scene": 0.08, "boxed": 0.38, "canvas": 0.18, "large": 0.18, "search": 0.18}
+MIX = {"scene": 0.08, "boxed": 0.46, "canvas": 0.16, "large": 0.16, "search": 0.14}
 """Share of the steps of each kind."""
 WARM_STEPS = 400
 EARLY = 0.25
@@ -78,7 +78,7 @@ def attention_loss(
             share, wanted = masked.softmax(-1).mean(1), shown[useful]
             mass = (share * wanted).sum(-1)
             # Words need only part of the heads: nothing is gained above a mass of 0.4.
-            most = 0.4 if index == 2 else 1.0
+            most = {2: 0.4, 3: 0.5}.get(index, 1.0)
             loss = -(mass.clamp(max=most) / most + 1e-4).log()
             if index == 0:
                 # Every token of the evidence counts alike: what the best one holds finds one box.
@@ -103,6 +103,8 @@ def localisation_loss(
     found = attention_loss(llm, batch, states[layer], layer, (0, 1))
     for lower in range(layer):
         found += attention_loss(llm, batch, states[lower], lower, (2,))
+    # The layer after it looks at what the detector's words say.
+    found += attention_loss(llm, batch, states[layer + 1], layer + 1, (3,))
     return torch.stack(found)
 
 
