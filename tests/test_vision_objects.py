@@ -196,7 +196,10 @@ def test_a_bundle_says_what_it_finds(source: Path, tmp_path: Path) -> None:
     options = ExportOptions(precisions=Precisions(vision="int8-weight"))
     manifest = export_bundle(str(source), tmp_path / "bundle", options).manifest
     assert manifest.vision.objects == ObjectSpec(
-        ("airplane", "ship", "storage tank"), 4, ((0.2, 0.5), (0.1, 0.4), (0.0, 1.0))
+        ("airplane", "ship", "storage tank"),
+        4,
+        ((0.2, 0.5), (0.1, 0.4), (0.0, 1.0)),
+        (("plane",), ("boat", "vessel"), ()),
     )
     assert manifest.prompt.parts[-3:-1] == (LocalRows(), Objects("\nSeen: {objects}"))
     assert isinstance(manifest.prompt.parts[-1], Question)
