@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrs_edge.errors import LrsEdgeError, UsageError
+from lrs_edge.objects.note import NINTHS
 from lrs_edge_export.scenes.library import TileLibrary, read_library, spoken_name
 from lrs_edge_export.scenes.plan import ScenePlan, gap, plan_scene
 from lrs_edge_export.scenes.questions import (
@@ -22,7 +23,7 @@ from lrs_edge_export.scenes.questions import (
     scene_questions,
 )
 from lrs_edge_export.scenes.rules import DEFAULT_RULES, SceneRules
-from lrs_edge_export.scenes.wording import NINTHS, article, fill, plural
+from lrs_edge_export.scenes.wording import article, fill, plural
 from tests.scene_tiles import LABELS, make_tiles, picture, write_labels
 
 SIDES = st.integers(1000, 16_000)

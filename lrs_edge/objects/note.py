@@ -9,18 +9,14 @@ import numpy as np
 from lrs_edge.bundle.manifest import ObjectSpec
 from lrs_edge.objects.detections import Detections
 
-#: Names of the parts of a 3 x 3 grid over the image, row-major.
+#: Names of the ninths of an image, row by row; questions about composed scenes have the same.
 NINTHS = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "center",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
+    ("top left", "top", "top right"),
+    ("left", "center", "right"),
+    ("bottom left", "bottom", "bottom right"),
 )
+
+_NAMES = tuple(name for row in NINTHS for name in row)
 
 #: Parts that are named for one label.
 MOST_NINTHS = 3
@@ -110,7 +106,7 @@ def everything(found: Detections, spec: ObjectSpec, most: int = 10) -> str:
 
 def longest(spec: ObjectSpec, most: int = 10) -> str:
     """A text at least about as long as any of `describe`: what to leave room for."""
-    places = f"right bottom: {', '.join(sorted(NINTHS, key=len)[-MOST_NINTHS:])}"
+    places = f"right bottom: {', '.join(sorted(_NAMES, key=len)[-MOST_NINTHS:])}"
     labels = sorted(spec.labels, key=len)[-most:]
     return "; ".join(f"{DOUBTFUL}{label} {_count(MOST_COUNTED)} {places}" for label in labels)
 
@@ -126,4 +122,4 @@ def _places(centres: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
     cols, rows = np.minimum(centres * 3, 2).astype(np.int64).T
     counts = np.bincount(rows * 3 + cols, minlength=9)
     frequent = np.argsort(-counts, kind="stable")[:MOST_NINTHS]
-    return f"{halves}: {', '.join(NINTHS[i] for i in frequent if counts[i])}"
+    return f"{halves}: {', '.join(_NAMES[i] for i in frequent if counts[i])}"

@@ -28,7 +28,6 @@ class ObjectsNote:
         question: What is asked.
 
     Attributes:
-        text: What was found, in words.
         embeds: float32 [m, D], embeddings of the text as it stands in the prompt, or None.
     """
 
@@ -37,12 +36,7 @@ class ObjectsNote:
         self._question = question
         self._spec = stages.manifest.vision.objects
         self._found = no_detections()
-        self.text = ""
         self.embeds: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        """Tokens of the note."""
-        return 0 if self.embeds is None else len(self.embeds)
 
     def most_tokens(self) -> int:
         """Tokens that a note may have, before it is known."""
@@ -67,8 +61,8 @@ class ObjectsNote:
         levels = [(view, tiles.objects(view, [TileIndex(0, 0)], "global"))]
         levels += [(seen.level, tiles.objects(seen.level, seen.tiles)) for seen in result.passes]
         self._found = merge(levels)
-        self.text = describe(self._found, self._spec, self._question)
-        ids = self._stages.prompt.note(self.text)
+        text = describe(self._found, self._spec, self._question)
+        ids = self._stages.prompt.note(text)
         # The reference policy cuts the end of the whole sequence instead.
         if context.options.policy != "reference":
             room = room_by_length(context) - len(ids)
@@ -83,7 +77,7 @@ class ObjectsNote:
         self.embeds = self._stages.embeddings.lookup(ids)
         context.budget.noted(len(ids))
         if trace is not None:
-            trace.add_note(self.text, ids)
+            trace.add_note(text, ids)
 
     def reports(self, width: int, height: int) -> tuple[ObjectReport, ...]:
         """The best objects, in pixels of an image of this size."""

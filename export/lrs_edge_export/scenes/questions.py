@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lrs_edge.errors import UsageError
+from lrs_edge.objects.note import NINTHS
 from lrs_edge.pyramid.box import PixelBox
 from lrs_edge_export.scenes.plan import Placement, ScenePlan, gap
 from lrs_edge_export.scenes.rules import DEFAULT_RULES, SceneRules
@@ -19,7 +20,6 @@ from lrs_edge_export.scenes.wording import (
     CATEGORY,
     CLOSEST,
     COUNT,
-    NINTHS,
     POSITION,
     PRESENCE,
     PRESENCE_PLURAL,

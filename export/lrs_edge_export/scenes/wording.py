@@ -145,13 +145,6 @@ CLOSEST = (
     "what's near the {focus}",
 )
 
-#: Names of the ninths of an image, row by row.
-NINTHS = (
-    ("top left", "top", "top right"),
-    ("left", "center", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-
 
 def article(name: str) -> str:
     """The indefinite article and a space: "an " for "airport"; nothing for "bare land"."""

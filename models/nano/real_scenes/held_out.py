@@ -23,6 +23,8 @@ from pathlib import Path
 
 from labels import CLASSES, Box, Labelled, read
 
+from lrs_edge.objects.note import NINTHS
+
 _PER_CLASS = 10
 """Most images with a class that are asked about its presence, and as many without."""
 _PER_SIDE = 12
@@ -68,12 +70,6 @@ _POSITION = (
     "In which part of the picture is the {one}?", "Where does the {one} lie in the image?",
     "Where in the image can the {one} be found?" + _SHORT,
 )  # fmt: skip
-NINTHS = (
-    ("top left", "top", "top right"),
-    ("left", "center", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-"""As the questions of composed scenes name them."""
 _SIDES = (("left", "right"), ("top", "bottom"))
 
 

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from common import TILE, Paths, has_variant, labels
 from low import Stores
-from objects import ALIASES, ObjectHead, Tiles, frozen
+from objects import ALIASES, ObjectHead, Tiles, frozen, read_maps
 from token_labels import write_labels
-from tower import upper
 
 from lrs_edge.bundle.manifest import ObjectSpec
 from lrs_edge.objects.detections import Detections, decode
@@ -79,8 +78,7 @@ def detect(
     for start in range(0, len(rows), 40):
         chosen = rows[start : start + 40]
         with torch.no_grad():
-            x = (torch.from_numpy(low[chosen]).float() * scale).permute(0, 3, 1, 2)
-            out = head(x, torch.cat(neck.contexts(x, upper(tower, x)), 1))
+            out = head(*read_maps(tower, neck, low[chosen], scale))
             out[:, : len(spec.labels)] = out[:, : len(spec.labels)].sigmoid()
         for tile, maps in zip(chosen, out.numpy(), strict=True):
             (height, width), row, col = places[tile]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import SCENES, Paths, labels, pyramid, tile_rows
+from loop import average_in, save_atomically, slope
 from low import Stores
 from token_labels import Labels, write_labels
 from torch import Tensor, nn
@@ -210,10 +210,7 @@ class ObjectTrainer:
 
     def maps(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """What the head reads of some tiles."""
-        x = (torch.from_numpy(self.stores.pictures[rows]).float() * self.scale).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            both = torch.cat(self.neck.contexts(x, upper(self.tower, x)), 1)
-        return x, both
+        return read_maps(self.tower, self.neck, self.stores.pictures[rows], self.scale)
 
     def loss(self, step: int) -> Tensor:
         """Focal loss of centres, and L1 of sizes at them."""
@@ -238,30 +235,23 @@ class ObjectTrainer:
         """Training state."""
         saved = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "average": self.average, "step": self.step, "spent": self.spent}  # fmt: skip
-        part = self.state.with_suffix(".part")
-        torch.save(saved, part)
-        os.replace(part, self.state)
+        save_atomically(self.state, saved)
 
     def run(self, steps: int | None = None) -> None:
         """Train until the time is spent, then choose thresholds."""
         mean, saved, first = None, self.spent, self.step
         while self.spent < self.seconds and (steps is None or self.step < first + steps):
             begun = time.time()
-            share = self.spent / self.seconds
-            slope = min(1.0, (self.step + 1) / 30) * (
-                0.01 + 0.495 * (1 + math.cos(math.pi * share))
-            )
+            part = slope(self.step, 30, self.spent / self.seconds, 0.01)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * slope
+                group["lr"] = self.rate * part
             parts = self.loss(self.step)
             self.optimizer.zero_grad()
             parts.sum().backward()
             nn.utils.clip_grad_norm_(self.head.parameters(), 3.0)
             self.optimizer.step()
             self.step += 1
-            decay = min(0.99, self.step / (self.step + 10))
-            for key, value in self.head.state_dict().items():
-                self.average[key].lerp_(value, 1 - decay)
+            average_in(self.average, self.head, self.step)
             self.spent += time.time() - begun
             now = parts.detach().numpy()
             mean = now if mean is None else 0.95 * mean + 0.05 * now
@@ -280,9 +270,7 @@ class ObjectTrainer:
         bars = self.thresholds()
         weights = {k: v.contiguous() for k, v in self.average.items()}
         kept = {"weights": weights, "labels": list(LABELS), "thresholds": bars}
-        part = self.folder / "objects.pt.part"
-        torch.save(kept, part)
-        os.replace(part, self.folder / "objects.pt")
+        save_atomically(self.folder / "objects.pt", kept)
 
     @torch.no_grad()
     def thresholds(self) -> list[list[float]]:
@@ -343,6 +331,15 @@ def object_loss(
     i, _, r, c = (torch.tensor([place[k] for place in places]) for k in range(4))
     sides = torch.tensor([[place[4], place[5]] for place in places], dtype=torch.float32)
     return torch.stack([focal, 0.2 * (sizes[i, :, r, c] - sides.log2()).abs().mean()])
+
+
+@torch.no_grad()
+def read_maps(
+    tower: nn.Module, neck: Neck, low: np.ndarray, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the head reads of cached maps int8 [N, 24, 24, 112]; see `ObjectHead.forward`."""
+    x = (torch.from_numpy(low).float() * scale).permute(0, 3, 1, 2)
+    return x, torch.cat(neck.contexts(x, upper(tower, x)), 1)
 
 
 def frozen(folder: Path) -> tuple[nn.Module, Neck]:

@@ -182,13 +182,13 @@ class Writer:
             positions = first + np.arange(len(local), dtype=np.int64)
             shared = concatenate(shared, local.sequence(positions))
         source, ids = (column.tolist() for column in shared.embeds.T)
-        last, position = len(ids), shared.tokens["position"].tolist()
-        prefix = last
-        block = [0] * prefix
+        prefix = len(ids)
+        block, position = [0] * prefix, shared.tokens["position"].tolist()
         label, weight = [-100] * prefix, [0.0] * prefix
         queries = []
         for number, question in enumerate(questions, 1):
-            said = [] if note is None else self.said(note(question.text))
+            seen = None if note is None else note(question.text)
+            said = [] if seen is None else self.said(seen)
             prompt = said + self.after(question.text)
             answer = self.tokenizer.encode(question.answer).ids + self.end
             both = prompt + answer[:-1]
@@ -205,11 +205,7 @@ class Writer:
                 near = token_place[view.evidence(boxes)]
                 whole = np.flatnonzero(view.global_evidence(boxes))
                 words = self.focus(question) + start + len(said)
-                told = (
-                    np.zeros(0, np.int64)
-                    if note is None
-                    else self.telling(note(question.text), question)
-                )
+                told = np.zeros(0, np.int64) if seen is None else self.telling(seen, question)
                 shown = [near[near >= 0], whole + len(self.before), words, told + start]
                 queries.append((start + len(prompt) - 1, shown))
         arrays = [np.array(x) for x in (ids, source, block, position, label)]
@@ -222,7 +218,7 @@ class Writer:
             *arrays,
             np.array(weight, np.float32),
             queries,
-            (first, last),
+            (first, prefix),
             full,
         )
 

@@ -204,7 +204,7 @@ class Store:
         """A training sequence on a picture of one level."""
         view = self.view(picture)
         asked = self.asked(picture, draw, QUESTIONS["boxed"])
-        note = self.note(picture, [Shown(0, list(range(len(picture["levels"][0]["tiles"]))))], draw)
+        note = self.note(picture, [self._tiles(picture, 0, [], draw)], draw)
         if draw.random() < FULL:
             return writer.write(view, view.shown, asked, note)
         kept, seen = self._kept(view, asked, self._main(asked, draw), draw)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from checkpoint import load_checkpoint, save_checkpoint, start_model
 from common import SCENES, Paths
+from loop import save_atomically, slope
 from model import LanguageModel, Nano
 from sequences import Batch, Writer, collate
 from store import Store
@@ -236,17 +235,15 @@ class Trainer:
 
     def save(self) -> None:
         """Training state and released checkpoint, each replaced in one step."""
-        part = self.state.with_suffix(".part")
-        torch.save(
+        save_atomically(
+            self.state,
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "spent": self.spent,
             },
-            part,
         )
-        os.replace(part, self.state)
         notes = {"step": self.step, "seconds": round(self.spent)}
         save_checkpoint(self.model, self.paths, RFM_LAYERS, notes, name=self.name)
 
@@ -272,12 +269,9 @@ class Trainer:
                 begun = time.time()
                 kind, batch = ahead.result()
                 ahead = pool.submit(self.draw, self.step + 1)
-                share = self.spent / self.seconds
-                slope = min(1.0, (self.step + 1) / 40) * (
-                    0.02 + 0.49 * (1 + math.cos(math.pi * share))
-                )
+                part = slope(self.step, 40, self.spent / self.seconds, 0.02)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = group["base"] * slope
+                    group["lr"] = group["base"] * part
                 every, answer, place = losses(self.model, batch)
                 loss = every if place is None else every + AUXILIARY * place.sum()
                 self.optimizer.zero_grad()

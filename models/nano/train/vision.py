@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import FEATURES, Paths, has_variant, is_dev, labels, tile_rows
+from loop import average_in, save_atomically, slope
 from low import Stores
 from token_labels import scene_labels, write_labels
 from torch import Tensor, nn
@@ -171,16 +170,12 @@ class VisionTrainer:
         """State, averaged tower and neck."""
         saved = {"modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "average": self.average, "step": self.step, "spent": self.spent}  # fmt: skip
-        part = self.state.with_suffix(".part")
-        torch.save(saved, part)
-        os.replace(part, self.state)
+        save_atomically(self.state, saved)
         tower = {k[6:]: v for k, v in self.average.items() if k.startswith("tower.")}
         neck = {k[5:]: v.contiguous() for k, v in self.average.items() if k.startswith("neck.")}
         state = {k: v.contiguous() for k, v in unfolded(tower, self.tower).items()}
         for name, value in (("tower.pt", state), ("neck.pt", neck)):
-            part = self.folder / f"{name}.part"
-            torch.save(value, part)
-            os.replace(part, self.folder / name)
+            save_atomically(self.folder / name, value)
 
     def run(self, steps: int | None = None) -> None:
         """Train until the time is spent."""
@@ -188,20 +183,16 @@ class VisionTrainer:
         saved, first = self.spent, self.step
         while self.spent < self.seconds and (steps is None or self.step < first + steps):
             begun = time.time()
-            share = self.spent / self.seconds
-            slope = min(1.0, (self.step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
+            part = slope(self.step, 50, self.spent / self.seconds, 0.02)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["base"] * slope
+                group["lr"] = group["base"] * part
             parts = self.loss(self.step)
             self.optimizer.zero_grad()
             parts.sum().backward()
             torch.nn.utils.clip_grad_norm_(self.trained + self.new, 3.0)
             self.optimizer.step()
             self.step += 1
-            decay = min(0.99, self.step / (self.step + 10))
-            for key, value in self.modules.state_dict().items():
-                if value.dtype.is_floating_point:
-                    self.average[key].lerp_(value, 1 - decay)
+            average_in(self.average, self.modules, self.step)
             self.spent += time.time() - begun
             now = parts.detach().numpy()
             mean = now if mean is None else 0.95 * mean + 0.05 * now

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 from common import SCENES, Paths
+from loop import save_atomically
 from model import Nano
 from store import Store
 from tokenizers import Tokenizer
@@ -110,8 +111,6 @@ def warmed_model(paths: Paths, model: Nano, store: Store, tokenizer: Tokenizer, 
         model.image_newline.data.copy_(state["newline"])
         return
     warm_up(model, store, tokenizer, steps)
-    part = file.with_suffix(".part")
-    torch.save(
-        {"projector": model.projector.state_dict(), "newline": model.image_newline.data}, part
+    save_atomically(
+        file, {"projector": model.projector.state_dict(), "newline": model.image_newline.data}
     )
-    part.rename(file)
