@@ -104,7 +104,12 @@ def test_quantized_weights(folder: Path) -> None:
     ("change", "words"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, ("GPT2LMHeadModel", "LlavaQwenForCausalLM")),
-        ({"architectures": None}, ("unknown architecture",)),
+        ({"architectures": None}, ("names none", "LlavaQwenForCausalLM", "families.md")),
+        ({"architectures": ["NewForCausalLM"]}, ("NewForCausalLM", "not known", "the embedded")),
+        (
+            {"architectures": ["PaliGemmaForConditionalGeneration"]},
+            ("not taken", "both directions", "LlavaLlamaForCausalLM"),
+        ),
         ({"hidden_size": 10**9}, ("hidden_size", "1..131072")),
         ({"hidden_size": -64}, ("hidden_size",)),
         ({"hidden_size": "64"}, ("hidden_size", "integer")),

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from lrs_edge_export.checkpoints import safetensors_file, tensors
+from lrs_edge_export.checkpoints.renamed import Piece, Renamed
 from lrs_edge_export.checkpoints.tensors import SafetensorsSource, TensorSource, TorchSource
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -103,6 +104,7 @@ def test_a_file_that_lacks_a_tensor_or_shrinks(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
+from lrs_edge_export.checkpoints.renamed import Piece, Renamed
 from lrs_edge_export.checkpoints.tensors import SafetensorsSource
 from lrs_edge.requests.memory import peak_memory
 path = Path(sys.argv[1])
@@ -125,3 +127,28 @@ def test_pages_of_what_was_read_are_not_kept(tmp_path: Path) -> None:
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     # A mapped file would leave 15 tensors of 4 MiB resident.
     assert grown < 4 * size
+
+
+def test_tensors_by_other_names_and_in_pieces(tmp_path: Path) -> None:
+    fused = torch.arange(18.0).reshape(6, 3)
+    state = {"old.qkv.weight": fused, "old.norm": torch.ones(2), "head": torch.zeros(1)}
+    source = written(tmp_path, state, "safetensors")
+    view = Renamed.by_rules(source, ((r"old\.(\w+)\.", r"new.\1_proj."), (r"old\.", "x.")))
+    assert sorted(view.names()) == ["head", "new.qkv_proj.weight", "x.norm"]
+    assert np.array_equal(view.read("new.qkv_proj.weight"), fused.numpy())
+    pieces = Renamed(view, {"k": Piece("new.qkv_proj.weight", 2, 4), "n": "x.norm"})
+    assert pieces.shape("k") == (2, 3)
+    assert np.array_equal(pieces.read("k"), fused[2:4].numpy())
+    assert np.array_equal(pieces.rows("k", 1, 2), fused[3:4].numpy())
+    assert np.array_equal(pieces.rows("n", 0, 1), [1.0])
+    with pytest.raises(KeyError):
+        pieces.shape("head")
+    with pytest.raises(ValueError, match="no rows"):
+        pieces.rows("k", 1, 3)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    state = {"model.a": torch.ones(1), "a": torch.zeros(1)}
+    source = written(tmp_path, state, "safetensors")
+    with pytest.raises(ExportError, match=r"model\.a and a|a and model\.a"):
+        Renamed.by_rules(source, ((r"model\.", ""),))

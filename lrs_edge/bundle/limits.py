@@ -19,7 +19,7 @@ from lrs_edge.bundle.layout import (
 from lrs_edge.bundle.manifest import DecoderSpec, Manifest, ObjectSpec, StageSpec, VisionSpec
 from lrs_edge.errors import BundleError
 
-#: Bounds in the manner of `lrs_edge_export.families.registry`: several times what the largest
+#: Bounds in the manner of `lrs_edge_export.families.parts`: several times what the largest
 #: models have.
 #: Smaller tiles would make millions of an ordinary scene.
 MIN_TILE, MAX_TILE = 16, 4096

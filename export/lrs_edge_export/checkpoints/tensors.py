@@ -173,7 +173,7 @@ class SafetensorsSource:
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Some rows of a tensor; see `TensorSource.rows`."""
         stored = self._find(name)
-        shape = _rows_shape(name, stored.shape, start, stop)
+        shape = rows_shape(name, stored.shape, start, stop)
         width = math.prod(shape[1:])
         return _read_values(stored, name, start * width, stop * width).reshape(shape)
 
@@ -244,7 +244,7 @@ class TorchSource:
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Some rows of a tensor; see `TensorSource.rows`."""
         path, whole = self._places[name]
-        shape = _rows_shape(name, whole, start, stop)
+        shape = rows_shape(name, whole, start, stop)
         return _copy_torch(_load_torch(path)[name][start:stop].reshape(-1), name).reshape(shape)
 
 
@@ -273,7 +273,7 @@ def _copy_torch(tensor: torch.Tensor, name: str) -> Array:
     return values
 
 
-def _rows_shape(name: str, shape: tuple[int, ...], start: int, stop: int) -> tuple[int, ...]:
+def rows_shape(name: str, shape: tuple[int, ...], start: int, stop: int) -> tuple[int, ...]:
     """Shape of some rows. Raises ValueError where the tensor has no such rows."""
     if not shape or not 0 <= start <= stop <= shape[0]:
         raise ValueError(f"{name} of shape {list(shape)} has no rows {start}..{stop}")

@@ -46,7 +46,8 @@ from lrs_edge_export.distill.start import (
 from lrs_edge_export.distill.student import Student
 from lrs_edge_export.distill.train import Trainer
 from lrs_edge_export.distill.work import Work
-from lrs_edge_export.families.registry import MAX_LAYERS, read_model
+from lrs_edge_export.families.parts import MAX_LAYERS
+from lrs_edge_export.families.registry import read_model
 
 #: Layers N of a student whose checkpoint has none.
 DEFAULT_LAYERS = 2

@@ -16,7 +16,7 @@ from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
 from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
-from lrs_edge_export.families.registry import (
+from lrs_edge_export.families.parts import (
     MAX_HEADS,
     MAX_LAYERS,
     MAX_TILE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lrs_edge_export.bundle.tokenizer_json import from_sentencepiece
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.llava import Template, read_llava
 
 #: LLaVA's `vicuna_v1`. The question comes with its newline (`layout.Question`).
@@ -29,3 +30,6 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         # Always from SentencePiece: a tokenizer.json beside it may put a BOS or spaces elsewhere.
         tokenizer=from_sentencepiece(checkpoint.path / "tokenizer.model"),
     )
+
+
+FAMILY = Family("llava_llama", ("LlavaLlamaForCausalLM",), "the authors' Vicuna models", read)

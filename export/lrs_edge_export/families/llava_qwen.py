@@ -5,6 +5,7 @@ from __future__ import annotations
 from lrs_edge_export.bundle.tokenizer_json import copied, from_byte_level
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.llava import Template, read_llava
 
 #: LLaVA's `qwen_1_5`. The question comes with its newline (`layout.Question`).
@@ -26,3 +27,6 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         template=QWEN_1_5,
         tokenizer=copied(own) if own.is_file() else from_byte_level(checkpoint.path),
     )
+
+
+FAMILY = Family("llava_qwen", ("LlavaQwenForCausalLM",), "the authors' Qwen2 models", read)

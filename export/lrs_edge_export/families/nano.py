@@ -26,7 +26,8 @@ from lrs_edge_export.checkpoints.vision import (
     VisionNeck,
     VisionStage,
 )
-from lrs_edge_export.families.registry import (
+from lrs_edge_export.families.family import Family
+from lrs_edge_export.families.parts import (
     MAX_TILE,
     MAX_TOKENS,
     MAX_WIDTH,
@@ -97,6 +98,9 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     # of its own comes first: `lrs-edge distill` adds one to such a checkpoint.
     layers = config.integer("rfm_from_llm", 0, decoder.layers - 1, default=0)
     return model.with_rfm_of_llm(layers) if model.rfm is None and layers else model
+
+
+FAMILY = Family("nano", ("LrsEdgeNanoForCausalLM",), "the embedded model", read)
 
 
 def _positions(config: Settings, weights: Scoped, hidden: int) -> PositionTables | None:
