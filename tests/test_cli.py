@@ -468,6 +468,7 @@ def test_export_tooling_names_the_package_that_is_missing(
         "from lrs_edge.commands.main import main; main()"
     )
     options = ["--data", str(tmp_path)] if command == "distill" else []
+    (tmp_path / "config.json").write_text("{}")
     done = subprocess.run(
         [sys.executable, "-c", script, command, str(tmp_path), "-o", "out", *options],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,

@@ -205,6 +205,17 @@ def export_packages(doing: str) -> Iterator[None]:
         ) from error
 
 
+def check_checkpoint(name: str) -> None:
+    """Refuse what cannot be a checkpoint, while nothing that is slow or large is imported yet.
+
+    Raises:
+        ExportError: See `lrs_edge_export.families.recipes.check_name`.
+    """
+    from lrs_edge_export.families.recipes import check_name
+
+    check_name(name)
+
+
 def step_teller(*, quiet: bool) -> Callable[[str], None]:
     """Writes one line per step of a long command to standard error, or nothing."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lrs_edge.commands.common import (
+    check_checkpoint,
     debug_option,
     export_packages,
     format_option,
@@ -167,9 +168,10 @@ def distill(
     """Train the region focus module of CHECKPOINT and write a new checkpoint.
 
     The RFM learns the language model's own attention to the image (attention distillation). Which
-    layers it learns from is measured on questions with evidence boxes. CHECKPOINT is a folder, or a
-    name on the Hugging Face hub; it is only read.
+    layers it learns from is measured on questions with evidence boxes. CHECKPOINT is a folder, the
+    name of a recipe, or a name on the Hugging Face hub; it is only read.
     """
+    check_checkpoint(checkpoint)
     with export_packages("distilling"):
         from lrs_edge_export import distill as distillation
 

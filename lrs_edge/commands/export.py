@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lrs_edge.commands.common import debug_option, export_packages, step_teller, write_result
+from lrs_edge.commands.common import (
+    check_checkpoint,
+    debug_option,
+    export_packages,
+    step_teller,
+    write_result,
+)
 from lrs_edge.commands.search_options import layer_list
 from lrs_edge.errors import UsageError
 
@@ -169,8 +175,10 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 def export(checkpoint: str, target_folder: Path, quiet: bool, **values: Any) -> None:
     """Turn CHECKPOINT into a bundle and compare it with PyTorch.
 
-    CHECKPOINT is a folder, the name of a recipe (models/*.toml), or a name on the Hugging Face hub.
+    CHECKPOINT is a folder, the name of a recipe (`lrs-edge models recipes`), or a name on the
+    Hugging Face hub.
     """
+    check_checkpoint(checkpoint)
     with export_packages("exporting"):
         from lrs_edge_export import export_bundle
 

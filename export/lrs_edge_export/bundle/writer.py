@@ -35,7 +35,7 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint, find_checkpoint, 
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array
-from lrs_edge_export.families.recipes import Recipe, find_recipe
+from lrs_edge_export.families.recipes import Recipe, resolve
 from lrs_edge_export.families.registry import read_model
 from lrs_edge_export.parity import check as parity
 from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
@@ -87,8 +87,8 @@ def export_bundle(
     """
     options = options or ExportOptions()
     check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
-    recipe = None if Path(checkpoint).is_dir() else find_recipe(checkpoint)
-    found = find_checkpoint(recipe.checkpoint if recipe else checkpoint)
+    name, recipe = resolve(checkpoint)
+    found = find_checkpoint(name)
     tower = options.vision_tower or (recipe.vision_tower if recipe else None)
     progress(f"reading {found.path}")
     model = read_model(found, tower)

@@ -181,6 +181,14 @@ def find_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(path, name, Settings.load(path / "config.json"), from_hub)
 
 
+def unknown(name: str) -> ExportError:
+    """The error for a name that can be none of what a checkpoint is called by."""
+    return ExportError(
+        f"{name} is neither a folder, nor a recipe (`lrs-edge models recipes` lists them), nor a "
+        "hub name such as owner/model"
+    )
+
+
 def is_hub_name(name: str) -> bool:
     """True for `owner/model` that cannot be a path."""
     parts = name.split("/")
@@ -194,23 +202,41 @@ def download(name: str) -> Path:
         ExportError: The name cannot be one, or the download fails.
     """
     if not is_hub_name(name):
-        raise ExportError(f"{name} is neither a folder nor a hub name such as owner/model")
+        raise unknown(name)
     import huggingface_hub
 
     try:
         folder = huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_PATTERNS))
     # The hub's client raises errors of several libraries (HTTP, validation, disk).
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"{name} is not a local folder, and cannot be downloaded from the hub ({reason})"
-        ) from error
+        raise _not_downloaded(name, error) from error
     if not any(Path(folder).glob("*.safetensors")):
         raise ExportError(
             f"{name} holds no safetensors files on the hub, and pickled weights are never fetched; "
             "put its files into a folder yourself and name that"
         )
     return Path(folder)
+
+
+#: What to do, by the names of the client's errors: it has no type of its own for each everywhere.
+_ADVICE = {
+    "GatedRepoError": "accept its terms on its page, then log in (`hf auth login`) or set HF_TOKEN",
+    "RepositoryNotFoundError": "check the name; a private one needs `hf auth login` or HF_TOKEN",
+    "RevisionNotFoundError": "check the revision",
+    "LocalEntryNotFoundError": "it is not in the cache: check the network, and HF_HUB_OFFLINE",
+    "OfflineModeIsEnabled": "it is not in the cache: unset HF_HUB_OFFLINE",
+}
+
+
+def _not_downloaded(name: str, error: Exception) -> ExportError:
+    """All that the hub's client says, on one line, and what to do."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    kinds = (kind.__name__ for kind in type(error).__mro__)
+    known = next((_ADVICE[kind] for kind in kinds if kind in _ADVICE), None)
+    advice = known or "try again: what has arrived is kept; or download it yourself"
+    return ExportError(
+        f"{name} is not a local folder, and cannot be downloaded from the hub: {reason} ({advice})"
+    )
 
 
 def source_hash(folders: Iterable[Path]) -> str:

@@ -12,14 +12,17 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.safetensors_file import StoredTensor, damaged, read_header
+
+# Only `.bin` files need it: what a checkpoint is can be said before it is imported.
+if TYPE_CHECKING:
+    import torch
 
 Array = NDArray[np.float32]
 
@@ -112,6 +115,8 @@ class Scoped:
             ExportError: Tensors are missing, or have other shapes.
         """
         missing = [name for name in shapes if not self.has(name)]
+        if missing and len(missing) == len(shapes) > 1:
+            raise self._in_another_layout(missing, what)
         if missing:
             raise ExportError(
                 f"{what}: {_listed(self.prefix + name for name in missing)} missing from the "
@@ -124,6 +129,19 @@ class Scoped:
                     f"{what}: {self.prefix}{name} has shape {list(found)}, config.json asks for "
                     f"{list(wanted)}; weights and config do not belong together"
                 )
+
+    def _in_another_layout(self, missing: list[str], what: str) -> ExportError:
+        """Nothing is there by these names: downloading the file again would not help."""
+        wanted = (
+            f"{what}: the checkpoint has no {self.prefix}{missing[0]}, nor any that belong to it"
+        )
+        found = list(self._source.names())
+        if not found:
+            return ExportError(f"{wanted}: it holds no tensors at all; download it again")
+        return ExportError(
+            f"{wanted}; its names are such as {', '.join(sorted(found)[:2])}: it was saved in a "
+            "layout that is not known, or is another model"
+        )
 
     def refuse_others(self, prefix: str, known: Collection[str], what: str) -> None:
         """Refuse tensors that the graph would leave out, such as biases that no config names.
@@ -250,6 +268,8 @@ class TorchSource:
 
 def _load_torch(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, mapped. Raises ExportError."""
+    import torch
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # torch.load raises whatever the damaged or hostile file provokes.
@@ -262,6 +282,8 @@ def _load_torch(path: Path) -> dict[str, torch.Tensor]:
 
 def _copy_torch(tensor: torch.Tensor, name: str) -> Array:
     """A flat tensor's values, in memory of their own."""
+    import torch
+
     if not tensor.is_floating_point():
         raise _not_float(name, str(tensor.dtype))
     values = np.empty(len(tensor), np.float32)

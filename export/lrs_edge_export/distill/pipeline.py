@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from lrs_edge_export.distill.student import Student
 from lrs_edge_export.distill.train import Trainer
 from lrs_edge_export.distill.work import Work
 from lrs_edge_export.families.parts import MAX_LAYERS
+from lrs_edge_export.families.recipes import resolve
 from lrs_edge_export.families.registry import read_model
 
 #: Layers N of a student whose checkpoint has none.
@@ -89,7 +90,10 @@ def distill(
     target = target.absolute()
     if options.threads is not None:
         torch.set_num_threads(thread_count(options.threads) or 1)
-    found = find_checkpoint(checkpoint)
+    name, recipe = resolve(checkpoint)
+    if recipe and options.vision_tower is None:
+        options = replace(options, vision_tower=recipe.vision_tower)
+    found = find_checkpoint(name)
     check_distilled(target, found.path, force=options.force)
     files = question_files(data)
     questions = read_questions(files)

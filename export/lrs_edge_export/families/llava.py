@@ -13,7 +13,7 @@ from lrs_edge_export.bundle.tokenizer_json import TokenizerFile
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, download, is_hub_name
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
-from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
+from lrs_edge_export.checkpoints.tensors import Scoped, TensorSource, open_tensors
 from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.parts import (
@@ -51,7 +51,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _PROJECTOR = "mlp2x_gelu_after_distillpruner"
 
 #: Where the checkpoint keeps its own copy of the tower.
-_OWN_TOWER = "model.vision_tower.vision_tower.vision_model."
+_OWN_TOWER = "model.vision_tower.vision_tower."
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def _check_bos(settings: Settings, template: Template) -> None:
 def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> VisionStage:
     # As in the authors' loader, the checkpoint's own copy counts only if it was trained.
     if config.flag("unfreeze_mm_vision_tower"):
-        tensors = Scoped(weights, _OWN_TOWER)
+        tensors = _tower_tensors(weights, _OWN_TOWER)
     else:
-        tensors = Scoped(open_tensors(folder), "vision_model.")
+        tensors = _tower_tensors(open_tensors(folder), "")
     tower = clip_tower(_tower_settings(folder), tensors, config)
     tile = config.integer("slice_block_size", 1, MAX_TILE)
     if tower.grid * tower.patch != tile:
@@ -202,6 +202,12 @@ def _tower_settings(folder: Path) -> Settings:
     config = Settings.load(folder / "config.json")
     nested = config.values.get("vision_config")
     return Settings(nested, config.path) if isinstance(nested, dict) else config
+
+
+def _tower_tensors(source: TensorSource, prefix: str) -> Scoped:
+    """A tower's weights: CLIPVisionModel wrote `vision_model.` first, since transformers 5 not."""
+    nested = f"{prefix}vision_model."
+    return Scoped(source, nested if any(n.startswith(nested) for n in source.names()) else prefix)
 
 
 def clip_tower(settings: Settings, tensors: Scoped, config: Settings) -> ClipTower:

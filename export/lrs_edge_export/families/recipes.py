@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 
 from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint, is_hub_name, unknown
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,3 +63,34 @@ def find_recipe(name: str) -> Recipe | None:
         if wanted in (recipe.name.lower(), recipe.checkpoint.lower()):
             return recipe
     return None
+
+
+def resolve(name: str) -> tuple[str, Recipe | None]:
+    """What the user calls a checkpoint: a folder, or else a recipe's name, or else a hub name.
+
+    Returns:
+        Folder or hub name, and the recipe, if there is one for it.
+
+    Raises:
+        ExportError: A file is not a recipe.
+    """
+    recipe = None if Path(name).is_dir() else find_recipe(name)
+    return (recipe.checkpoint if recipe else name), recipe
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a checkpoint, before anything is imported for it or downloaded.
+
+    Args:
+        name: As for `resolve`.
+
+    Raises:
+        ExportError: It is none of these, or a folder without a `config.json` that can be read.
+    """
+    found, recipe = resolve(name)
+    if Path(found).is_dir():
+        find_checkpoint(found)
+    elif Path(found).exists():
+        raise ExportError(f"{found} is a file; name the folder of a checkpoint")
+    elif recipe is None and not is_hub_name(found):
+        raise unknown(found)
