@@ -85,16 +85,23 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     graphs = GraphLoader(bundle, placement, options, meter)
     hidden, vocabulary = manifest.llm.hidden, manifest.llm.vocabulary
     embeddings = Embeddings(
-        bundle.file(manifest.embeddings), hidden, vocabulary, manifest.vision.positions
+        bundle.file(manifest.embeddings),
+        hidden,
+        vocabulary,
+        manifest.vision.positions,
+        manifest.llm.width,
     )
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
     if manifest.vision.objects is not None:
         prompt.check_labels(manifest.vision.objects.labels)
     sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
-    vision = VisionEncoder(graphs.stage("vision"), manifest.vision, hidden, embeddings.positions)
-    focus = None if manifest.rfm is None else _region_focus(manifest.rfm, graphs)
+    vision = VisionEncoder(
+        graphs.stage("vision"), manifest.vision, manifest.llm.width, embeddings.positions
+    )
+    axes = manifest.prompt.position_axes
+    focus = None if manifest.rfm is None else _region_focus(manifest.rfm, graphs, axes)
     llm = LanguageModel(
-        Decoder(_llm_graph(graphs, kv_cache), manifest.llm, scoring=False),
+        Decoder(_llm_graph(graphs, kv_cache), manifest.llm, scoring=False, axes=axes),
         prompt,
         embeddings,
         stop_ids=manifest.prompt.stop_ids,
@@ -129,12 +136,13 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     )
 
 
-def _region_focus(spec: DecoderSpec, graphs: GraphLoader) -> RegionFocus:
+def _region_focus(spec: DecoderSpec, graphs: GraphLoader, axes: int) -> RegionFocus:
     masked = graphs.path("rfm", "masked") is not None
     decoder = Decoder(
         graphs.stage("rfm"),
         spec,
         scoring=True,
+        axes=axes,
         load_masked=(lambda: graphs.stage("rfm", "masked")) if masked else None,
     )
     return RegionFocus(decoder)
@@ -166,7 +174,7 @@ def _yes_no(manifest: Manifest, prompt: Prompt) -> YesNo:
 
 def _segmented(manifest: Manifest, graphs: GraphLoader) -> SegmentedDecoder:
     parts = [graphs.file("llm", segment.graph) for segment in manifest.llm.segments]
-    return SegmentedDecoder(parts, manifest.llm)
+    return SegmentedDecoder(parts, manifest.llm, manifest.prompt.position_axes)
 
 
 def _tower(manifest: Manifest, graphs: GraphLoader) -> TowerEncoder | None:

@@ -56,12 +56,13 @@ class SegmentedDecoder:
     Args:
         graphs: One per segment.
         spec: Shape of the stack; `spec.segments` says which layers each graph has.
+        axes: Positions k that a token has.
 
     Raises:
         BundleError: A graph's inputs or outputs are not those of its role.
     """
 
-    def __init__(self, graphs: Sequence[Graph], spec: DecoderSpec) -> None:
+    def __init__(self, graphs: Sequence[Graph], spec: DecoderSpec, axes: int = 1) -> None:
         self._spec = spec
         self._graphs = tuple(graphs)
         self._names = tuple(_buffer_names(spec, segment) for segment in spec.segments)
@@ -69,7 +70,9 @@ class SegmentedDecoder:
             last = number == len(graphs) - 1
             outputs = ("logits",) if last else (_STATES, "attention", "next_attention")
             name = spec.segments[number].graph
-            check_layers(graph, name, spec, self._names[number], outputs)
+            check_layers(
+                graph, name, spec, self._names[number], outputs, axes=axes, inner=number > 0
+            )
 
     def prefill(
         self, embeds: NDArray[np.float32], tokens: Tokens, plan: PruningPlan

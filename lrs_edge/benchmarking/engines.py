@@ -76,7 +76,7 @@ class EngineBench:
             watch.time(encode_all)
 
         timed = self._repeat(once)
-        moved = 4 * tiles * (3 * spec.tile**2 + spec.grid**2 * self._stages.manifest.llm.hidden)
+        moved = 4 * tiles * (3 * spec.tile**2 + spec.grid**2 * self._stages.manifest.llm.width)
         work = self._work(before, vision_arithmetic(spec.precision), data=moved)
         parameters = f"{tiles} tiles in batches of {batch}"
         return _measurement(
@@ -217,7 +217,7 @@ class EngineBench:
     def _prefix(self) -> TokenSequence:
         """Text before the image, a global view that shows noise, separator."""
         stages = self._stages
-        view = self._random(stages.vision.spec.grid**2, stages.manifest.llm.hidden)
+        view = self._random(stages.vision.spec.grid**2, stages.manifest.llm.width)
         return stages.sequences.prefix(view)
 
     def _level(self, prefix: TokenSequence, tiles: int) -> TokenSequence:
@@ -227,16 +227,14 @@ class EngineBench:
         rows = -(-tiles // cols)
         side = stages.vision.per_tile
         grid = TokenGrid(rows * side, cols * side, side, rows, cols)
-        hidden = stages.manifest.llm.hidden
+        hidden = stages.manifest.llm.width
         features = {
             TileIndex(place // cols, place % cols): self._random(side * side, hidden)
             for place in range(tiles)
         }
         local = stages.sequences.local(grid, features, 0, close_gaps=True)
         after = stages.embeddings.lookup(stages.prompt.tokens(_QUESTION, "").after)
-        start = len(prefix)
-        suffix = stages.sequences.suffix(after, start + local.span)
-        return concatenate(local.sequence(start + local.offsets), suffix)
+        return concatenate(*stages.sequences.behind(prefix, local, after))
 
     def _most_tiles(self) -> int:
         """Tiles of a level that stays in the positions which the RFM was made for, at least 1."""

@@ -366,12 +366,20 @@ class Embeddings:
         hidden: D as the manifest says.
         vocabulary: V as the manifest says.
         positions: G as the manifest says, 0 for none.
+        width: Of a token as graphs take it, D or more: zeros follow the embedding.
 
     Raises:
         BundleError: The file is damaged or its tensors have other shapes.
     """
 
-    def __init__(self, path: Path, hidden: int, vocabulary: int, positions: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        hidden: int,
+        vocabulary: int,
+        positions: int = 0,
+        width: int | None = None,
+    ) -> None:
         names = (POSITION_ROWS, POSITION_COLS) if positions else ()
         try:
             self._file: Any = safe_open(str(path), framework="numpy")
@@ -395,12 +403,14 @@ class Embeddings:
                 f"{path} holds position embeddings {[table.shape for table in tables]}, the "
                 f"manifest says ({positions}, {hidden}); export the bundle again"
             )
-        self.newline: NDArray[np.float32] = newline.astype(np.float32)
+        self._hidden, self._width = hidden, hidden if width is None else width
+        self.newline: NDArray[np.float32] = np.zeros(self._width, np.float32)
+        self.newline[:hidden] = newline
         self.positions = ImagePositions(*tables) if tables else None
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings float32 [n, D] of token ids int64 [n]."""
-        rows = np.empty((len(ids), len(self.newline)), np.float32)
+        """Embeddings float32 [n, width] of token ids int64 [n]."""
+        rows = np.zeros((len(ids), self._width), np.float32)
         for place, token in enumerate(ids.tolist()):
-            rows[place] = self._rows[token : token + 1][0]
+            rows[place, : self._hidden] = self._rows[token : token + 1][0]
         return rows

@@ -117,7 +117,9 @@ class PromptSpec(msgspec.Struct, frozen=True):
         parts: The layout.
         stop_ids: Tokens that end an answer.
         stop_texts: Texts that end an answer.
-        position_axes: Positions k that a token has: graphs take position_ids [k, L].
+        position_axes: Positions k that a token has: graphs take position_ids [k, L]. Of three, the
+            global view, the local rows as a whole, and every marked tile are each an image of rows
+            and columns (`lrs_edge.language.layout`).
     """
 
     parts: tuple[Part, ...]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lrs_edge.bundle.calibration import calibration_problems
 from lrs_edge.bundle.layout import (
+    LocalRows,
     LocalTiles,
     Objects,
     PromptSpec,
@@ -29,6 +30,10 @@ MAX_WIDTH = 1 << 17
 MAX_INTERMEDIATE = 1 << 20
 MAX_TOKENS = 1 << 20
 MAX_POSITIONS = 1 << 12
+#: Vectors that a vision token has besides its embedding; Qwen3-VL has 3.
+MAX_DEEPSTACK = 16
+#: Positions that a token can have: one, or time, row and column.
+POSITION_AXES = (1, 3)
 #: Tiles along the base level's long side; the authors have 3.
 MAX_BASE_TILES = 16
 #: Operations of a vision graph for one tile; those of the largest towers have 10^13.
@@ -179,6 +184,7 @@ def _decoder(name: str, spec: DecoderSpec) -> Iterator[str]:
     yield from _within(f"{name}.intermediate", spec.intermediate, 0, MAX_INTERMEDIATE)
     if spec.heads % spec.kv_heads:
         yield f"{name}.kv_heads must divide {name}.heads"
+    yield from _within(f"{name}.deepstack", spec.deepstack, 0, MAX_DEEPSTACK)
 
 
 def _together(manifest: Manifest) -> Iterator[str]:
@@ -186,7 +192,9 @@ def _together(manifest: Manifest) -> Iterator[str]:
     yield from _within("llm.vocabulary", llm.vocabulary, 1, MAX_TOKENS)
     if manifest.rfm is not None and manifest.rfm.hidden != llm.hidden:
         yield "rfm.hidden must be llm.hidden"
-    if vision.grid**2 * llm.hidden * 4 > MAX_TILE_TOKENS:
+    if manifest.rfm is not None and manifest.rfm.deepstack != llm.deepstack:
+        yield "rfm.deepstack must be llm.deepstack"
+    if vision.grid**2 * llm.width * 4 > MAX_TILE_TOKENS:
         yield "vision.grid is too large for llm.hidden"
     end = 0
     for segment in llm.segments:
@@ -196,6 +204,10 @@ def _together(manifest: Manifest) -> Iterator[str]:
         end += segment.layers
     if end not in (0, llm.layers):
         yield "llm.segments must be all layers, each once and in order"
+    if llm.deepstack > min(llm.layers, *(segment.layers for segment in llm.segments[:1])):
+        yield "llm.deepstack must be at most the layers of the llm, and of its first segment"
+    if manifest.prompt.position_axes > 1 and (vision.positions or vision.tower is not None):
+        yield "prompt.position_axes must be 1 with vision.positions or vision.tower"
     if (vision.objects is None) != (manifest.prompt.objects is None):
         yield "vision.objects and an objects part of prompt.parts must be there both, or neither"
     search = manifest.search
@@ -229,8 +241,11 @@ def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
             yield f"texts of prompt.parts must have at most {MAX_TEMPLATE} characters each"
         if isinstance(part, TokenIds | Separator):
             yield from _tokens("ids of prompt.parts", part.ids, vocabulary)
-    if prompt.position_axes != 1:
-        yield "prompt.position_axes must be 1: this lrs-edge builds no sequences with more of them"
+    if prompt.position_axes not in POSITION_AXES:
+        yield "prompt.position_axes must be 1 or 3: this lrs-edge builds no other sequences"
+    rows = [part for part in prompt.parts if isinstance(part, LocalRows)]
+    if prompt.position_axes > 1 and any(part.newline for part in rows):
+        yield "prompt.parts must have no newline in local_rows where position_axes is 3"
     yield from _tokens("prompt.stop_ids", prompt.stop_ids, vocabulary)
     if len(prompt.stop_texts) > MAX_STOPS:
         yield f"prompt.stop_texts must be at most {MAX_STOPS}"

@@ -17,14 +17,18 @@ alone. Today's:
 
 Graphs of one stage have the same inputs and outputs for every model family:
 
-    vision   pixel_values [N, 3, S, S] float32 (normalised)   -> tokens [N, T, D] float32,
+    vision   pixel_values [N, 3, S, S] float32 (normalised)   -> tokens [N, T, W] float32,
              objects [N, C + 2, G, G] float32 where `VisionSpec.objects` says so
-    rfm      inputs_embeds [1, L, D], position_ids [1, L], past_length [1],
+    rfm      inputs_embeds [1, L, W], position_ids [k, L], past_length [1],
              past_key_0, past_value_0 .. past_key_{n-1}, past_value_{n-1}, past_key_n
              -> logits [H, past_length + L], present_* as past_*
-    llm      inputs_embeds [1, L, D], position_ids [1, L], past_length [1],
+    llm      inputs_embeds [1, L, W], position_ids [k, L], past_length [1],
              past_key_0, past_value_0 .. past_key_{n-1}, past_value_{n-1}
              -> logits [1, V], present_* as past_*
+
+k is `PromptSpec.position_axes`. W is the width D of the embeddings, or, where the first n layers add
+something to vision tokens (`DecoderSpec.deepstack`), (1 + n) * D: after the embedding what is added
+after layer 0, after layer 1, ...; of text that is zeros, which no file holds.
 
 `past_*` and `present_*` are buffers [1, kv_heads, S, head_dim] of which the first `past_length`
 places are filled; the graph writes the L new keys (after RoPE) and values after them. Both may be
@@ -34,7 +38,7 @@ of layers 0..n-1.
 
 `llm` may also come cut into segments of consecutive layers a..b-1 (`DecoderSpec.segments`), for
 ways to prune that drop tokens between layers. A segment has the buffers of its layers only, and
-takes the embeddings, or the hidden states of the segment before it, as inputs_embeds. The last one
+takes the embeddings, or the hidden states [1, L, D] of the segment before it, as inputs_embeds. The last one
 gives logits, every other
 
              hidden_states [1, L, D]
@@ -228,6 +232,8 @@ class DecoderSpec(StageSpec, frozen=True):
         vocabulary: Tokens V the logits cover; 0 for the RFM.
         segments: The LLM once more, cut between layers (`--attention-layers`); together they are
             all its layers. Empty where it was exported whole only.
+        deepstack: Vectors n of width D that vision tokens have besides their embedding; the first n
+            layers each add one to what they give (Qwen3-VL).
     """
 
     layers: int
@@ -239,6 +245,12 @@ class DecoderSpec(StageSpec, frozen=True):
     floats: str
     vocabulary: int = 0
     segments: tuple[SegmentSpec, ...] = ()
+    deepstack: int = 0
+
+    @property
+    def width(self) -> int:
+        """Width W of a token as the graph takes it."""
+        return self.hidden * (1 + self.deepstack)
 
 
 class SearchSpec(msgspec.Struct, frozen=True):

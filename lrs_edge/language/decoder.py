@@ -36,6 +36,7 @@ class Decoder:
         graph: The graph; its inputs are checked against `spec`.
         spec: Shape of the stack.
         scoring: True for the RFM, whose last layer has keys only.
+        axes: Positions k that a token has.
         load_masked: Loads the flavour with an attention bias, called when that is first needed
             (only the reference policy does); None where there is none.
 
@@ -49,6 +50,7 @@ class Decoder:
         spec: DecoderSpec,
         *,
         scoring: bool,
+        axes: int = 1,
         load_masked: Callable[[], Graph] | None = None,
     ) -> None:
         names = [f"{part}_{i}" for i in range(spec.layers) for part in ("key", "value")]
@@ -60,7 +62,8 @@ class Decoder:
         self._graph = graph
         self._load_masked = load_masked
         self._masked: Graph | None = None
-        check_layers(graph, graph.name, spec, names, ("logits",))
+        self._axes = axes
+        check_layers(graph, graph.name, spec, names, ("logits",), axes=axes)
 
     @property
     def graph_name(self) -> str:
@@ -80,7 +83,9 @@ class Decoder:
         if self._masked is None:
             graph = self._load_masked()
             more = ("attention_bias",)
-            check_layers(graph, graph.name, self.spec, self._names, ("logits",), more)
+            check_layers(
+                graph, graph.name, self.spec, self._names, ("logits",), more, axes=self._axes
+            )
             self._masked = graph
         return self._masked
 
@@ -242,6 +247,9 @@ def check_layers(
     buffers: Sequence[str],
     outputs: Sequence[str],
     extra: Sequence[str] = (),
+    *,
+    axes: int = 1,
+    inner: bool = False,
 ) -> None:
     """Check a graph of decoder layers against its role.
 
@@ -252,6 +260,8 @@ def check_layers(
         buffers: Key/value buffers without `past_`, such as `key_0`.
         outputs: Outputs besides the buffers.
         extra: Inputs besides the usual ones.
+        axes: Positions k that a token has.
+        inner: The graph takes hidden states, not embeddings.
 
     Raises:
         BundleError: The graph's inputs or outputs are others.
@@ -274,6 +284,18 @@ def check_layers(
     if embeds.dtype != "float32" or len(embeds.shape) != 3:
         raise BundleError(
             f"{name}: inputs_embeds must be float32 [1, L, D]; export the bundle again"
+        )
+    width = spec.hidden if inner else spec.width
+    if embeds.shape[2] not in (None, width):
+        raise BundleError(
+            f"{name}: inputs_embeds has width {embeds.shape[2]}, the manifest says {width}; "
+            "export the bundle again"
+        )
+    positions = graph.inputs["position_ids"].shape
+    if len(positions) != 2 or positions[0] not in (None, axes):
+        raise BundleError(
+            f"{name}: position_ids has shape {positions}, the manifest says {axes} positions for "
+            "each token; export the bundle again"
         )
     past = graph.inputs[f"past_{buffers[0]}"].shape
     if past != (1, spec.kv_heads, None, spec.head_dim):

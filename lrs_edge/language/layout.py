@@ -2,10 +2,16 @@
 
 Runtime, calibration, parity checks, distillation and training all build their sequences here. What
 differs between model families is the layout, which is data (`lrs_edge.bundle.layout`).
+
+Where tokens have three positions (`PromptSpec.position_axes`), text has the same one on all axes, and
+every image is a block: its tokens share a time, and add their row and column to it. What follows
+starts after the largest. The global view is one image, the local rows of a level another, whatever
+tiles they come from; marked tiles are an image each. Tokens that pruning keeps keep their places.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -87,7 +93,8 @@ class SequenceBuilder:
         Args:
             global_tokens: float32 [T, D].
         """
-        embeds, kinds = [], []
+        embeds, kinds, positions = [], [], []
+        start = 0
         for part in self.spec.parts[: self.spec.local_place]:
             kind = TokenKind.SYSTEM
             if isinstance(part, GlobalView):
@@ -97,13 +104,30 @@ class SequenceBuilder:
                 kind = TokenKind.SEPARATOR if isinstance(part, Separator) else kind
                 embeds.append(self._lookup(self.prompt.ids((part,))))
             kinds.append(np.full(len(embeds[-1]), kind, np.int8))
-        whole = np.concatenate(embeds)
-        positions = np.arange(len(whole), dtype=np.int64)
-        return TokenSequence(whole, make_tokens(positions, np.concatenate(kinds)))
+            if kind is TokenKind.GLOBAL and self.axes > 1:
+                side = math.isqrt(len(global_tokens))
+                cells = np.arange(side * side, dtype=np.int64)
+                positions.append(start + _block(cells // side, cells % side))
+                start += side
+            else:
+                positions.append(self._text_positions(start, len(embeds[-1])))
+                start += len(embeds[-1])
+        labels = make_tokens(np.concatenate(positions, axis=-1), np.concatenate(kinds))
+        return TokenSequence(np.concatenate(embeds), labels)
+
+    @property
+    def axes(self) -> int:
+        """Positions k of a token."""
+        return self.spec.position_axes
+
+    def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
+        """Positions of text: int64 [n], or [k, n] of k axes."""
+        places = first + np.arange(count, dtype=np.int64)
+        return places if self.axes == 1 else np.tile(places, (self.axes, 1))
 
     def suffix(self, after: Embeds, first_position: int) -> TokenSequence:
         """Text after the local tokens, float32 [a, D], at positions from `first_position`."""
-        positions = first_position + np.arange(len(after), dtype=np.int64)
+        positions = self._text_positions(first_position, len(after))
         return TokenSequence(after, make_tokens(positions, TokenKind.QUESTION))
 
     def level(self, prefix: TokenSequence, local: LocalTokens, after: Embeds) -> TokenSequence:
@@ -114,14 +138,29 @@ class SequenceBuilder:
             local: See `local`.
             after: float32 [a, D], embeddings of the text after the local tokens.
         """
-        start = len(prefix)
+        return concatenate(prefix, *self.behind(prefix, local, after))
+
+    def behind(
+        self, prefix: TokenSequence, local: LocalTokens, *texts: Embeds
+    ) -> tuple[TokenSequence, ...]:
+        """A level's local tokens as they are scored, and texts that may each follow them.
+
+        Args:
+            prefix: See `prefix`.
+            local: See `local`.
+            *texts: float32 [a, D] each.
+        """
+        start = prefix.next_position
         shown = local.sequence(start + local.offsets)
-        return concatenate(prefix, shown, self.suffix(after, start + local.span))
+        return shown, *(self.suffix(text, start + local.span) for text in texts)
 
     def final(
         self, prefix: TokenSequence, kept: LocalTokens, after: Embeds, note: Embeds | None = None
     ) -> TokenSequence:
         """What the language model is given: kept local tokens, positions without gaps.
+
+        Of several axes, tokens keep their row and column, and the text starts where it would after
+        the whole level: what is left is an image with tokens masked out.
 
         Args:
             prefix: See `prefix`.
@@ -130,9 +169,11 @@ class SequenceBuilder:
             note: float32 [m, D], of what was found, which stands between both
                 (`Prompt.note`); None for nothing.
         """
-        start = len(prefix)
-        local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
         text = after if note is None else np.concatenate([note, after])
+        if self.axes > 1:
+            return self.level(prefix, kept, text)
+        start = prefix.next_position
+        local = kept.sequence(start + np.arange(len(kept), dtype=np.int64))
         return concatenate(prefix, local, self.suffix(text, start + len(kept)))
 
     def count(self, grid: TokenGrid) -> int:
@@ -143,6 +184,15 @@ class SequenceBuilder:
         last = TileIndex(max(grid.tile_rows - 1, 0), max(grid.tile_cols - 1, 0))
         most = sum(len(self._mark(text, grid, last)) for text in (part.before, part.after))
         return grid.rows * grid.cols + grid.tile_rows * grid.tile_cols * most
+
+    def span(self, grid: TokenGrid) -> int:
+        """Positions that a whole level takes up, as `count` counts its tokens."""
+        if self.axes == 1:
+            return self.count(grid)
+        if isinstance(self.spec.local, LocalRows):
+            return max(grid.rows, grid.cols)
+        tiles = grid.tile_rows * grid.tile_cols
+        return self.count(grid) - grid.rows * grid.cols + tiles * grid.per_tile
 
     def local(
         self,
@@ -186,14 +236,18 @@ class SequenceBuilder:
         part = self.spec.local
         if isinstance(part, LocalTiles):
             return self._marked_tiles(part, grid, tuple(tiles), level)
-        return _rows(part, grid, tuple(tiles), level, close_gaps=close_gaps)
+        plan = _rows(part, grid, tuple(tiles), level, close_gaps=close_gaps)
+        if self.axes == 1:
+            return plan
+        return replace(plan, tokens=_as_image(plan.tokens, grid, close_gaps=close_gaps))
 
     def _marked_tiles(
         self, part: LocalTiles, grid: TokenGrid, tiles: tuple[TileIndex, ...], level: int
     ) -> _Plan:
         marks: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         cells, sources, indices, owners = [], [], [], []
-        taken = 0
+        blocks: list[NDArray[np.int64]] = []
+        taken = span = 0
         for place, tile in sorted(enumerate(tiles), key=lambda item: item[1]):
             inside, within = grid_indices(grid, tile)
             if len(inside) == 0:
@@ -211,15 +265,28 @@ class SequenceBuilder:
             number = tile.row * grid.tile_cols + tile.col
             indices.append(number * _TILE_STRIDE + np.arange(count, dtype=np.int64))
             owners.append(np.tile(np.array([[tile.row], [tile.col]], np.int64), count))
+            if self.axes > 1:
+                rows, cols = within // grid.per_tile, within % grid.per_tile
+                shown = span + len(before)
+                end = shown + int(max(rows.max(), cols.max())) + 1
+                blocks += [
+                    self._text_positions(span, len(before)),
+                    shown + _block(rows, cols),
+                    self._text_positions(end, len(after)),
+                ]
+                span = end + len(after)
         empty = np.zeros(0, np.int64)
         joined = np.concatenate([empty, *indices])
         rows, cols = np.concatenate([np.zeros((2, 0), np.int64), *owners], axis=1)
+        offsets = np.arange(len(joined), dtype=np.int64)
+        if self.axes > 1:
+            offsets = np.concatenate([np.zeros((self.axes, 0), np.int64), *blocks], axis=1)
         tokens = LocalTokens(
             embeds=np.zeros((len(joined), 0), np.float32),
             indices=joined,
             cells=np.concatenate([empty, *cells]),
-            offsets=np.arange(len(joined), dtype=np.int64),
-            span=len(joined),
+            offsets=offsets,
+            span=span if self.axes > 1 else len(joined),
             tile_rows=rows,
             tile_cols=cols,
             hidden=np.zeros(len(joined), bool),
@@ -239,6 +306,27 @@ class SequenceBuilder:
         if text not in self._marks:
             self._marks[text] = self.prompt.encode(text)
         return self._marks[text]
+
+
+def _block(rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions int64 [3, n] in an image, from its first: time, row and column."""
+    return np.stack([np.zeros_like(rows), rows, cols])
+
+
+def _as_image(tokens: LocalTokens, grid: TokenGrid, *, close_gaps: bool) -> LocalTokens:
+    """Local tokens in rows at the positions of one image.
+
+    Args:
+        tokens: As `_rows` places them, without newlines.
+        grid: The level's.
+        close_gaps: Leave out rows and columns of tiles that are not shown.
+    """
+    rows, cols = tokens.cells // grid.width, tokens.cells % grid.width
+    span = max(grid.rows, grid.cols)
+    if close_gaps:
+        rows, cols = np.unique(rows, return_inverse=True)[1], np.unique(cols, return_inverse=True)[1]
+        span = int(max(rows.max(initial=-1), cols.max(initial=-1))) + 1
+    return replace(tokens, offsets=_block(rows, cols), span=span)
 
 
 def _rows(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.language.kv_cache import TokenKind, Tokens, make_tokens
+from lrs_edge.language.kv_cache import TokenKind, Tokens, make_tokens, position_ids
 from lrs_edge.pyramid.levels import TokenGrid
 
 
@@ -20,6 +20,20 @@ class TokenSequence:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Positions int64 [k, n], as graphs take them."""
+        return position_ids(self.tokens)
+
+    @property
+    def next_position(self) -> int:
+        """The position of text that follows: after the largest on any axis, 0 for no tokens.
+
+        What an image takes up is known to whoever placed it: the last token here is text, or one
+        of a model whose tokens have one position.
+        """
+        return int(np.max(self.tokens["position"][-1])) + 1 if len(self) else 0
 
 
 def concatenate(*parts: TokenSequence) -> TokenSequence:
@@ -48,7 +62,8 @@ class LocalTokens:
         cells: int64 [n], places on the level's token grid, row-major with a column after each row
             for its newline; -1 for marks. In a layout of rows these are the `indices`.
         offsets: int64 [n], positions relative to the first local token. Equal to `indices`, or
-            without gaps where the padded sequence is longer than the model was made for.
+            without gaps where the padded sequence is longer than the model was made for. Where
+            tokens have k positions, int64 [k, n]: time, row and column of an image.
         span: Positions that the level takes up; the text after the image starts after them.
         tile_rows: int64 [n], -1 for newlines.
         tile_cols: int64 [n], -1 for newlines.
@@ -105,7 +120,7 @@ class LocalTokens:
             self.embeds[places],
             self.indices[places],
             self.cells[places],
-            self.offsets[places],
+            self.offsets[..., places],
             self.span,
             self.tile_rows[places],
             self.tile_cols[places],
@@ -114,7 +129,7 @@ class LocalTokens:
         )
 
     def sequence(self, positions: NDArray[np.int64]) -> TokenSequence:
-        """The tokens as a sequence at the given positions int64 [n]."""
+        """The tokens as a sequence at the given positions int64 [n] or [k, n]."""
         kinds = np.full(len(self), TokenKind.TILE, np.int8)
         kinds[self.is_newline] = TokenKind.NEWLINE
         kinds[self.is_mark] = TokenKind.MARK

@@ -152,6 +152,11 @@ class SearchContext:
         """
         if self.model.gapless:
             return True
+        sequences = self.model.sequences
+        if sequences.axes > 1:
+            # A level takes up no more positions than it has rows or columns, and has no newlines.
+            taken = self.prefix.next_position + sequences.span(grid) + len(self.after)
+            return taken > self.model.max_positions
         length = len(self.prefix) + grid.count + len(self.after)
         trained = self.model.trained_span + len(self.prefix)
         too_long = length > max(self.model.max_positions, trained)

@@ -210,6 +210,7 @@ def _decoder_spec(
         intermediate=config.intermediate,
         segments=segments if cuts else (),
         floats=np.dtype(plan.floats).name,
+        deepstack=config.deepstack,
     )
 
 

@@ -32,7 +32,7 @@ from lrs_edge_export.bundle.stages import (
 )
 from lrs_edge_export.bundle.target import check_target, replacing_folder
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, find_checkpoint, source_hash
-from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.model import DecoderConfig, Model
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.families.recipes import Recipe, resolve
@@ -96,7 +96,7 @@ def export_bundle(
         raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
     if options.rfm_layers is not None:
         model = model.with_rfm_of_llm(options.rfm_layers)
-    _check_cuts(options.attention_layers, model.llm.config.layers)
+    _check_cuts(options.attention_layers, model.llm.config)
     if options.vision_attention:
         clip_tower(model).check_next_layer()
     try:
@@ -205,11 +205,18 @@ class _Parts:
         return report
 
 
-def _check_cuts(cuts: tuple[int, ...], layers: int) -> None:
+def _check_cuts(cuts: tuple[int, ...], config: DecoderConfig) -> None:
+    layers = config.layers
     if cuts and (list(cuts) != sorted(set(cuts)) or cuts[0] < 1 or cuts[-1] >= layers):
         raise ExportError(
             f"--attention-layers {','.join(map(str, cuts))} does not cut the {layers} layers of "
             f"the language model; name ascending layers from 1 to {layers - 1}"
+        )
+    if cuts and cuts[0] < config.deepstack:
+        raise ExportError(
+            f"--attention-layers {','.join(map(str, cuts))}: the first {config.deepstack} layers "
+            "of the language model add something to vision tokens and cannot be cut; name layers "
+            f"from {config.deepstack} on"
         )
 
 

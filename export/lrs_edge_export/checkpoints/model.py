@@ -32,6 +32,11 @@ class DecoderConfig:
         eps: Of the norms.
         theta: Base of RoPE's frequencies.
         qkv_bias: Whether query, key and value projections have a bias (Qwen2).
+        rope_axes: Which of a token's k positions each of RoPE's head_dim / 2 frequencies turns by,
+            0 .. k - 1 (Qwen's multimodal RoPE); empty where a token has one position.
+        qk_norm: Whether queries and keys pass an RMS norm each before RoPE, head by head (Qwen3).
+        deepstack: Vectors that a token brings besides its embedding: the first is added to what
+            layer 0 gives, the next to what layer 1 gives, ... (Qwen3-VL). Those of text are zero.
     """
 
     layers: int
@@ -43,6 +48,19 @@ class DecoderConfig:
     eps: float
     theta: float
     qkv_bias: bool
+    rope_axes: tuple[int, ...] = ()
+    qk_norm: bool = False
+    deepstack: int = 0
+
+    @property
+    def position_axes(self) -> int:
+        """Positions k of a token."""
+        return max(self.rope_axes, default=0) + 1
+
+    @property
+    def width(self) -> int:
+        """Width of a token as graphs take it: its embedding, then what is added later."""
+        return self.hidden * (1 + self.deepstack)
 
     @property
     def weights(self) -> int:
@@ -116,6 +134,8 @@ def layer_shapes(config: DecoderConfig, *, scoring: bool = False) -> Shapes:
     shapes |= {f"self_attn.{part}_proj.weight": (width, hidden) for part, width in widths.items()}
     if config.qkv_bias:
         shapes |= {f"self_attn.{part}_proj.bias": (width,) for part, width in widths.items()}
+    if config.qk_norm:
+        shapes |= {f"self_attn.{part}_norm.weight": (config.head_dim,) for part in "qk"}
     if scoring:
         return shapes
     return shapes | {

@@ -17,19 +17,22 @@ class TextEmbeddings:
 
     Args:
         table: float32 [V, D].
+        width: Of a token as graphs take it, D or more: zeros follow the embedding.
     """
 
-    def __init__(self, table: Rows | Array) -> None:
+    def __init__(self, table: Rows | Array, width: int | None = None) -> None:
         self._table = table
+        self._width = table.shape[1] if width is None else width
         self._rows: dict[int, Array] = {}
 
     def lookup(self, ids: NDArray[np.int64]) -> Array:
-        """Embeddings float32 [n, D] of token ids int64 [n]."""
-        found = np.empty((len(ids), self._table.shape[1]), np.float32)
+        """Embeddings float32 [n, width] of token ids int64 [n]."""
+        hidden = self._table.shape[1]
+        found = np.zeros((len(ids), self._width), np.float32)
         for row, token in zip(found, ids.tolist(), strict=True):
             if token not in self._rows:
                 self._rows[token] = self._table[[token]][0]
-            row[:] = self._rows[token]
+            row[:hidden] = self._rows[token]
         return found
 
 
@@ -40,4 +43,7 @@ def model_sequences(model: Model) -> SequenceBuilder:
         BundleError: Its tokenizer does not work, or has tokens without an embedding.
     """
     prompt = Prompt(model.tokenizer_json, model.prompt, model.vocabulary)
-    return SequenceBuilder(prompt, TextEmbeddings(model.embed_tokens).lookup, model.image_newline())
+    config, newline = model.llm.config, model.image_newline()
+    newline = np.concatenate([newline, np.zeros(config.width - config.hidden, np.float32)])
+    lookup = TextEmbeddings(model.embed_tokens, config.width).lookup
+    return SequenceBuilder(prompt, lookup, newline)

@@ -136,7 +136,7 @@ def in_batches(
     tokens = 0
     for group in groups:
         made = assembler.build(group)
-        length = len(made.packed.positions)
+        length = len(made.packed.embeds)
         if batch and tokens + length > limit:
             yield batch
             batch, tokens = [], 0

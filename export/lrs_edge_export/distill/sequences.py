@@ -159,11 +159,10 @@ class Assembler:
         grid = search.grid(group.level, level)
         local = search.place(grid, tokens.local_tokens(level, group.tiles), group.level)
         start = len(prefix)
-        suffixes = [self._sequences.suffix(text, start + local.span) for text in texts]
-        whole = concatenate(prefix, local.sequence(start + local.offsets), *suffixes)
+        whole = concatenate(prefix, *self._sequences.behind(prefix, local, *texts))
         packed = PackedInput(
             embeds=np.ascontiguousarray(whole.embeds),
-            positions=np.ascontiguousarray(whole.tokens["position"]),
+            positions=np.ascontiguousarray(whole.tokens["position"].T),
             image=start + len(local),
             local=(start, start + len(local)),
             lengths=tuple(len(text) for text in texts),

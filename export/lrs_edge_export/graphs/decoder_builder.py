@@ -4,8 +4,10 @@ RoPE needs no table: cosine and sine of the given positions are computed in floa
 does, so that no table limits positions. GroupQueryAttention wants tables that have a row for every
 key: it gets the rows of the new tokens at their places in the cache, with zeros in front, which
 nothing reads (as far out as positions go, `tests/test_export_graphs.py`).
+A token may have several positions (`DecoderConfig.rope_axes`): each frequency then turns by the
+position of its axis, and nothing after the angles differs.
 Query, key and value come out of one matrix product, which with RoPE inside makes decoding 5 to 7 %
-faster (`docs/benchmarks.md`).
+faster (`docs/benchmarks.md`); where queries and keys have norms, these stand between both.
 """
 
 from __future__ import annotations
@@ -36,7 +38,17 @@ def inverse_frequencies(config: DecoderConfig) -> Array:
 
 
 class DecoderBuilder:
-    """Shared parts of both graphs; values are names in `graph`."""
+    """Shared parts of both graphs; values are names in `graph`.
+
+    Args:
+        stage: The stack.
+        flavour: Kind of attention.
+        weights: The graph's external data.
+        name: Of the graph.
+        kv_scales: See `decoder_graph.write_llm`.
+        inner: The graph begins between layers: it takes their hidden states, and nothing that is
+            added later (`DecoderConfig.deepstack`).
+    """
 
     def __init__(
         self,
@@ -45,6 +57,8 @@ class DecoderBuilder:
         weights: WeightFile,
         name: str,
         kv_scales: Mapping[str, Array] | None = None,
+        *,
+        inner: bool = False,
     ) -> None:
         config = stage.config
         self._kv_scales = kv_scales
@@ -53,8 +67,15 @@ class DecoderBuilder:
         self._buffers: list[str] = []
         self._queries: dict[int, str] = {}
         self.graph = graph = GraphWriter(f"{name}_{flavour}", weights)
-        self._embeds = graph.from_float32(graph.input("inputs_embeds", (1, "L", config.hidden)))
-        positions = graph.input("position_ids", (1, "L"), np.int64)
+        width = config.hidden if inner else config.width
+        self._embeds = graph.from_float32(graph.input("inputs_embeds", (1, "L", width)))
+        self._added: list[str] = []
+        if width > config.hidden:
+            widths = graph.constant([config.hidden] * (1 + config.deepstack))
+            outs = ("",) * (1 + config.deepstack)
+            parts = graph.nodes("Split", self._embeds, widths, outs=outs, axis=-1)
+            self._embeds, *self._added = parts
+        positions = graph.input("position_ids", (config.position_axes, "L"), np.int64)
         self._past = graph.input("past_length", (1,), np.int64)
         self._bias = ""
         if flavour == "masked":
@@ -70,8 +91,14 @@ class DecoderBuilder:
 
     def _rotations(self, positions: str) -> tuple[str, str]:
         """Cosine and sine [1, L, head_dim / 2] of the positions' angles."""
-        graph = self.graph
-        column = graph.node("Unsqueeze", positions, graph.constant([2]))
+        graph, axes = self.graph, self._config.rope_axes
+        if axes:
+            # [k, L] becomes [1, L, head_dim / 2]: of every frequency the position of its axis.
+            chosen = graph.node("Gather", positions, graph.constant(axes), axis=0)
+            rows = graph.node("Transpose", chosen, perm=[1, 0])
+            column = graph.node("Unsqueeze", rows, graph.constant([0]))
+        else:
+            column = graph.node("Unsqueeze", positions, graph.constant([2]))
         frequencies = graph.weight(
             "inverse_frequencies", lambda: inverse_frequencies(self._config), np.float32
         )
@@ -127,6 +154,8 @@ class DecoderBuilder:
                 mixed = self._attend_packed(normed, layer)
             x = self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj"))
             x = self._mlp(x, layer)
+            if layer < len(self._added):
+                x = self.graph.node("Add", x, self._added[layer])
         return x
 
     def last_token(self, x: str) -> str:
@@ -157,10 +186,11 @@ class DecoderBuilder:
         normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
         if self._stage.scoring and not self._stage.of_llm:
             # Of the RFM's scoring layer there are no values, and one query is enough.
-            key = self._projected(normed, layer, "k")
+            key = self._normed_heads(self._projected(normed, layer, "k"), layer, "k")
             query = self._projected(self.last_token(normed), layer, "q")
+            query = self._normed_heads(query, layer, "q")
         else:
-            query, key, _ = self._split(self._packed(normed, layer))
+            query, key, _ = self._vectors(normed, layer)
             query = self.last_token(query)
         keys = graph.node(
             "Transpose",
@@ -199,11 +229,13 @@ class DecoderBuilder:
         """Attention in one operator, RoPE included."""
         if self._tables is None:
             self._tables = self._padded_tables()
+        if self._config.qk_norm:
+            return self._gqa(self._vectors(normed, layer), layer, self._tables)
         return self._gqa([self._packed(normed, layer), "", ""], layer, self._tables)
 
     def _attend_turned(self, normed: str, layer: int) -> str:
         """Attention over queries and keys that are turned outside of it."""
-        query, key, value = self._split(self._packed(normed, layer))
+        query, key, value = self._vectors(normed, layer)
         query = self._rotated(query, self._config.heads)
         key = self._rotated(key, self._config.kv_heads)
         self._queries[layer] = query
@@ -299,12 +331,28 @@ class DecoderBuilder:
         bias = (lambda: joined("bias")) if self._config.qkv_bias else None
         return self.graph.linear(x, f"{name}.qkv_proj", lambda: joined("weight"), bias)
 
-    def _split(self, packed: str) -> list[str]:
-        """Query, key and value out of `_packed`."""
-        config = self._config
+    def _vectors(self, x: str, layer: int) -> list[str]:
+        """Query, key and value [1, L, heads * d] of one product, after their norms, before RoPE."""
+        config, packed = self._config, self._packed(x, layer)
         sizes = [config.heads, config.kv_heads, config.kv_heads]
         lengths = self.graph.constant([size * config.head_dim for size in sizes])
-        return self.graph.nodes("Split", packed, lengths, outs=("", "", ""), axis=-1)
+        query, key, value = self.graph.nodes(
+            "Split", packed, lengths, outs=("", "", ""), axis=-1
+        )
+        return [
+            self._normed_heads(query, layer, "q"),
+            self._normed_heads(key, layer, "k"),
+            value,
+        ]
+
+    def _normed_heads(self, x: str, layer: int, part: str) -> str:
+        """Queries or keys [1, L, heads * d] after the norm of each head, where there is one."""
+        if not self._config.qk_norm:
+            return x
+        graph, width = self.graph, self._config.head_dim
+        heads = graph.node("Reshape", x, graph.constant([0, 0, -1, width]))
+        normed = self.norm(heads, f"layers.{layer}.self_attn.{part}_norm.weight")
+        return graph.node("Reshape", normed, graph.constant([0, 0, -1]))
 
     def _projected(self, x: str, layer: int, part: str) -> str:
         """Query, key or value [1, L, heads * d], before RoPE."""

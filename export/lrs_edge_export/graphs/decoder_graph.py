@@ -80,13 +80,15 @@ def write_llm_segments(
     Args:
         stage: Layers and `norm.weight`.
         head: Output projection.
-        cuts: Layers after which tokens may be dropped, ascending, between 1 and the last but one.
+        cuts: Layers after which tokens may be dropped, ascending, between 1 and the last but one,
+            the first not before all of `DecoderConfig.deepstack` was added.
         paths: The graph files, one more than cuts.
         weights: External data, shared with the whole model's graph.
     """
     edges = [0, *cuts, stage.config.layers]
     for first, end, path in zip(edges[:-1], edges[1:], paths, strict=True):
-        builder = DecoderBuilder(stage, "gqa", weights, f"llm_layers_{first}_{end - 1}")
+        name = f"llm_layers_{first}_{end - 1}"
+        builder = DecoderBuilder(stage, "gqa", weights, name, inner=first > 0)
         if end == stage.config.layers:
             _write_logits(builder, builder.layers(first, end), head, path)
         else:

@@ -15,7 +15,9 @@ from lrs_edge_export.graphs.weight_file import WeightFile
 
 
 def write_layer(stage: DecoderStage, layer: int, path: Path, weights: WeightFile) -> None:
-    """Write one full layer alone: `inputs_embeds` -> `hidden_states` [1, L, D].
+    """Write one full layer alone: `inputs_embeds` [1, L, D] -> `hidden_states` [1, L, D].
+
+    What `DecoderConfig.deepstack` adds after the layer is left out.
 
     Args:
         stage: The stack.
@@ -23,7 +25,7 @@ def write_layer(stage: DecoderStage, layer: int, path: Path, weights: WeightFile
         path: The graph file.
         weights: External data of the stage, in which the layer may be already.
     """
-    builder = DecoderBuilder(stage, "gqa", weights, f"layer_{layer}")
+    builder = DecoderBuilder(stage, "gqa", weights, f"layer_{layer}", inner=True)
     states = builder.graph.to_float32(builder.layers(layer, layer + 1))
     builder.graph.node("Identity", states, out="hidden_states")
     builder.graph.output("hidden_states", (1, "L", builder.hidden))
@@ -57,7 +59,7 @@ def write_scoring_layer(stage: DecoderStage, path: Path, weights: WeightFile) ->
         path: The graph file.
         weights: External data of the stage.
     """
-    builder = DecoderBuilder(stage, "gqa", weights, "scoring_layer")
+    builder = DecoderBuilder(stage, "gqa", weights, "scoring_layer", inner=True)
     logits = builder.scores(builder.layers(0, 0), stage.config.layers)
     builder.graph.node("Identity", logits, out="logits")
     builder.graph.output("logits", (builder.heads, "T"))

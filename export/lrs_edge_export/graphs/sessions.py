@@ -62,12 +62,15 @@ class DecoderSession:
     def __init__(self, path: Path, *, capacity: int, lean: bool = False) -> None:
         self._session = open_session(path, lean=lean)
         self._buffers = {}
+        self._axes = 1
         for value in self._session.get_inputs():
             if value.name.startswith("past_") and value.name != "past_length":
                 shape = [capacity if isinstance(size, str) else size for size in value.shape]
                 empty = np.zeros(shape, _BUFFER_TYPES[value.type])
                 buffer = ort.OrtValue.ortvalue_from_numpy(empty)
                 self._buffers[value.name.removeprefix("past_")] = buffer
+            elif value.name == "position_ids":
+                self._axes = int(value.shape[0])
         names = [value.name for value in self._session.get_outputs()]
         self._outputs = [name for name in names if not name.startswith("present_")]
         self.length = 0
@@ -82,7 +85,7 @@ class DecoderSession:
 
         Args:
             embeds: float32 [L, D].
-            positions: int64 [L]; None counts on from the tokens there are.
+            positions: int64 [L] or [k, L]; None counts on from the tokens there are, as of text.
             bias: float32 [L, length + L] for the masked flavour.
 
         Returns:
@@ -92,7 +95,7 @@ class DecoderSession:
             positions = np.arange(self.length, self.length + len(embeds), dtype=np.int64)
         feeds: dict[str, NDArray[Any]] = {
             "inputs_embeds": embeds[None],
-            "position_ids": positions[None],
+            "position_ids": np.broadcast_to(np.atleast_2d(positions), (self._axes, len(embeds))),
             "past_length": np.array([self.length], np.int64),
         }
         if bias is not None:

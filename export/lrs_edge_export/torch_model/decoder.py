@@ -43,13 +43,18 @@ class Rope(NamedTuple):
 
 
 def rope(config: DecoderConfig, positions: Tensor) -> Rope:
-    """Rotations of positions [.., T], integers, on their device."""
+    """Rotations of positions, integers, on their device: [.., T], or [k, T] of several axes."""
     exponents = torch.arange(
         0, config.head_dim, 2, dtype=torch.float32, device=positions.device
     ).div(config.head_dim)
     # The reciprocal of the power, as transformers computes it: at large positions bits matter.
     frequencies = 1.0 / config.theta**exponents
-    angles = positions.to(torch.float32)[..., None] * frequencies
+    if config.rope_axes:
+        # Every frequency turns by the position of its axis: [k, T] becomes [T, head_dim / 2].
+        axes = torch.tensor(config.rope_axes, device=positions.device)
+        angles = positions.to(torch.float32)[axes].T * frequencies
+    else:
+        angles = positions.to(torch.float32)[..., None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return Rope(angles.cos(), angles.sin())
 
@@ -178,6 +183,8 @@ def rotated_heads(
 ) -> Tensor:
     """Queries (`q`) or keys (`k`) [.., heads, T, head_dim] of a normalised input, after RoPE."""
     x = _heads(config, weights, part, normed, observe)
+    if config.qk_norm:
+        x = rms_norm(x, weights[f"self_attn.{part}_norm.weight"], config.eps)
     first, second = x.chunk(2, dim=-1)
     cos, sin = (table.unsqueeze(-3) for table in turns)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

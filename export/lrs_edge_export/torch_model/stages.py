@@ -64,8 +64,26 @@ def read_layer(
 
 
 def rope(stage: DecoderStage, length: int, positions: Tensor | None = None) -> Rope:
-    """Rotations of a sequence's positions [T], 0 .. T-1 for None."""
-    return decoder.rope(stage.config, torch.arange(length) if positions is None else positions)
+    """Rotations of a sequence's positions [T] or [k, T], 0 .. T-1 as of text for None."""
+    if positions is None:
+        axes, positions = stage.config.position_axes, torch.arange(length)
+        positions = positions if axes == 1 else positions.expand(axes, -1)
+    elif stage.config.position_axes == 1:
+        positions = positions.reshape(-1)
+    return decoder.rope(stage.config, positions)
+
+
+def first_states(stage: DecoderStage, embeds: Tensor) -> Tensor:
+    """What layer 0 is given, [T, D], of tokens [T, width]."""
+    return embeds[:, : stage.config.hidden]
+
+
+def add_later(stage: DecoderStage, layer: int, x: Tensor, embeds: Tensor) -> Tensor:
+    """A layer's output [T, D] with what tokens [T, width] bring for it (`deepstack`)."""
+    if layer >= stage.config.deepstack:
+        return x
+    start = (1 + layer) * stage.config.hidden
+    return x + embeds[:, start : start + stage.config.hidden]
 
 
 def run_layer(
@@ -77,11 +95,12 @@ def run_layer(
 
 
 def run_layers(
-    stage: DecoderStage, x: Tensor, turns: Rope, observe: Observer | None = None
+    stage: DecoderStage, embeds: Tensor, turns: Rope, observe: Observer | None = None
 ) -> Tensor:
-    """Output [T, D] of the last full layer for x [T, D], under a causal mask."""
+    """Output [T, D] of the last full layer for tokens [T, width], under a causal mask."""
+    x = first_states(stage, embeds)
     for layer in range(stage.config.layers):
-        x = run_layer(stage, layer, x, turns, observe)
+        x = add_later(stage, layer, run_layer(stage, layer, x, turns, observe), embeds)
     return x
 
 
@@ -111,8 +130,8 @@ def rfm_logits(
 
     Args:
         stage: The RFM.
-        embeds: [T, D].
-        positions: [T] for RoPE; None for 0 .. T-1.
+        embeds: [T, width].
+        positions: [T] or [k, T] for RoPE; None for 0 .. T-1.
         observe: Observer of linears.
     """
     with torch.inference_mode():
@@ -133,9 +152,9 @@ def llm_logits(
     Args:
         stage: The language model.
         lm_head: float32 [V, D].
-        embeds: [T, D].
+        embeds: [T, width].
         last: Number of places.
-        positions: [T] for RoPE; None for 0 .. T-1.
+        positions: [T] or [k, T] for RoPE; None for 0 .. T-1.
         observe: Observer of linears.
     """
     with torch.inference_mode():
