@@ -204,7 +204,7 @@ def _together(manifest: Manifest) -> Iterator[str]:
         end += segment.layers
     if end not in (0, llm.layers):
         yield "llm.segments must be all layers, each once and in order"
-    if llm.deepstack > min(llm.layers, *(segment.layers for segment in llm.segments[:1])):
+    if llm.deepstack > min([llm.layers, *(segment.layers for segment in llm.segments[:1])]):
         yield "llm.deepstack must be at most the layers of the llm, and of its first segment"
     if manifest.prompt.position_axes > 1 and (vision.positions or vision.tower is not None):
         yield "prompt.position_axes must be 1 with vision.positions or vision.tower"
@@ -241,13 +241,17 @@ def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
             yield f"texts of prompt.parts must have at most {MAX_TEMPLATE} characters each"
         if isinstance(part, TokenIds | Separator):
             yield from _tokens("ids of prompt.parts", part.ids, vocabulary)
-    if prompt.position_axes not in POSITION_AXES:
-        yield "prompt.position_axes must be 1 or 3: this lrs-edge builds no other sequences"
-    rows = [part for part in prompt.parts if isinstance(part, LocalRows)]
-    if prompt.position_axes > 1 and any(part.newline for part in rows):
-        yield "prompt.parts must have no newline in local_rows where position_axes is 3"
+    yield from _axes(prompt)
     yield from _tokens("prompt.stop_ids", prompt.stop_ids, vocabulary)
     if len(prompt.stop_texts) > MAX_STOPS:
         yield f"prompt.stop_texts must be at most {MAX_STOPS}"
     if any(not 0 < len(text) <= MAX_STOP_TEXT for text in prompt.stop_texts):
         yield f"prompt.stop_texts must have 1..{MAX_STOP_TEXT} characters each"
+
+
+def _axes(prompt: PromptSpec) -> Iterator[str]:
+    if prompt.position_axes not in POSITION_AXES:
+        yield "prompt.position_axes must be 1 or 3: this lrs-edge builds no other sequences"
+    rows = [part for part in prompt.parts if isinstance(part, LocalRows)]
+    if prompt.position_axes > 1 and any(part.newline for part in rows):
+        yield "prompt.parts must have no newline in local_rows where position_axes is 3"

@@ -26,9 +26,9 @@ Graphs of one stage have the same inputs and outputs for every model family:
              past_key_0, past_value_0 .. past_key_{n-1}, past_value_{n-1}
              -> logits [1, V], present_* as past_*
 
-k is `PromptSpec.position_axes`. W is the width D of the embeddings, or, where the first n layers add
-something to vision tokens (`DecoderSpec.deepstack`), (1 + n) * D: after the embedding what is added
-after layer 0, after layer 1, ...; of text that is zeros, which no file holds.
+k is `PromptSpec.position_axes`. W is the width D of the embeddings, or, where the first n layers
+add something to vision tokens (`DecoderSpec.deepstack`), (1 + n) * D: after the embedding what is
+added after layer 0, after layer 1, ...; of text that is zeros, which no file holds.
 
 `past_*` and `present_*` are buffers [1, kv_heads, S, head_dim] of which the first `past_length`
 places are filled; the graph writes the L new keys (after RoPE) and values after them. Both may be
@@ -38,8 +38,8 @@ of layers 0..n-1.
 
 `llm` may also come cut into segments of consecutive layers a..b-1 (`DecoderSpec.segments`), for
 ways to prune that drop tokens between layers. A segment has the buffers of its layers only, and
-takes the embeddings, or the hidden states [1, L, D] of the segment before it, as inputs_embeds. The last one
-gives logits, every other
+takes the embeddings, or the hidden states [1, L, D] of the segment before it, as inputs_embeds. The
+last one gives logits, every other
 
              hidden_states [1, L, D]
              attention [H, past_length + L]       of the last token to all, at layer b-1

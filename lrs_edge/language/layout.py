@@ -3,10 +3,11 @@
 Runtime, calibration, parity checks, distillation and training all build their sequences here. What
 differs between model families is the layout, which is data (`lrs_edge.bundle.layout`).
 
-Where tokens have three positions (`PromptSpec.position_axes`), text has the same one on all axes, and
-every image is a block: its tokens share a time, and add their row and column to it. What follows
-starts after the largest. The global view is one image, the local rows of a level another, whatever
-tiles they come from; marked tiles are an image each. Tokens that pruning keeps keep their places.
+Where tokens have three positions (`PromptSpec.position_axes`), text has the same one on all axes,
+and every image is a block: its tokens share a time, and add their row and column to it. What
+follows starts after the largest. The global view is one image, the local rows of a level another,
+whatever tiles they come from; marked tiles are an image each. Tokens that pruning keeps keep their
+places.
 """
 
 from __future__ import annotations
@@ -324,7 +325,10 @@ def _as_image(tokens: LocalTokens, grid: TokenGrid, *, close_gaps: bool) -> Loca
     rows, cols = tokens.cells // grid.width, tokens.cells % grid.width
     span = max(grid.rows, grid.cols)
     if close_gaps:
-        rows, cols = np.unique(rows, return_inverse=True)[1], np.unique(cols, return_inverse=True)[1]
+        rows, cols = (
+            np.unique(rows, return_inverse=True)[1],
+            np.unique(cols, return_inverse=True)[1],
+        )
         span = int(max(rows.max(initial=-1), cols.max(initial=-1))) + 1
     return replace(tokens, offsets=_block(rows, cols), span=span)
 

@@ -29,7 +29,8 @@ class PackedInput:
 
     Attributes:
         embeds: float32 [I + S, D]: image part, then the questions' texts one after the other.
-        positions: int64 [I + S], or [k, I + S] of k axes, for RoPE; every question starts after the image part.
+        positions: int64 [I + S], or [k, I + S] of k axes, for RoPE; every question starts after
+            the image part.
         image: I, tokens of the image part (prompt prefix, global view, separator, local tokens).
         local: First and last + 1 place of the local vision tokens, within the image part.
         lengths: Tokens of each question's text; their sum is S.

@@ -336,9 +336,7 @@ class DecoderBuilder:
         config, packed = self._config, self._packed(x, layer)
         sizes = [config.heads, config.kv_heads, config.kv_heads]
         lengths = self.graph.constant([size * config.head_dim for size in sizes])
-        query, key, value = self.graph.nodes(
-            "Split", packed, lengths, outs=("", "", ""), axis=-1
-        )
+        query, key, value = self.graph.nodes("Split", packed, lengths, outs=("", "", ""), axis=-1)
         return [
             self._normed_heads(query, layer, "q"),
             self._normed_heads(key, layer, "k"),
