@@ -135,6 +135,7 @@ def parts(
         ("prompt", {"position_axes": 2, "parts": parts(local={"part": "local_tiles"})}),
         ("prompt", {"position_axes": 10**9, "parts": parts(local={"part": "local_tiles"})}),
         ("prompt", {"stop_texts": [""]}),
+        ("prompt", {"image_token": "x" * 5000}),
         ("prompt", {"stop_ids": [10]}),
         ("prompt", {"stop_ids": [1] * 1000}),
     ],

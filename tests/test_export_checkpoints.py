@@ -117,7 +117,7 @@ def test_quantized_weights(folder: Path) -> None:
         ({"num_hidden_layers": True}, ("num_hidden_layers",)),
         ({"num_attention_heads": 3, "num_key_value_heads": 1}, ("num_attention_heads",)),
         ({"num_key_value_heads": 3}, ("num_key_value_heads",)),
-        ({"head_dim": 12}, ("head_dim", "multiple of 8")),
+        ({"head_dim": 12}, ("head_dim", "multiple of 16")),
         ({"rms_norm_eps": 7.0}, ("rms_norm_eps",)),
         ({"rope_theta": 0.0}, ("rope_theta",)),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, ("rope_scaling",)),

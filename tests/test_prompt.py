@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from lrs_edge.bundle.layout import PromptSpec, rows_layout
+from lrs_edge.bundle.layout import (
+    GlobalView,
+    LocalTiles,
+    PromptSpec,
+    Question,
+    Text,
+    rows_layout,
+)
 from lrs_edge.errors import BundleError, QuestionError
 from lrs_edge.language.llm import StopText
 from lrs_edge.language.prompt import MAX_QUESTION_CHARS, Prompt
@@ -150,3 +157,23 @@ def test_nothing_of_a_stop_text_is_shown(tokenizer_path: Path, text: str, stop: 
     shown += "" if stream.stopped else stream.finish()
     assert shown == text.split(stop, maxsplit=1)[0]
     assert stream.stopped == (stop in text)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_text_beside_the_image_is_tokenised_as_in_the_whole_prompt(
+    tmp_path: Path, scheme: str
+) -> None:
+    vocabulary = {"▁": 0, "U": 1, "?": 2, ":": 3, "W": 4, "<unk>": 5}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    tokenizer.add_special_tokens(["<image>"])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    layout = (Text("U:"), GlobalView(), LocalTiles(before=":"), Question("{question}:"))
+    prompt = Prompt(path, PromptSpec(layout, (5,), image_token="<image>"), 7)
+    tokens = prompt.tokens("W?")
+    whole = tokenizer.encode("U:<image>W?:", add_special_tokens=False).ids
+    assert [*tokens.before, 6, *tokens.after] == whole
+    assert prompt.encode(":", after_image=True).tolist() == ([3] if scheme == "first" else [0, 3])
+    with pytest.raises(BundleError, match="no control token"):
+        Prompt(path, PromptSpec(layout, (5,), image_token="W"), 7)

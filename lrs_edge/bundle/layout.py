@@ -120,12 +120,17 @@ class PromptSpec(msgspec.Struct, frozen=True):
         position_axes: Positions k that a token has: graphs take position_ids [k, L]. Of three, the
             global view, the local rows as a whole, and every marked tile are each an image of rows
             and columns (`lrs_edge.language.layout`).
+        image_token: Token of the tokenizer that the model's own prompts have in the image's place.
+            Text beside the image is tokenised beside it, because tokenizers treat the start of a
+            text and what follows a control token differently. Empty where each part of the prompt
+            is tokenised by itself.
     """
 
     parts: tuple[Part, ...]
     stop_ids: tuple[int, ...]
     stop_texts: tuple[str, ...] = ()
     position_axes: int = 1
+    image_token: str = ""
 
     @property
     def local_place(self) -> int:

@@ -245,8 +245,9 @@ def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
     yield from _tokens("prompt.stop_ids", prompt.stop_ids, vocabulary)
     if len(prompt.stop_texts) > MAX_STOPS:
         yield f"prompt.stop_texts must be at most {MAX_STOPS}"
-    if any(not 0 < len(text) <= MAX_STOP_TEXT for text in prompt.stop_texts):
-        yield f"prompt.stop_texts must have 1..{MAX_STOP_TEXT} characters each"
+    texts = [*prompt.stop_texts, prompt.image_token]
+    if "" in prompt.stop_texts or any(len(text) > MAX_STOP_TEXT for text in texts):
+        yield f"prompt.stop_texts and image_token must have 1..{MAX_STOP_TEXT} characters each"
 
 
 def _axes(prompt: PromptSpec) -> Iterator[str]:

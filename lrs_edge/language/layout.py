@@ -305,7 +305,7 @@ class SequenceBuilder:
         for name, value in values.items():
             text = text.replace(name, str(value))
         if text not in self._marks:
-            self._marks[text] = self.prompt.encode(text)
+            self._marks[text] = self.prompt.encode(text, after_image=True)
         return self._marks[text]
 
 

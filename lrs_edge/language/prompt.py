@@ -90,6 +90,11 @@ class Prompt:
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
         spelled = {f"<0x{byte:02X}>": byte for byte in range(256)}
         self._bytes = {tokens[name]: byte for name, byte in spelled.items() if name in tokens}
+        if spec.image_token and spec.image_token not in {token.content for token in added.values()}:
+            raise BundleError(
+                f"{path} has no control token {spec.image_token!r}, which prompt.image_token "
+                "names; export the bundle again"
+            )
         view = next(i for i, part in enumerate(spec.parts) if isinstance(part, GlobalView))
         self._before = self.ids(spec.parts[:view])
 
@@ -118,7 +123,10 @@ class Prompt:
             raise QuestionError("the question is empty; ask something about the image")
         self._checked(end_str, "end_str")
         return PromptTokens(
-            self._before, self.ids(self._spec.parts[self._spec.local_place + 1 :], text, end_str)
+            self._before,
+            self.ids(
+                self._spec.parts[self._spec.local_place + 1 :], text, end_str, after_image=True
+            ),
         )
 
     def note(self, found: str) -> NDArray[np.int64]:
@@ -126,10 +134,15 @@ class Prompt:
         part = self._spec.objects
         if part is None:
             return np.zeros(0, np.int64)
-        return self.encode(part.text.replace(OBJECTS, found))
+        return self.encode(part.text.replace(OBJECTS, found), after_image=True)
 
     def ids(
-        self, parts: Sequence[Part], question: str = "", end_str: str = ""
+        self,
+        parts: Sequence[Part],
+        question: str = "",
+        end_str: str = "",
+        *,
+        after_image: bool = False,
     ) -> NDArray[np.int64]:
         """Token ids int64 [n] of consecutive parts; others have none, and `objects` neither.
 
@@ -137,16 +150,18 @@ class Prompt:
             parts: Of the layout.
             question: Stands in for the question, as it is.
             end_str: As in `tokens`.
+            after_image: Whether they stand behind the global view.
         """
         found = [np.zeros(0, np.int64)]
         for part in parts:
             if isinstance(part, TokenIds | Separator):
                 found.append(np.array(part.ids, np.int64))
             elif isinstance(part, Text):
-                found.append(self.encode(part.text))
+                found.append(self.encode(part.text, after_image=after_image))
             elif isinstance(part, Question):
                 asked = f"{question}\n{end_str}" if end_str or part.newline else question
-                found.append(self.encode(part.text.replace(QUESTION, asked)))
+                text = part.text.replace(QUESTION, asked)
+                found.append(self.encode(text, after_image=after_image))
         return np.concatenate(found)
 
     def _checked(self, text: str, what: str) -> str:
@@ -183,13 +198,26 @@ class Prompt:
         """A control token that a text holds, or None."""
         return next((control for control in self._control if control in text), None)
 
-    def encode(self, text: str) -> NDArray[np.int64]:
-        """Token ids int64 [n] of a text by itself, with nothing added. Raises BundleError."""
+    def encode(self, text: str, *, after_image: bool = False) -> NDArray[np.int64]:
+        """Token ids int64 [n] of a text, with nothing added.
+
+        Args:
+            text: The text.
+            after_image: Whether it stands behind the image or before it; it is tokenised with the
+                image's token at that end where the layout names one.
+
+        Raises:
+            BundleError: The tokenizer fails.
+        """
+        token = self._spec.image_token
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            whole = token + text if after_image else text + token
+            ids = self._tokenizer.encode(whole, add_special_tokens=False).ids
         # As when it is made.
         except BaseException as error:
             raise self._refused(error) from error
+        if token:
+            ids = ids[1:] if after_image else ids[:-1]
         return np.array(ids, np.int64)
 
     def _refused(self, error: BaseException) -> BaseException:

@@ -92,6 +92,8 @@ def export_bundle(
     tower = options.vision_tower or (recipe.vision_tower if recipe else None)
     progress(f"reading {found.path}")
     model = read_model(found, tower)
+    for note in model.notes:
+        progress(f"note: {note}")
     if recipe and recipe.family != model.family:
         raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
     if options.rfm_layers is not None:

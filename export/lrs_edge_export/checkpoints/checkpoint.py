@@ -19,10 +19,13 @@ HUB_PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.txt")
 #: Small files that belong to a checkpoint besides its weights.
 SIDE_FILES = (
     "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "config.json",
     "generation_config.json",
     "merges.txt",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -114,6 +117,10 @@ class Settings:
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
             raise self.wrong(key, "must be an integer or a list of integers")
         return tuple(items)
+
+    def replaced(self, values: dict[str, Any]) -> Settings:
+        """The same place with other values."""
+        return Settings(values, self.path, self._section)
 
     def section(self, key: str) -> Settings | None:
         """An object inside, None when absent. Raises ExportError when of another type."""

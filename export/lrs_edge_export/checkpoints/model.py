@@ -189,6 +189,7 @@ class Model:
         repetition: Applies to greedy decoding too.
         folders: Where everything was read from.
         positions: Position embeddings of vision tokens, where the model has them.
+        notes: What the user should know, such as values that the checkpoint does not state.
     """
 
     family: str
@@ -206,6 +207,7 @@ class Model:
     repetition: Repetition
     folders: tuple[Path, ...]
     positions: PositionTables | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def region_focus(self) -> DecoderStage:

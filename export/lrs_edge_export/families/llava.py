@@ -14,30 +14,23 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, downloa
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped, TensorSource, open_tensors
-from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
+from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.parts import (
-    MAX_HEADS,
-    MAX_LAYERS,
     MAX_TILE,
     MAX_TOKENS,
-    MAX_WIDTH,
     decoder_config,
     region_focus,
     repetition,
     stop_ids,
 )
+from lrs_edge_export.families.towers import CLIP_MEAN, CLIP_STD, clip_tower
 
 #: The base level is about three tiles of 336 px long (docs/algorithm.md, "Pyramid" 2).
 _BASE_TILES = 3
 
 #: Local tiles of 24 x 24 tokens become 12 x 12.
 _LOCAL_POOL = 2
-
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 #: Ways to build the prompt and to cut images that other checkpoints of this code base have.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -144,7 +137,9 @@ def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> Vis
         tensors = _tower_tensors(weights, _OWN_TOWER)
     else:
         tensors = _tower_tensors(open_tensors(folder), "")
-    tower = clip_tower(_tower_settings(folder), tensors, config)
+    if config.text("mm_vision_select_feature", "patch") != "patch":
+        raise config.wrong("mm_vision_select_feature", "must be patch")
+    tower = clip_tower(tower_settings(folder), tensors, config, "mm_vision_select_layer")
     tile = config.integer("slice_block_size", 1, MAX_TILE)
     if tower.grid * tower.patch != tile:
         raise config.wrong(
@@ -163,8 +158,8 @@ def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> Vis
         hidden=hidden,
         tile=tile,
         local_pool=_LOCAL_POOL,
-        mean=processor.triple("image_mean", _CLIP_MEAN),
-        std=processor.triple("image_std", _CLIP_STD),
+        mean=processor.triple("image_mean", CLIP_MEAN),
+        std=processor.triple("image_std", CLIP_STD),
     )
 
 
@@ -197,7 +192,7 @@ def find_tower(checkpoint: Checkpoint, given: str | None) -> Path:
     )
 
 
-def _tower_settings(folder: Path) -> Settings:
+def tower_settings(folder: Path) -> Settings:
     """The tower's `vision_config`, or all of its config where it is a vision model alone."""
     config = Settings.load(folder / "config.json")
     nested = config.values.get("vision_config")
@@ -208,41 +203,3 @@ def _tower_tensors(source: TensorSource, prefix: str) -> Scoped:
     """A tower's weights: CLIPVisionModel wrote `vision_model.` first, since transformers 5 not."""
     nested = f"{prefix}vision_model."
     return Scoped(source, nested if any(n.startswith(nested) for n in source.names()) else prefix)
-
-
-def clip_tower(settings: Settings, tensors: Scoped, config: Settings) -> ClipTower:
-    """A CLIP tower, cut after the hidden state that the checkpoint's config selects.
-
-    Raises:
-        ExportError: Values are absent, out of bounds or not CLIP's.
-    """
-    if settings.text("model_type", "clip_vision_model") != "clip_vision_model":
-        raise settings.wrong("model_type", "must be clip_vision_model: no other tower is supported")
-    if config.text("mm_vision_select_feature", "patch") != "patch":
-        raise config.wrong("mm_vision_select_feature", "must be patch")
-    # Defaults are those of CLIPVisionConfig, which leaves out of config.json what equals them.
-    layers = settings.integer("num_hidden_layers", 1, MAX_LAYERS, default=12)
-    hidden = settings.integer("hidden_size", 1, MAX_WIDTH, default=768)
-    heads = settings.integer("num_attention_heads", 1, MAX_HEADS, default=12)
-    patch = settings.integer("patch_size", 1, MAX_TILE, default=32)
-    side = settings.integer("image_size", 1, MAX_TILE, default=224)
-    if hidden % heads or side % patch:
-        raise ExportError(f"{settings.path}: heads or patches do not divide their sizes")
-    if settings.integer("num_channels", 1, 16, default=3) != 3:
-        raise settings.wrong("num_channels", "must be 3")
-    select = config.integer("mm_vision_select_layer", -layers - 1, layers)
-    activation = settings.text("hidden_act", "quick_gelu")
-    if activation not in _ACTIVATIONS:
-        raise settings.wrong("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
-    return ClipTower(
-        tensors=tensors,
-        # hidden_states holds one entry more than there are layers: the embeddings come first.
-        layers=select if select >= 0 else layers + 1 + select,
-        hidden=hidden,
-        heads=heads,
-        intermediate=settings.integer("intermediate_size", 1, MAX_WIDTH, default=3072),
-        patch=patch,
-        grid=side // patch,
-        eps=settings.number("layer_norm_eps", 0.0, 1.0, default=1e-5),
-        activation=_ACTIVATIONS[activation],
-    )

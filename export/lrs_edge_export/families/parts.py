@@ -35,10 +35,10 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
     head_dim = config.integer("head_dim", 1, MAX_WIDTH, default=max(hidden // heads, 1))
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f"must divide the {heads} attention heads")
-    if "head_dim" not in config.values and hidden % heads:
+    if config.values.get("head_dim") is None and hidden % heads:
         raise config.wrong("num_attention_heads", f"must divide hidden_size {hidden}")
-    if head_dim % 8:
-        raise config.wrong("head_dim", f"must be a multiple of 8, heads here have {head_dim}")
+    if head_dim % 16:
+        raise config.wrong("head_dim", f"must be a multiple of 16, heads here have {head_dim}")
     for name in ("hidden_act", "hidden_activation"):
         if config.text(name, "silu") not in ("silu", "swish"):
             raise config.wrong(name, "must be silu")

@@ -1,0 +1,219 @@
+"""What transformers' LLaVA layouts share: tower, projector, names of tensors, and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from lrs_edge.bundle.layout import (
+    GlobalView,
+    LocalRows,
+    LocalTiles,
+    Part,
+    PromptSpec,
+    Question,
+    Text,
+    TokenIds,
+)
+from lrs_edge.bundle.manifest import Limits
+from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
+from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
+from lrs_edge_export.checkpoints.rows import first_rows
+from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.vision import VisionStage
+from lrs_edge_export.families.decoder_fields import require_values
+from lrs_edge_export.families.hf_checkpoint import (
+    Tokens,
+    canonical_names,
+    conversation,
+    image_processor,
+    longest,
+    refuse_unread,
+    require_tile,
+    text_settings,
+    tokens_of,
+    vision_settings,
+)
+from lrs_edge_export.families.parts import (
+    MAX_TOKENS,
+    decoder_config,
+    repetition,
+    stop_ids,
+)
+from lrs_edge_export.families.templates import Conversation
+from lrs_edge_export.families.towers import CLIP_MEAN, CLIP_STD, clip_tower
+
+#: Towers and projectors of versions 4 and 5.
+VISION_RULES = (
+    (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
+    (r"(?:model\.)?multi_modal_projector\.linear_1\.", "projector.0."),
+    (r"(?:model\.)?multi_modal_projector\.linear_2\.", "projector.2."),
+)
+
+#: Starts of the names that are read.
+_READ = ("model.", "lm_head.", "vision.", "projector.")
+
+#: The tower of LlavaConfig and LlavaNextConfig, where config.json describes none.
+_CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+_PROJECTOR = {"projector_hidden_act": ("gelu",), "multimodal_projector_bias": (True,)}
+
+
+#: The vision stage of a checkpoint, its weights, the image processor's settings, and the width D.
+MakeVision = Callable[[Checkpoint, Scoped, Settings, int], VisionStage]
+
+#: The family's conversation with a language model of some `model_type`.
+MakeConversation = Callable[[str], Conversation]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family of transformers' LLaVA models shows an image.
+
+    Attributes:
+        rows: Local tokens stand in rows across all tiles, each with the newline at its end; False
+            for tiles one after the other, each as one more image.
+        base_tiles: Tiles along the base level's long side.
+        stretched: The global view is stretched to a square, as the model was trained; else it
+            keeps its shape and is filled up.
+    """
+
+    rows: bool
+    base_tiles: int
+    stretched: bool = False
+
+    def parts(self, tokens: Tokens, text: Conversation) -> tuple[Part, ...]:
+        """The prompt's layout."""
+        first: tuple[Part, ...] = ()
+        starts = text.before.startswith(tokens.special.get("bos_token") or "\0")
+        if tokens.bos is not None and not starts:
+            first = (TokenIds((tokens.bos,)),)
+        before = (Text(text.before),) if text.before else ()
+        local = LocalRows() if self.rows else LocalTiles(before="\n")
+        return (*first, *before, GlobalView(), local, Question(text.after))
+
+
+def read_transformers(
+    checkpoint: Checkpoint,
+    vision_tower: str | None,
+    *,
+    family: str,
+    kinds: tuple[str, ...],
+    layout: Layout,
+    vision: MakeVision,
+    default: MakeConversation,
+) -> Model:
+    """Read a LLaVA checkpoint in the layout of transformers.
+
+    Args:
+        checkpoint: The folder.
+        vision_tower: Must be None: the tower is inside.
+        family: Name of the family.
+        kinds: Language models that it has, by `model_type`, the default first.
+        layout: How it shows an image.
+        vision: Makes the vision stage of the checkpoint, its weights, the image processor's
+            settings, and the width of tokens.
+        default: Makes the family's conversation from the language model's `model_type`.
+
+    Raises:
+        ExportError: The checkpoint is not usable.
+    """
+    if vision_tower is not None:
+        raise ExportError("--vision-tower does not apply: this checkpoint holds its own tower")
+    require_values(checkpoint.config, _PROJECTOR)
+    notes: list[str] = []
+    settings, length = longest(text_settings(checkpoint, kinds))
+    kind = settings.text("model_type")
+    generation = checkpoint.side_file("generation_config.json")
+    weights = canonical_names(checkpoint, VISION_RULES)
+    refuse_unread(weights, _READ)
+    decoder = decoder_config(settings, qkv_bias=kind == "qwen2" or settings.flag("attention_bias"))
+    processor = image_processor(checkpoint)
+    if not processor.values:
+        notes.append("no preprocessor_config.json in the checkpoint: the family's values are used")
+    stage = vision(checkpoint, weights, processor, decoder.hidden)
+    require_tile(processor, stage.tile)
+    inner = Scoped(weights, "model.")
+    vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
+    check_vocabulary(inner, vocabulary)
+    tokens = tokens_of(checkpoint)
+    text = conversation(checkpoint, tokens, default(kind), notes)
+    head = (weights, "lm_head.weight") if weights.has("lm_head.weight") else None
+    tied = checkpoint.config.flag("tie_word_embeddings") or settings.flag("tie_word_embeddings")
+    if head is None and not tied:
+        weights.require({"lm_head.weight": (vocabulary, decoder.hidden)}, "vocabulary")
+    newline = _newline(inner, decoder.hidden, needed=layout.rows)
+    return Model(
+        family=family,
+        vision=stage,
+        rfm=None,
+        llm=DecoderStage(decoder, inner),
+        embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
+        # Where both are there, transformers ties nothing, whatever config.json says.
+        lm_head=first_rows(*(head or (inner, "embed_tokens.weight")), vocabulary, decoder.hidden),
+        image_newline=newline,
+        vocabulary=vocabulary,
+        tokenizer_json=tokens.file.text,
+        prompt=PromptSpec(
+            layout.parts(tokens, text),
+            _stops(settings, generation, tokens, vocabulary),
+            image_token=tokens.image,
+        ),
+        base_side=layout.base_tiles * stage.tile,
+        limits=Limits(max_length=length, max_positions=length),
+        repetition=repetition(settings, generation, vocabulary),
+        folders=(checkpoint.path,),
+        notes=tuple(notes),
+    )
+
+
+def clip_stage(
+    checkpoint: Checkpoint, weights: Scoped, processor: Settings, hidden: int
+) -> VisionStage:
+    """A CLIP tower without its class token, and the projector. Raises ExportError."""
+    config = checkpoint.config
+    if config.text("vision_feature_select_strategy", "default") != "default":
+        raise config.wrong("vision_feature_select_strategy", "must be default")
+    settings = vision_settings(checkpoint, "clip_vision_model", _CLIP_L)
+    tensors = Scoped(weights, "vision.")
+    tower = clip_tower(settings, tensors, config, "vision_feature_layer", -2)
+    return VisionStage(
+        tower=tower,
+        projector=Scoped(weights, "projector."),
+        width=tower.hidden,
+        hidden=hidden,
+        tile=tower.grid * tower.patch,
+        local_pool=1,
+        mean=processor.triple("image_mean", CLIP_MEAN),
+        std=processor.triple("image_std", CLIP_STD),
+    )
+
+
+def _newline(weights: Scoped, hidden: int, *, needed: bool) -> Callable[[], Array]:
+    """Reads the newline vector; zeros where a layout has no newlines. Raises ExportError."""
+    if not needed:
+        return partial(np.zeros, hidden, np.float32)
+    weights.require({"image_newline": (hidden,)}, "newline vector")
+    return partial(weights.read, "image_newline")
+
+
+def _stops(
+    settings: Settings, generation: Settings, tokens: Tokens, vocabulary: int
+) -> tuple[int, ...]:
+    """What ends an answer; the tokenizer's end of text where no config says."""
+    if generation.integers("eos_token_id") or settings.integers("eos_token_id"):
+        return stop_ids(settings, generation, vocabulary)
+    if "eos_token" not in tokens.special:
+        return stop_ids(settings, generation, vocabulary)
+    return (tokens.file.id_of(tokens.special["eos_token"]),)
