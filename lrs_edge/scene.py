@@ -196,6 +196,7 @@ class Scene:
             raster.width,
             tile=manifest.vision.tile,
             base_side=manifest.search.base_side,
+            stretched=manifest.vision.stretched,
         )
         return can_be_placed(pyramid, raster.place)
 

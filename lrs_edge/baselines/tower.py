@@ -170,7 +170,7 @@ class CompressedTiles:
         self._encoder = encoder
         self._vision = vision
         self._raster = raster
-        self._resampling = resampling
+        self._filter = vision.filter_of(resampling)
         self.rule = rule
         self._clock = clock
         self.colours: Colours | None = None
@@ -200,7 +200,7 @@ class CompressedTiles:
         with self._clock.step("read"):
             window = level.tile_window(tile)
             size = (level.height, level.width)
-            pixels = self._raster.read(size, window, self._resampling, self._clock.expired)
+            pixels = self._raster.read(size, window, self._filter, self._clock.expired)
         self._on_tile("read", self.looked_at + 1, self.looked_at)
         return pixels
 

@@ -40,6 +40,7 @@ def measure_read(
             raster.width,
             tile=manifest.vision.tile,
             base_side=manifest.search.base_side,
+            stretched=manifest.vision.stretched,
         )
     numbers = [len(pyramid.levels) - 1, 0] if len(pyramid.levels) > 1 else [0]
     for number in numbers:

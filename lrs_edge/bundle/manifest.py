@@ -52,6 +52,7 @@ as scaled query-key products before the softmax.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -196,6 +197,9 @@ class VisionSpec(StageSpec, frozen=True):
             their place in the image; 0 where the model has none.
         tower: Tower and projector as graphs of their own (`--vision-attention`), or None.
         objects: The detector beside the tokens, or None.
+        stretched: The global view is the image stretched to a square, as LLaVA-NeXT was trained;
+            otherwise the image keeps its shape there, and the rest of the tile is empty.
+        filter: By which the family's image processor resizes (`--resampling processor`).
     """
 
     tile: int
@@ -207,6 +211,8 @@ class VisionSpec(StageSpec, frozen=True):
     positions: int = 0
     tower: TowerSpec | None = None
     objects: ObjectSpec | None = None
+    stretched: bool = False
+    filter: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
 
 
 class SegmentSpec(msgspec.Struct, frozen=True):

@@ -126,7 +126,11 @@ def _levels(height: int, width: int, bundle: Path | None) -> tuple[str, list[dic
 
     manifest = read_manifest(default_bundle_path() if bundle is None else bundle)
     pyramid = build_pyramid(
-        height, width, tile=manifest.vision.tile, base_side=manifest.search.base_side
+        height,
+        width,
+        tile=manifest.vision.tile,
+        base_side=manifest.search.base_side,
+        stretched=manifest.vision.stretched,
     )
     levels = [
         {

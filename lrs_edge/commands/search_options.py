@@ -78,7 +78,8 @@ _ASK_OPTIONS = (
         type=_choices(Resampling),
         default=AskOptions.resampling,
         show_default=True,
-        help="area averages through overviews; reference is bilinear without antialiasing.",
+        help="area averages through overviews; reference is bilinear without antialiasing; "
+        "processor resizes as the image processor of the model's family does.",
     ),
     click.option(
         "--max-tiles",

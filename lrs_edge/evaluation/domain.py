@@ -98,6 +98,7 @@ def _looks(path: Path, manifest: Manifest) -> tuple[Colours | None, float | None
             raster.width,
             tile=manifest.vision.tile,
             base_side=manifest.search.base_side,
+            stretched=manifest.vision.stretched,
         ).global_view
         window = view.tile_window(TileIndex(0, 0))
         return colours_of(raster.read((view.height, view.width), window)), raster.info.gsd

@@ -119,7 +119,13 @@ class Pyramid:
 
 
 def build_pyramid(
-    image_height: int, image_width: int, *, tile: int, base_side: int, policy: str = "full"
+    image_height: int,
+    image_width: int,
+    *,
+    tile: int,
+    base_side: int,
+    policy: str = "full",
+    stretched: bool = False,
 ) -> Pyramid:
     """Levels of an image, as the authors' `pyramid_crop` lays them out.
 
@@ -131,6 +137,7 @@ def build_pyramid(
         policy: `reference` searches the base and one finer level, even where that does not zoom.
             `full` searches to the original resolution and skips levels that zoom less than
             `MIN_ZOOM`.
+        stretched: The global view fills its tile, whatever shape the image has.
 
     Returns:
         The pyramid. Where the authors' code has no level left beside the global view (long side
@@ -145,6 +152,8 @@ def build_pyramid(
     built = [_level(image_height, image_width, ratio, tile) for ratio in ratios]
     global_view, finer = built[0], tuple(built[1:]) or (built[0],)
     levels = finer[:2] if policy == "reference" else _zooming(finer)
+    if stretched:
+        global_view = Level(tile, tile, 1, 1, tile)
     return Pyramid(image_height, image_width, global_view, levels, finer)
 
 

@@ -36,6 +36,7 @@ from lrs_edge.raster.georeference import Place
 from lrs_edge.raster.image_thread import ImageThread, Stop
 from lrs_edge.raster.locating import Located, describe
 from lrs_edge.raster.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
+from lrs_edge.raster.processor import FILTERS
 from lrs_edge.raster.source import Source
 from lrs_edge.raster.stretch import check_range
 from lrs_edge.raster.turned import TurnedSource
@@ -291,6 +292,7 @@ class Raster:
             resampling: `area`: mean of the visible pixels that an output covers, from the
                 coarsest overview that is fine enough; bilinear where the level is larger than
                 the image. `reference`: bilinear between full-resolution pixels, not antialiased.
+                `bilinear`, `bicubic`, `lanczos`: as Pillow resizes 8-bit pixels, bit for bit.
             stop: Asked between pieces and while GDAL works; a True gives the read up. Any thread
                 may call it.
 
@@ -391,5 +393,6 @@ def _check_window(level_hw: tuple[int, int], window: LevelWindow, resampling: st
             f"{window} is not inside a level of {width}x{height} pixels; "
             "ask for windows that the pyramid lists"
         )
-    if resampling not in ("area", "reference"):
-        raise ImageError(f"resampling {resampling!r} is unknown; use 'area' or 'reference'")
+    known = ("area", "reference", *FILTERS)
+    if resampling not in known:
+        raise ImageError(f"resampling {resampling!r} is unknown; use one of {', '.join(known)}")

@@ -7,12 +7,21 @@ narrow enough that GDAL's block cache keeps the row of blocks that it lies in un
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.pyramid.box import PixelBox
+from lrs_edge.raster.processor import (
+    FILTERS,
+    HALF,
+    Filter,
+    add_rows,
+    filter_taps,
+    resized_axis,
+    rounded,
+)
 from lrs_edge.raster.resample import Taps, area_taps, combine, reference_taps
 from lrs_edge.raster.source import Pixels, Source
 from lrs_edge.raster.stretch import Tone
@@ -20,7 +29,7 @@ from lrs_edge.raster.stretch import Tone
 if TYPE_CHECKING:
     from lrs_edge.pyramid.levels import LevelWindow
 
-Resampling = Literal["area", "reference"]
+Resampling = Literal["area", "reference"] | Filter
 
 #: Values (pixels times planes) that a strip holds at once: 2 MiB as float32. Longer strips are no
 #: faster, since these stay in the processor's cache.
@@ -119,9 +128,11 @@ class WindowReader:
 
         Returns:
             float32 [planes, rows, cols] in 0..1. With `area`, pixels that do not count are left
-            out of the mean; with `reference` they are black pixels like any other.
+            out of the mean; otherwise they are black pixels like any other.
         """
         overview, (height, width) = None, (self._source.header.height, self._source.header.width)
+        if resampling in FILTERS:
+            return self._filtered(tone, level_hw, window, cast(Filter, resampling))
         if resampling == "area":
             overview, (height, width) = self._overview_for(level_hw)
         make = area_taps if resampling == "area" else reference_taps
@@ -145,6 +156,24 @@ class WindowReader:
             np.divide(values, weight, out=values, where=seen)
             values[:, ~seen] = 0
         return np.clip(values, 0, 1, out=values)
+
+    def _filtered(
+        self, tone: Tone, level_hw: tuple[int, int], window: LevelWindow, kind: Filter
+    ) -> NDArray[np.float32]:
+        """As `resample`, by a filter of Pillow on the full-resolution pixels as 8-bit values."""
+        height, width = self._source.header.height, self._source.header.width
+        cols = filter_taps(kind, width, level_hw[1], window.col0, window.cols)
+        rows = filter_taps(kind, height, level_hw[0], window.row0, window.rows)
+        needed = np.arange(cols.first, cols.last, dtype=np.int64)
+        sums = np.full((window.rows, window.cols, tone.planes), HALF, np.int64)
+        step = max(STRIP_VALUES // (len(needed) * tone.planes), 1)
+        for begin in range(rows.first, rows.last, step):
+            strip = np.arange(begin, min(begin + step, rows.last), dtype=np.int64)
+            values, _ = tone.apply(*self._gather(strip, needed, None))
+            pixels = np.rint(values * 255.0).astype(np.uint8).transpose(2, 1, 0)
+            narrow = resized_axis(np.ascontiguousarray(pixels), cols)
+            add_rows(sums, narrow.transpose(1, 0, 2), begin - rows.first, rows)
+        return np.moveaxis(rounded(sums), -1, 0).astype(np.float32) / np.float32(255)
 
     def _sum_rows(
         self, tone: Tone, rows: Taps, cols: Taps, overview: int | None

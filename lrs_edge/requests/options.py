@@ -11,7 +11,7 @@ from typing import Any, Literal, SupportsIndex, get_args
 from lrs_edge.errors import UsageError
 
 Policy = Literal["full", "reference"]
-Resampling = Literal["area", "reference"]
+Resampling = Literal["area", "reference", "processor"]
 SearchMode = Literal["pyramid", "exhaustive"]
 Prune = Literal["rfm", "random", "norm", "none", "fastv", "pdrop", "visionzip", "prumerge"]
 
@@ -31,7 +31,8 @@ class AskOptions:
         policy: `full` searches to the original resolution; `reference` does what the authors'
             released code does, quirks included.
         resampling: `area` averages through overviews; `reference` is bilinear without
-            antialiasing, as the authors do it.
+            antialiasing, as the authors do it; `processor` resizes as the image processor of the
+            model's family does, on full-resolution pixels.
         max_tiles: Most tiles looked at for one question, the global view and remembered tiles
             included, shared over all levels; 0 and 1 leave the global view alone; None for no
             limit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from lrs_edge.baselines.inside import PruningPlan, plan_pruning
@@ -59,15 +60,22 @@ def plan_question(stages: Stages, raster: Raster, options: AskOptions) -> Questi
         warnings.append(warning)
     pruning = _plan_pruning(stages, options)
     manifest = stages.manifest
-    size = {"tile": manifest.vision.tile, "base_side": manifest.search.base_side}
-    pyramid = build_pyramid(raster.height, raster.width, policy=options.policy, **size)
+    build = partial(
+        build_pyramid,
+        raster.height,
+        raster.width,
+        tile=manifest.vision.tile,
+        base_side=manifest.search.base_side,
+        stretched=manifest.vision.stretched,
+    )
+    pyramid = build(policy=options.policy)
     if options.policy == "reference" and reference_fails(pyramid, stages.vision.per_tile):
         options = merged_options(options, {"policy": "full"})
         warnings.append(
             "the reference implementation fails on images of this shape; answered with the "
             "full policy"
         )
-        pyramid = build_pyramid(raster.height, raster.width, policy="full", **size)
+        pyramid = build(policy="full")
     _check_tower(stages, options)
     return QuestionPlan(options, pyramid, pruning, tuple(warnings))
 

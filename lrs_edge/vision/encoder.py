@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,11 @@ from lrs_edge.engines.base import Graph
 from lrs_edge.errors import BundleError, OutOfMemoryError
 from lrs_edge.objects.detections import Detections
 from lrs_edge.requests.cache_pool import CachePool
+from lrs_edge.requests.options import Resampling
 from lrs_edge.vision.positions import ImagePositions
+
+if TYPE_CHECKING:
+    from lrs_edge.raster.window import Resampling as ReadResampling
 
 #: Tiles encoded in one run at most.
 MOST_BATCH = 16
@@ -108,6 +112,10 @@ class VisionEncoder:
         (docs/benchmarks.md), and they would all be in memory.
         """
         return self._batch
+
+    def filter_of(self, resampling: Resampling) -> ReadResampling:
+        """How an image is read: `processor` is what the model's own image processor does."""
+        return self.spec.filter if resampling == "processor" else resampling
 
     def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """One tile, ready for the encoder.

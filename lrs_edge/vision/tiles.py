@@ -184,7 +184,7 @@ class TileSession:
     ) -> NDArray[np.float32]:
         """A tile, read and normalised: float32 [3, S, S]."""
         size, window = (level.height, level.width), level.tile_window(tile)
-        pixels = self._raster.read(size, window, self._resampling, stop)
+        pixels = self._raster.read(size, window, self._encoder.filter_of(self._resampling), stop)
         if role == "global":
             self._colours[self._resampling] = colours_of(pixels)
         return self._encoder.normalise(pixels)

@@ -157,6 +157,8 @@ class BundleFolder:
             flops=graph_flops(self._folder / VISION),
             tower=self._tower_spec() if self._options.vision_attention else None,
             objects=None if stage.objects is None else _object_spec(stage.objects, stage),
+            stretched=stage.stretched,
+            filter=stage.filter,
         )
 
     def _llm_spec(self, plan: Plan) -> DecoderSpec:

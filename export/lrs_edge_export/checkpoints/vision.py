@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lrs_edge_export.checkpoints.tensors import Scoped, Shapes
 
@@ -281,6 +282,8 @@ class VisionStage:
         local_pool: Local tiles are pooled by this factor at run time.
         mean: Per channel, on pixels of 0..1.
         std: Per channel, on pixels of 0..1.
+        stretched: The global view is the image stretched to a square.
+        filter: By which the family's image processor resizes.
     """
 
     tower: ClipTower | EfficientNetTower
@@ -291,6 +294,8 @@ class VisionStage:
     local_pool: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    stretched: bool = False
+    filter: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
 
     @property
     def neck(self) -> VisionNeck | None:

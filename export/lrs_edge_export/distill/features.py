@@ -73,6 +73,7 @@ def open_encoder(
         std=stage.std,
         precision="fp32",
         flops=0,
+        stretched=stage.stretched,
     )
     positions = None
     if model.positions is not None:
@@ -195,7 +196,11 @@ class ImageTokens:
         if size_hw is None:
             size_hw = self._raster.size_hw
         self.pyramid: Pyramid = build_pyramid(
-            *size_hw, tile=encoder.spec.tile, base_side=base_side, policy="full"
+            *size_hw,
+            tile=encoder.spec.tile,
+            base_side=base_side,
+            policy="full",
+            stretched=encoder.spec.stretched,
         )
         # A session only ever reads windows of its raster.
         source = TileSource(cast(Raster, self._raster), encoder, DiskFeatures(folder))

@@ -97,6 +97,10 @@ class Tokens:
     image: str
     special: Mapping[str, str]
 
+    def has(self, text: str) -> bool:
+        """Whether there is such a token."""
+        return self.file.tokenizer.token_to_id(text) is not None
+
 
 def text_settings(checkpoint: Checkpoint, kinds: tuple[str, ...]) -> Settings:
     """The language model's config, with what its class takes where the file is silent.

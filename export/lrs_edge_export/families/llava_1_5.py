@@ -15,7 +15,7 @@ from lrs_edge_export.families.templates import Conversation
 _LAYOUT = Layout(rows=False, base_tiles=2)
 
 
-def _conversation(_: str) -> Conversation:
+def _conversation(*_: object) -> Conversation:
     return Conversation("USER: ", "\n{question} ASSISTANT:")
 
 

@@ -73,8 +73,8 @@ _PROJECTOR = {"projector_hidden_act": ("gelu",), "multimodal_projector_bias": (T
 #: The vision stage of a checkpoint, its weights, the image processor's settings, and the width D.
 MakeVision = Callable[[Checkpoint, Scoped, Settings, int], VisionStage]
 
-#: The family's conversation with a language model of some `model_type`.
-MakeConversation = Callable[[str], Conversation]
+#: The family's conversation with a language model of some `model_type`, and its tokenizer.
+MakeConversation = Callable[[str, Tokens], Conversation]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,10 @@ class Layout:
         rows: Local tokens stand in rows across all tiles, each with the newline at its end; False
             for tiles one after the other, each as one more image.
         base_tiles: Tiles along the base level's long side.
-        stretched: The global view is stretched to a square, as the model was trained; else it
-            keeps its shape and is filled up.
     """
 
     rows: bool
     base_tiles: int
-    stretched: bool = False
 
     def parts(self, tokens: Tokens, text: Conversation) -> tuple[Part, ...]:
         """The prompt's layout."""
@@ -122,9 +119,8 @@ def read_transformers(
         family: Name of the family.
         kinds: Language models that it has, by `model_type`, the default first.
         layout: How it shows an image.
-        vision: Makes the vision stage of the checkpoint, its weights, the image processor's
-            settings, and the width of tokens.
-        default: Makes the family's conversation from the language model's `model_type`.
+        vision: Makes the vision stage.
+        default: Makes the family's conversation.
 
     Raises:
         ExportError: The checkpoint is not usable.
@@ -148,7 +144,7 @@ def read_transformers(
     vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
     check_vocabulary(inner, vocabulary)
     tokens = tokens_of(checkpoint)
-    text = conversation(checkpoint, tokens, default(kind), notes)
+    text = conversation(checkpoint, tokens, default(kind, tokens), notes)
     head = (weights, "lm_head.weight") if weights.has("lm_head.weight") else None
     tied = checkpoint.config.flag("tie_word_embeddings") or settings.flag("tie_word_embeddings")
     if head is None and not tied:

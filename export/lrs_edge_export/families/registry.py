@@ -5,7 +5,7 @@ from __future__ import annotations
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.families import llava_1_5, llava_llama, llava_qwen, nano
+from lrs_edge_export.families import llava_1_5, llava_llama, llava_next, llava_qwen, nano
 from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.refusals import REFUSED
 
@@ -14,6 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     llava_qwen.FAMILY,
     llava_llama.FAMILY,
     llava_1_5.FAMILY,
+    llava_next.FAMILY,
     nano.FAMILY,
 )
 
