@@ -120,17 +120,18 @@ def saved(
     options = {} if shards is None else {"max_shard_size": shards}
     stored.save_pretrained(folder, **options)
     for path in folder.glob("*.safetensors") if names else ():
-        save_file({_renamed(k, names): v for k, v in load_file(path).items()}, path)
+        save_file({renamed(k, names): v for k, v in load_file(path).items()}, path)
     index = folder / "model.safetensors.index.json"
     if names and index.is_file():
         content = json.loads(index.read_text())
         places = content["weight_map"].items()
-        content["weight_map"] = {_renamed(name, names): file for name, file in places}
+        content["weight_map"] = {renamed(name, names): file for name, file in places}
         write_json(index, content)
     return folder
 
 
-def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """A tensor's name by the first rule that fits its start."""
     for pattern, text in rules:
         if re.match(pattern, name):
             return re.sub(pattern, text, name, count=1)

@@ -22,13 +22,13 @@ from lrs_edge_export.bundle.tokenizer_json import (
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.renamed import Renamed
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.templates import (
     Conversation,
     chat_template,
     render,
     special_tokens,
 )
+from lrs_edge_export.families.towers import normalising
 
 #: Defaults of the config classes of language models: what a config.json leaves out.
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -116,14 +116,24 @@ def text_settings(checkpoint: Checkpoint, kinds: tuple[str, ...]) -> Settings:
     kind = nested.text("model_type", kinds[0])
     if kind not in kinds:
         raise nested.wrong("model_type", f"must be one of {', '.join(kinds)}")
-    given = {name: value for name, value in nested.values.items() if value is not None}
+    return with_defaults(nested, kind)
+
+
+def with_defaults(settings: Settings, kind: str) -> Settings:
+    """A language model's config, with what its class takes where the file is silent.
+
+    Args:
+        settings: What the file says.
+        kind: A `model_type`; it becomes the config's.
+    """
+    given = {name: value for name, value in settings.values.items() if value is not None}
     absent = {
         name: value
         for name, value in TEXT_DEFAULTS[kind].items()
         # Null says that there is no window; everywhere else it says nothing.
-        if not (name == "sliding_window" and name in nested.values)
+        if not (name == "sliding_window" and name in settings.values)
     }
-    return nested.replaced({**nested.values, "model_type": kind, **absent, **given})
+    return settings.replaced({**settings.values, **absent, **given, "model_type": kind})
 
 
 def vision_settings(checkpoint: Checkpoint, kind: str, defaults: Mapping[str, Any]) -> Settings:
@@ -201,10 +211,7 @@ def image_processor(checkpoint: Checkpoint) -> Settings:
     if not settings.values:
         whole = checkpoint.side_file("processor_config.json")
         settings = whole.section("image_processor") or Settings({}, settings.path)
-    require_values(settings, {"do_normalize": (True,), "do_rescale": (True,)})
-    if abs(settings.number("rescale_factor", 0.0, 1.0, default=1 / 255) - 1 / 255) > 1e-6:
-        raise settings.wrong("rescale_factor", "must be 1/255")
-    return settings
+    return normalising(settings)
 
 
 def require_tile(processor: Settings, tile: int) -> None:

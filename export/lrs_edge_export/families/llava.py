@@ -10,10 +10,10 @@ from lrs_edge.bundle.layout import PromptSpec, rows_layout
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import TokenizerFile
-from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, download, is_hub_name
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
 from lrs_edge_export.checkpoints.rows import first_rows
-from lrs_edge_export.checkpoints.tensors import Scoped, TensorSource, open_tensors
+from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.parts import (
@@ -24,7 +24,8 @@ from lrs_edge_export.families.parts import (
     repetition,
     stop_ids,
 )
-from lrs_edge_export.families.towers import CLIP_MEAN, CLIP_STD, clip_tower
+from lrs_edge_export.families.tower_files import find_tower, tower_settings, tower_tensors
+from lrs_edge_export.families.towers import CLIP_MEAN, CLIP_STD, clip_tower, normalising
 
 #: The base level is about three tiles of 336 px long (docs/algorithm.md, "Pyramid" 2).
 _BASE_TILES = 3
@@ -45,6 +46,13 @@ _PROJECTOR = "mlp2x_gelu_after_distillpruner"
 
 #: Where the checkpoint keeps its own copy of the tower.
 _OWN_TOWER = "model.vision_tower.vision_tower."
+
+
+def is_of_authors(config: Settings) -> bool:
+    """Whether a LLaVA checkpoint is one of the authors': others cut no image into slices."""
+    return "slice_block_size" in config.values or config.values.get("mm_projector_type") == (
+        _PROJECTOR
+    )
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,9 @@ def _check_bos(settings: Settings, template: Template) -> None:
 def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> VisionStage:
     # As in the authors' loader, the checkpoint's own copy counts only if it was trained.
     if config.flag("unfreeze_mm_vision_tower"):
-        tensors = _tower_tensors(weights, _OWN_TOWER)
+        tensors = tower_tensors(weights, _OWN_TOWER)
     else:
-        tensors = _tower_tensors(open_tensors(folder), "")
+        tensors = tower_tensors(open_tensors(folder), "")
     if config.text("mm_vision_select_feature", "patch") != "patch":
         raise config.wrong("mm_vision_select_feature", "must be patch")
     tower = clip_tower(tower_settings(folder), tensors, config, "mm_vision_select_layer")
@@ -147,10 +155,7 @@ def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> Vis
         )
     if tower.grid % _LOCAL_POOL:
         raise ExportError(f"{folder}: {tower.grid} patches along a side cannot be halved")
-    processor = Settings.load_optional(folder / "preprocessor_config.json")
-    require_values(processor, {"do_normalize": (True,), "do_rescale": (True,)})
-    if abs(processor.number("rescale_factor", 0.0, 1.0, default=1 / 255) - 1 / 255) > 1e-6:
-        raise processor.wrong("rescale_factor", "must be 1/255")
+    processor = normalising(Settings.load_optional(folder / "preprocessor_config.json"))
     return VisionStage(
         tower=tower,
         projector=Scoped(weights, "model.mm_projector.mlp_projector."),
@@ -161,45 +166,3 @@ def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> Vis
         mean=processor.triple("image_mean", CLIP_MEAN),
         std=processor.triple("image_std", CLIP_STD),
     )
-
-
-def find_tower(checkpoint: Checkpoint, given: str | None) -> Path:
-    """The vision tower's folder.
-
-    Looked for, in this order: what the user names; `config.mm_vision_tower` as a path, beside the
-    checkpoint, and inside it; on the hub, if the user named a hub tower or a hub checkpoint.
-
-    Raises:
-        ExportError: It is nowhere, or cannot be downloaded.
-    """
-    if given is not None:
-        if Path(given).is_dir():
-            return Path(given)
-        if is_hub_name(given):
-            return download(given)
-        raise ExportError(f"--vision-tower {given} is neither a folder nor a hub name")
-    name = checkpoint.config.text("mm_vision_tower")
-    root = checkpoint.path.resolve()
-    last = name.rstrip("/").rsplit("/", 1)[-1]
-    for candidate in (Path(name), root.parent / name, root.parent / last, root / name, root / last):
-        if last and (candidate / "config.json").is_file():
-            return candidate
-    if checkpoint.from_hub and is_hub_name(name):
-        return download(name)
-    raise ExportError(
-        f"the vision tower {name} of {checkpoint.name} is neither beside the checkpoint nor inside "
-        "it; pass its folder, or its hub name, with --vision-tower"
-    )
-
-
-def tower_settings(folder: Path) -> Settings:
-    """The tower's `vision_config`, or all of its config where it is a vision model alone."""
-    config = Settings.load(folder / "config.json")
-    nested = config.values.get("vision_config")
-    return Settings(nested, config.path) if isinstance(nested, dict) else config
-
-
-def _tower_tensors(source: TensorSource, prefix: str) -> Scoped:
-    """A tower's weights: CLIPVisionModel wrote `vision_model.` first, since transformers 5 not."""
-    nested = f"{prefix}vision_model."
-    return Scoped(source, nested if any(n.startswith(nested) for n in source.names()) else prefix)

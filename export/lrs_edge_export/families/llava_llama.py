@@ -6,7 +6,7 @@ from lrs_edge_export.bundle.tokenizer_json import from_sentencepiece
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.family import Family
-from lrs_edge_export.families.llava import Template, read_llava
+from lrs_edge_export.families.llava import Template, is_of_authors, read_llava
 
 #: LLaVA's `vicuna_v1`. The question comes with its newline (`layout.Question`).
 VICUNA_V1 = Template(
@@ -32,4 +32,6 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     )
 
 
-FAMILY = Family("llava_llama", ("LlavaLlamaForCausalLM",), "the authors' Vicuna models", read)
+FAMILY = Family(
+    "llava_llama", ("LlavaLlamaForCausalLM",), "the authors' Vicuna models", read, is_of_authors
+)

@@ -21,13 +21,13 @@ from lrs_edge_export.families.templates import Conversation
 #: As the largest of the shapes that it was trained on, 672 x 672.
 _LAYOUT = Layout(rows=True, base_tiles=2)
 
-_VICUNA = Conversation(
+VICUNA = Conversation(
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the human's questions. USER: ",
     "\n{question} ASSISTANT:",
 )
-_MISTRAL = Conversation("[INST] ", "\n{question} [/INST]")
-_LLAMA_3 = Conversation(
+MISTRAL = Conversation("[INST] ", "\n{question} [/INST]")
+LLAMA_3 = Conversation(
     "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
     "assistant. You are able to understand the visual content that the user provides, and assist "
     "the user with a variety of tasks using natural language.<|eot_id|>"
@@ -35,11 +35,11 @@ _LLAMA_3 = Conversation(
     "\n\n",
     "\n{question}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
 )
-_YI = Conversation(
+YI = Conversation(
     "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
     "\n{question}<|im_end|><|im_start|>assistant\n",
 )
-_QWEN = Conversation(
+QWEN = Conversation(
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
     "\n{question}<|im_end|>\n<|im_start|>assistant\n",
 )
@@ -48,12 +48,12 @@ _QWEN = Conversation(
 def _conversation(kind: str, tokens: Tokens) -> Conversation:
     """Of the documentation of transformers, by language model and its control tokens."""
     if kind == "mistral":
-        return _MISTRAL
+        return MISTRAL
     if kind == "qwen2":
-        return _QWEN
+        return QWEN
     if tokens.has("<|start_header_id|>"):
-        return _LLAMA_3
-    return _YI if tokens.has("<|im_start|>") else _VICUNA
+        return LLAMA_3
+    return YI if tokens.has("<|im_start|>") else VICUNA
 
 
 def _vision(

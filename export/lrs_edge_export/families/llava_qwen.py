@@ -6,7 +6,7 @@ from lrs_edge_export.bundle.tokenizer_json import copied, from_byte_level
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.family import Family
-from lrs_edge_export.families.llava import Template, read_llava
+from lrs_edge_export.families.llava import Template, is_of_authors, read_llava
 
 #: LLaVA's `qwen_1_5`. The question comes with its newline (`layout.Question`).
 QWEN_1_5 = Template(
@@ -29,4 +29,6 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     )
 
 
-FAMILY = Family("llava_qwen", ("LlavaQwenForCausalLM",), "the authors' Qwen2 models", read)
+FAMILY = Family(
+    "llava_qwen", ("LlavaQwenForCausalLM",), "the authors' Qwen2 models", read, is_of_authors
+)

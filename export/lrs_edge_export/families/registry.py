@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.families import llava_1_5, llava_llama, llava_next, llava_qwen, nano
 from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.refusals import REFUSED
 
-#: In the order in which they are asked.
-FAMILIES: tuple[Family, ...] = (
-    llava_qwen.FAMILY,
-    llava_llama.FAMILY,
-    llava_1_5.FAMILY,
-    llava_next.FAMILY,
-    nano.FAMILY,
+#: Modules of this package, each with its `FAMILY`, in the order in which they are asked.
+_MODULES = (
+    "llava_qwen",
+    "llava_llama",
+    "llava_original",
+    "llava_1_5",
+    "llava_next",
+    "nano",
+)
+
+FAMILIES: tuple[Family, ...] = tuple(
+    import_module(f"lrs_edge_export.families.{module}").FAMILY for module in _MODULES
 )
 
 

@@ -6,6 +6,7 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Settings
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import ClipTower
+from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.parts import MAX_HEADS, MAX_LAYERS, MAX_TILE, MAX_WIDTH
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -61,3 +62,11 @@ def clip_tower(
         eps=settings.number("layer_norm_eps", 0.0, 1.0, default=1e-5),
         activation=_ACTIVATIONS[activation],
     )
+
+
+def normalising(processor: Settings) -> Settings:
+    """An image processor's settings, if it normalises pixels of 0..1. Raises ExportError."""
+    require_values(processor, {"do_normalize": (True,), "do_rescale": (True,)})
+    if abs(processor.number("rescale_factor", 0.0, 1.0, default=1 / 255) - 1 / 255) > 1e-6:
+        raise processor.wrong("rescale_factor", "must be 1/255")
+    return processor
