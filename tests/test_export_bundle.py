@@ -41,7 +41,7 @@ def test_a_bundle_is_complete(qwen: Path, tmp_path: Path) -> None:
     assert {path.name for path in bundle.path.iterdir()} == listed
     assert (manifest.name, manifest.family) == ("tiny-qwen", "llava_qwen")
     assert manifest.source.name == "tiny-qwen"
-    assert [stage.stage for stage in manifest.parity.stages] == ["vision", "rfm", "llm"]
+    assert [stage.stage for stage in manifest.parity.stages] == ["vision", "rfm", "llm", "pipeline"]
     assert manifest.parity.passed
     assert manifest.parity.stage("rfm").value("top-k overlap") == 1.0
     assert manifest.parity.stage("llm").value("relative error") < 1e-4

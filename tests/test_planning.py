@@ -110,3 +110,17 @@ def test_a_static_vision_graph_for_cuda_is_quantized_in_float32(tmp_path: Path) 
     graph = onnx.load(tmp_path / "bundle" / "vision.onnx", load_external_data=False).graph
     assert not [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 5
+
+
+def test_what_cuda_has_no_kernels_for_is_refused() -> None:
+    for stage in STAGE_NAMES:
+        asked = Precisions(**{stage: "int8-dynamic"})
+        with pytest.raises(ExportError, match="int8-weight or int4-weight with --target cuda"):
+            ExportOptions(precisions=asked, target="cuda")
+    ExportOptions(precisions=Precisions.all("int8"), target="cuda")
+
+
+def test_sensitivity_of_nothing_is_refused() -> None:
+    with pytest.raises(ExportError, match="no stage is quantized at fp32; add --precision int8"):
+        ExportOptions(sensitivity=True)
+    ExportOptions(sensitivity=True, precisions=Precisions(llm="int8"))

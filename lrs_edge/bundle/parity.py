@@ -43,7 +43,9 @@ class StageParity(msgspec.Struct, frozen=True):
     """A stage that was compared with the checkpoint.
 
     Attributes:
-        stage: `vision`, `rfm`, `llm`, or `llm-kv` (the LLM with int8 key and value buffers).
+        stage: `vision`, `rfm`, `llm`, `llm-kv` (the LLM with int8 key and value buffers), or
+            `pipeline`: all three one after the other, each given the bundle's own outputs, with the
+            loosest of their precisions and all their bytes.
         figures: How far it is from the checkpoint.
         precision: Of its weights; None, like what follows, in the oldest bundles of version 1.
         bytes: Of its graph and weights.

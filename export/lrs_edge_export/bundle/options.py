@@ -116,6 +116,17 @@ class ExportOptions:
                 f"--symmetric is for a vision encoder in int8-static, not "
                 f"{self.precisions.vision}; add --vision int8-static"
             )
+        asked = {self.precisions.of(stage) for stage in STAGE_NAMES}
+        if self.sensitivity and asked <= {"fp32", "fp16"}:
+            raise ExportError(
+                "--sensitivity measures what it costs to quantize each weight, and no stage is "
+                f"quantized at {' or '.join(sorted(asked))}; add --precision int8, or leave it out"
+            )
+        if self.target == "cuda" and "int8-dynamic" in asked:
+            raise ExportError(
+                "int8-dynamic has no kernels in ONNX Runtime's CUDA provider, its products would "
+                "run on the CPU; use int8-weight or int4-weight with --target cuda, or --target cpu"
+            )
         folders = self.calibration, self.parity_images
         if None not in folders and len({Path(str(one)).resolve() for one in folders}) == 1:
             raise ExportError(

@@ -195,6 +195,8 @@ class _Parts:
             llm_kv=self._folder / LLM_INT8_KV if self._options.int8_kv else None,
             rfm_weights=self._writer.weights.get("rfm"),
             llm_weights=self._writer.weights["llm"],
+            embeddings=self._folder / EMBEDDINGS,
+            tokenizer=self._folder / TOKENIZER,
         )
         plans = self._planned.plans
         report = parity.compare(

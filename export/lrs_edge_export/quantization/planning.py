@@ -16,7 +16,7 @@ from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import STATIC_TILES, Plans, calibrated, check_plan
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.vision import ClipTower
-from lrs_edge_export.parity.check import LIMITS
+from lrs_edge_export.parity.limits import LIMITS
 from lrs_edge_export.quantization import CalibrationData, load_calibration
 from lrs_edge_export.quantization.choice import Candidate, int8_precisions, measure, ranked
 from lrs_edge_export.quantization.precision import Plan, Precision
