@@ -91,8 +91,8 @@ class PipelineLimits:
 
 
 PIPELINE_LIMITS: dict[Precision, PipelineLimits] = {
-    "fp32": PipelineLimits(0.999, 0.01, 0.9, 0.95),
-    "fp16": PipelineLimits(0.99, 0.05, 0.85, 0.9),
+    "fp32": PipelineLimits(0.9995, 1e-3, 0.9, 0.95),
+    "fp16": PipelineLimits(0.999, 0.01, 0.85, 0.9),
     "int8-dynamic": PipelineLimits(0.9, 0.5, 0.6, 0.7),
     "int8-static": PipelineLimits(0.9, 0.5, 0.6, 0.7),
     "int8-weight": PipelineLimits(0.9, 0.5, 0.6, 0.7),
