@@ -106,7 +106,7 @@ def test_the_rfm_scores_a_level_behind_its_prefix(measured: Benchmark, bundle: P
     assert level.work is not None
     work = GraphWork(1, tokens=new, pairs=new * before + new * (new + 1) // 2)
     assert level.work.operations == costs[manifest.rfm.path(Flavour.GQA)].of(work)
-    tokens = manifest.vision.grid // manifest.vision.local_pool
+    tokens = manifest.vision.per_tile
     assert new > TILES * tokens**2
 
 

@@ -105,6 +105,8 @@ def parts(
         ("vision", {"tile": -336}),
         ("vision", {"grid": 4000, "tile": 4000}),
         ("vision", {"local_pool": 0}),
+        ("vision", {"local_pool": 2, "grid": 3}),
+        ("vision", {"pooling": "nearest"}),
         ("llm", {"layers": 10**6}),
         ("llm", {"vocabulary": 0}),
         ("llm", {"heads": 1024, "kv_heads": 1, "head_dim": 1 << 16}),

@@ -19,8 +19,8 @@ import transformers
 
 from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.checkpoints.vision import ClipTower
-from lrs_edge_export.torch_model import decoder, stages, vision
+from lrs_edge_export.checkpoints.towers import ClipTower
+from lrs_edge_export.torch_model import decoder, stages, tower
 from tests.scripts import TRAIN, scripts
 
 VOCABULARY, LENGTH = 11, 9
@@ -201,16 +201,16 @@ def test_the_clip_tower_is_that_of_transformers(activation: str) -> None:
             if "norm" in name or name.endswith("bias"):
                 value.add_(torch.randn_like(value), alpha=0.3)
     state = {name.removeprefix("vision_model."): w for name, w in model.state_dict().items()}
-    tower = ClipTower(
+    clip = ClipTower(
         Scoped(InMemory(state), ""), 2, 24, 3, 40, 4, 5, config.layer_norm_eps, activation
     )
-    tower.check()
+    clip.check()
     pixels = torch.randn(2, 3, 20, 20)
     with torch.inference_mode():
         wanted = model(pixels, output_hidden_states=True).hidden_states[2]
-        x = vision.clip_embeddings(tower, pixels)
-        for layer in range(tower.layers):
-            x = vision.clip_layer(tower, layer, x)
+        x = tower.tower_embeddings(clip, pixels)
+        for layer in range(clip.layers):
+            x = tower.tower_layer(clip, layer, x)
         close(x, wanted)
 
 

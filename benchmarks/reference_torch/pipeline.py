@@ -191,7 +191,7 @@ class Reference:
         stage = self._weights.vision
         parts = torch.split(tiles, self._batch or len(tiles))
         tokens = torch.cat([vision_tokens(stage, part) for part in parts])
-        side = stage.tower.grid
+        side = stage.grid
         return tokens.reshape(len(tiles), side, side, -1)
 
     def _pooled(self, tokens: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class Reference:
         stage = self._weights.vision
         if stage.local_pool == 1:
             return tokens
-        side = stage.tower.grid // stage.local_pool
+        side = -(-stage.grid // stage.local_pool)
         planes = tokens.permute(0, 3, 1, 2)
         halved = F.interpolate(planes, (side, side), mode="bilinear", align_corners=False)
         return halved.permute(0, 2, 3, 1)

@@ -91,7 +91,13 @@ def load_weights(folder: Path) -> Weights:
     tables = model.positions
     return Weights(
         model=model,
-        vision=replace(model.vision, tower=tower, projector=_in_memory(model.vision.projector)),
+        vision=replace(
+            model.vision,
+            tower=tower,
+            projector=replace(
+                model.vision.projector, tensors=_in_memory(model.vision.projector.tensors)
+            ),
+        ),
         rfm=_decoder(model.region_focus),
         llm=_decoder(model.llm),
         embed_tokens=torch.from_numpy(model.embed_tokens()),

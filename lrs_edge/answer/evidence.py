@@ -81,14 +81,15 @@ def _regions(
 
 
 def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Box:
+    """The part of the source image that a token of a level shows, cut at the image's edge."""
     level, grid = scored.level, scored.grid
     row, col = divmod(index, grid.width)
-    cell = level.tile // grid.per_tile
-    rows = min(cell, level.height - row * cell)
-    cols = min(cell, level.width - col * cell)
-    return source_bounds(
-        pyramid, level, LevelWindow(row * cell, col * cell, max(rows, 0), max(cols, 0))
-    )
+    # A tile's side need not be a multiple of its tokens.
+    cell = level.tile / grid.per_tile
+    across, down = pyramid.image_width / level.width, pyramid.image_height / level.height
+    x0, x1 = (min((col + end) * cell, level.width) * across for end in (0, 1))
+    y0, y1 = (min((row + end) * cell, level.height) * down for end in (0, 1))
+    return x0, y0, x1, y1
 
 
 def source_bounds(pyramid: Pyramid, level: Level, window: LevelWindow) -> Box:

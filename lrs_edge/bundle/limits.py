@@ -132,8 +132,8 @@ def _vision(vision: VisionSpec) -> Iterator[str]:
     yield from _within("vision.tile", vision.tile, MIN_TILE, MAX_TILE)
     yield from _within("vision.grid", vision.grid, 1, vision.tile)
     yield from _within("vision.local_pool", vision.local_pool, 1, vision.grid)
-    if vision.grid % vision.local_pool:
-        yield "vision.local_pool must divide vision.grid"
+    if vision.pooling == "mean" and vision.grid % vision.local_pool:
+        yield "vision.local_pool must divide vision.grid where vision.pooling is mean"
     yield from _within("vision.positions", vision.positions, 0, MAX_POSITIONS)
     for value in vision.mean:
         yield from _within("vision.mean", value, -100, 100)

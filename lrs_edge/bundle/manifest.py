@@ -187,8 +187,8 @@ class VisionSpec(StageSpec, frozen=True):
     Attributes:
         tile: Tile side S in pixels.
         grid: Tokens along a tile's side, T = grid * grid.
-        local_pool: Local tiles are reduced by the mean of local_pool x local_pool tokens;
-            the global view never is.
+        local_pool: Local tiles have this many times fewer tokens along a side, rounded up; the
+            global view is given whole.
         mean: Per channel, on pixels of 0..1.
         std: Per channel, on pixels of 0..1.
         flops: Floating-point operations of the graph for one tile (a multiplication and an addition
@@ -200,6 +200,10 @@ class VisionSpec(StageSpec, frozen=True):
         stretched: The global view is the image stretched to a square, as LLaVA-NeXT was trained;
             otherwise the image keeps its shape there, and the rest of the tile is empty.
         filter: By which the family's image processor resizes (`--resampling processor`).
+        pooling: How local tiles are reduced: by the mean of local_pool x local_pool tokens, of
+            which grid must be a multiple; or by bilinear interpolation between token centres, to
+            any size (torch's `interpolate` without aligned corners, LLaVA-OneVision's
+            `get_2dPool`).
     """
 
     tile: int
@@ -213,6 +217,12 @@ class VisionSpec(StageSpec, frozen=True):
     objects: ObjectSpec | None = None
     stretched: bool = False
     filter: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    pooling: Literal["mean", "bilinear"] = "mean"
+
+    @property
+    def per_tile(self) -> int:
+        """Local tokens along a tile's side, after pooling."""
+        return -(-self.grid // self.local_pool)
 
 
 class SegmentSpec(msgspec.Struct, frozen=True):

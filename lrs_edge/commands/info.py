@@ -167,7 +167,7 @@ def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
             for name, entry in manifest.files.items()
         ],
         "tile": manifest.vision.tile,
-        "tokens_per_tile": (manifest.vision.grid // manifest.vision.local_pool) ** 2,
+        "tokens_per_tile": manifest.vision.per_tile**2,
         "base_side": manifest.search.base_side,
         "keep_ratio": manifest.search.keep_ratio,
         "precisions": {

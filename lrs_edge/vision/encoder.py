@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +104,7 @@ class VisionEncoder:
     @property
     def per_tile(self) -> int:
         """Local tokens along a tile's side, after pooling."""
-        return self.spec.grid // self.spec.local_pool
+        return self.spec.per_tile
 
     @property
     def batch_size(self) -> int:
@@ -177,17 +179,41 @@ class VisionEncoder:
 
     def pool(self, tokens: Features) -> Features:
         """Local tokens [per_tile**2, D] of one tile's [T, D]."""
-        return pooled(tokens, self.spec.local_pool)
+        return pooled(tokens, self.spec.local_pool, self.spec.pooling)
 
 
-def pooled(tokens: Features, pool: int) -> Features:
-    """Tokens [T / pool**2, D] of one tile's [T, D], row-major: means of pool x pool neighbours.
+def pooled(tokens: Features, pool: int, pooling: Literal["mean", "bilinear"] = "mean") -> Features:
+    """Local tokens of one tile, row-major.
 
-    Equals the reference's bilinear halving of the 24 x 24 grid.
+    Args:
+        tokens: float32 [G * G, D].
+        pool: By which the side G is divided, rounded up.
+        pooling: `mean` of pool x pool neighbours, where pool divides G, or `bilinear`. By 2 of an
+            even side, both are the same, and the reference's halving of its 24 x 24 tokens.
+
+    Returns:
+        float32 [P * P, D], P = ceil(G / pool).
     """
-    side = round(len(tokens) ** 0.5) // pool
-    blocks = tokens.reshape(side, pool, side, pool, -1)
-    return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(side * side, -1))
+    side, width = math.isqrt(len(tokens)), tokens.shape[1]
+    short = -(-side // pool)
+    if pooling == "bilinear" and side % pool:
+        weights = _bilinear(side, short)
+        down = (weights @ tokens.reshape(side, side * width)).reshape(short, side, width)
+        return np.ascontiguousarray((weights @ down).reshape(short * short, width))
+    blocks = tokens.reshape(short, pool, short, pool, -1)
+    return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(short * short, -1))
+
+
+@cache
+def _bilinear(size: int, wanted: int) -> NDArray[np.float32]:
+    """Weights float32 [wanted, size] of linear interpolation between centres, edges repeated."""
+    places = np.maximum((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0.0)
+    below = places.astype(np.int64)
+    rows, share = np.arange(wanted), places - below
+    weights = np.zeros((wanted, size))
+    np.add.at(weights, (rows, below), 1 - share)
+    np.add.at(weights, (rows, np.minimum(below + 1, size - 1)), share)
+    return weights.astype(np.float32)
 
 
 def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:

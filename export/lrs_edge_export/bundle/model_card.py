@@ -52,7 +52,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, ...]]:
         ("source", f"{manifest.source.name} (SHA-256 `{manifest.source.sha256}`)"),
         ("exported", manifest.created),
         ("tile", f"{vision.tile} px, {vision.grid} x {vision.grid} tokens"),
-        ("local tiles", f"pooled {vision.local_pool} x {vision.local_pool}"),
+        ("local tiles", f"{vision.per_tile} x {vision.per_tile} tokens"),
         ("base level", f"{manifest.search.base_side} px"),
         ("longest sequence", f"{manifest.limits.max_length} tokens"),
     ]

@@ -13,7 +13,8 @@ from lrs_edge.engines.placement import StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array
-from lrs_edge_export.checkpoints.vision import ClipTower
+from lrs_edge_export.checkpoints.towers import ClipTower
+from lrs_edge_export.checkpoints.vision import EfficientNetTower
 from lrs_edge_export.graphs import decoder_graph, vision_graph
 from lrs_edge_export.graphs.weight_file import WeightFile
 from lrs_edge_export.quantization import (
@@ -197,15 +198,15 @@ def clip_tower(model: Model) -> ClipTower:
     tower = model.vision.tower
     if not isinstance(tower, ClipTower):
         raise ExportError(
-            f"--vision-attention needs a CLIP tower; that of a {model.family} checkpoint is a "
-            "convolutional network, which has no such attention"
+            "--vision-attention needs a CLIP tower, whose class token attends to the patches; that "
+            f"of a {model.family} checkpoint is another network"
         )
     return tower
 
 
 def check_plan(stage: StageName, precision: Precision, model: Model) -> None:
     """Refuse what makes no sense for a stage. Raises ExportError."""
-    convolutional = stage == "vision" and not isinstance(model.vision.tower, ClipTower)
+    convolutional = stage == "vision" and isinstance(model.vision.tower, EfficientNetTower)
     if convolutional and precision in ("int4-weight", "int8-dynamic"):
         raise ExportError(
             f"--vision {precision} quantizes matrix products, and this vision tower is made of "

@@ -1,69 +1,14 @@
-"""The canonical vision stage: towers and projector, and what tensors they must have."""
+"""The canonical vision stage, and the convolutional tower with its neck and heads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.tensors import Scoped, Shapes
-
-
-@dataclass(frozen=True)
-class ClipTower:
-    """A CLIP ViT, as far as its features are used.
-
-    Attributes:
-        tensors: Source scoped to `vision_model.`.
-        layers: Encoder layers that are run (up to the selected hidden state).
-        hidden: Width.
-        heads: Attention heads.
-        intermediate: Width of the MLP.
-        patch: Side of a patch in pixels.
-        grid: Patches along a tile's side.
-        eps: Of the layer norms.
-        activation: `quick_gelu`, `gelu` (erf) or `gelu_tanh`.
-    """
-
-    tensors: Scoped
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-    patch: int
-    grid: int
-    eps: float
-    activation: str
-
-    def check(self) -> None:
-        """Check all tensors against the config. Raises ExportError."""
-        hidden, wide = self.hidden, self.intermediate
-        shapes: Shapes = {
-            "embeddings.class_embedding": (hidden,),
-            "embeddings.patch_embedding.weight": (hidden, 3, self.patch, self.patch),
-            "embeddings.position_embedding.weight": (self.grid**2 + 1, hidden),
-        }
-        # The misspelling is CLIP's own.
-        shapes |= _affine("pre_layrnorm", (hidden,))
-        for layer in range(self.layers):
-            prefix = f"encoder.layers.{layer}"
-            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                shapes |= _affine(f"{prefix}.self_attn.{part}", (hidden, hidden))
-            shapes |= _affine(f"{prefix}.layer_norm1", (hidden,))
-            shapes |= _affine(f"{prefix}.layer_norm2", (hidden,))
-            shapes |= _affine(f"{prefix}.mlp.fc1", (wide, hidden))
-            shapes |= _affine(f"{prefix}.mlp.fc2", (hidden, wide))
-        self.tensors.require(shapes, "vision tower")
-        first = "encoder.layers.0."
-        known = {name.removeprefix(first) for name in shapes if name.startswith(first)}
-        self.tensors.refuse_others(r"encoder\.layers\.\d+\.", known, "vision tower")
-
-    def check_next_layer(self) -> None:
-        """Check what the attention of the layer after the last needs. Raises ExportError."""
-        prefix = f"encoder.layers.{self.layers}"
-        shapes = _affine(f"{prefix}.layer_norm1", (self.hidden,))
-        for part in ("q_proj", "k_proj"):
-            shapes |= _affine(f"{prefix}.self_attn.{part}", (self.hidden, self.hidden))
-        self.tensors.require(shapes, "vision tower, whose next layer --vision-attention needs")
+from lrs_edge_export.checkpoints.towers import TransformerTower, affine
 
 
 @dataclass(frozen=True)
@@ -144,11 +89,11 @@ class ObjectHead:
             ExportError: Tensors are missing or of other shapes, or there are more.
         """
         both = 2 * self.width
-        shapes = _affine("coarse", (self.scale**2 * self.width, neck, 1, 1))
-        shapes |= _affine("fine", (self.width, low, 1, 1))
-        shapes |= _affine("mix.0", (both, both, 3, 3))
-        shapes |= _affine("mix.1", (both, both, 3, 3))
-        shapes |= _affine("out", (self.outputs, both, 1, 1))
+        shapes = affine("coarse", (self.scale**2 * self.width, neck, 1, 1))
+        shapes |= affine("fine", (self.width, low, 1, 1))
+        shapes |= affine("mix.0", (both, both, 3, 3))
+        shapes |= affine("mix.1", (both, both, 3, 3))
+        shapes |= affine("out", (self.outputs, both, 1, 1))
         self.tensors.require(shapes, "object head")
         self.tensors.refuse_others("", set(shapes), "object head")
 
@@ -198,11 +143,11 @@ class VisionNeck:
         Raises:
             ExportError: Tensors are missing or of other shapes, or there are more.
         """
-        shapes = _affine("high", (self.width, high, 1, 1))
-        shapes |= _affine("low", (self.low, low, 2, 2))
-        shapes |= _affine("context.0", (self.width, self.width + self.low, 3, 3))
-        shapes |= _affine("context.1", (self.width, self.width, 3, 3))
-        shapes |= _affine("words", (self.words, 2 * self.width, 1, 1))
+        shapes = affine("high", (self.width, high, 1, 1))
+        shapes |= affine("low", (self.low, low, 2, 2))
+        shapes |= affine("context.0", (self.width, self.width + self.low, 3, 3))
+        shapes |= affine("context.1", (self.width, self.width, 3, 3))
+        shapes |= affine("words", (self.words, 2 * self.width, 1, 1))
         self.tensors.require(shapes, "vision neck")
         self.tensors.refuse_others("", set(shapes), "vision neck")
         linear: Shapes = {"weight": (hidden, self.outputs)}
@@ -260,10 +205,6 @@ def same_padding(kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _affine(name: str, shape: tuple[int, ...]) -> Shapes:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
 def _batch_norm(name: str, channels: int) -> Shapes:
     parts = ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.{part}": (channels,) for part in parts}
@@ -275,7 +216,7 @@ class VisionStage:
 
     Attributes:
         tower: The encoder.
-        projector: Source scoped to `mlp_projector.`: Linear `0`, GELU (erf), Linear `2`.
+        projector: Makes tokens of the tower's features.
         width: Width of the tower's features.
         hidden: Width D of the tokens.
         tile: Tile side S in pixels.
@@ -284,10 +225,11 @@ class VisionStage:
         std: Per channel, on pixels of 0..1.
         stretched: The global view is the image stretched to a square.
         filter: By which the family's image processor resizes.
+        pooling: How they are pooled (`lrs_edge.bundle.manifest.VisionSpec`).
     """
 
-    tower: ClipTower | EfficientNetTower
-    projector: Scoped
+    tower: TransformerTower | EfficientNetTower
+    projector: Projector
     width: int
     hidden: int
     tile: int
@@ -296,6 +238,12 @@ class VisionStage:
     std: tuple[float, float, float]
     stretched: bool = False
     filter: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    pooling: Literal["mean", "bilinear"] = "mean"
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a tile's side, before pooling."""
+        return self.tower.grid // self.projector.shuffle
 
     @property
     def neck(self) -> VisionNeck | None:
@@ -312,6 +260,9 @@ class VisionStage:
         self.tower.check()
         if (neck := self.neck) is not None:
             neck.check(self.width, EfficientNetTower.low_features, self.hidden)
-        shapes = _affine("0", (self.hidden, self.width)) | _affine("2", (self.hidden, self.hidden))
-        self.projector.require(shapes, "projector")
-        self.projector.refuse_others("", set(shapes), "projector")
+        if self.tower.grid % self.projector.shuffle:
+            raise ExportError(
+                f"{self.tower.grid} patches along a tile's side cannot be joined by "
+                f"{self.projector.shuffle}; image size, patch size and factor do not fit together"
+            )
+        self.projector.check(self.width, self.hidden)

@@ -67,13 +67,14 @@ def open_encoder(
     spec = VisionSpec(
         graphs=(GraphFile(_GRAPH, Flavour.PLAIN),),
         tile=stage.tile,
-        grid=stage.tower.grid,
+        grid=stage.grid,
         local_pool=stage.local_pool,
         mean=stage.mean,
         std=stage.std,
         precision="fp32",
         flops=0,
         stretched=stage.stretched,
+        pooling=stage.pooling,
     )
     positions = None
     if model.positions is not None:
@@ -99,7 +100,7 @@ class VisionGraph:
         self._options = BackendOptions(provider="cpu", threads=threads)
         self._graph: OnnxGraph | None = None
         pixels = TensorSpec("pixel_values", "float32", (None, 3, stage.tile, stage.tile))
-        tokens = TensorSpec("tokens", "float32", (None, stage.tower.grid**2, stage.hidden))
+        tokens = TensorSpec("tokens", "float32", (None, stage.grid**2, stage.hidden))
         self.inputs = {"pixel_values": pixels}
         self.outputs = {"tokens": tokens}
 

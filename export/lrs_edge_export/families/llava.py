@@ -8,10 +8,10 @@ from typing import Any
 
 from lrs_edge.bundle.layout import PromptSpec, rows_layout
 from lrs_edge.bundle.manifest import Limits
-from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import TokenizerFile
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
+from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
 from lrs_edge_export.checkpoints.vision import VisionStage
@@ -153,16 +153,15 @@ def _vision(config: Settings, weights: Scoped, folder: Path, hidden: int) -> Vis
         raise config.wrong(
             "slice_block_size", f"must be the vision tower's image size {tower.grid * tower.patch}"
         )
-    if tower.grid % _LOCAL_POOL:
-        raise ExportError(f"{folder}: {tower.grid} patches along a side cannot be halved")
     processor = normalising(Settings.load_optional(folder / "preprocessor_config.json"))
     return VisionStage(
         tower=tower,
-        projector=Scoped(weights, "model.mm_projector.mlp_projector."),
+        projector=Projector(Scoped(weights, "model.mm_projector.mlp_projector.")),
         width=tower.hidden,
         hidden=hidden,
         tile=tile,
         local_pool=_LOCAL_POOL,
         mean=processor.triple("image_mean", CLIP_MEAN),
         std=processor.triple("image_std", CLIP_STD),
+        pooling="bilinear" if tower.grid % _LOCAL_POOL else "mean",
     )

@@ -26,6 +26,7 @@ from lrs_edge.bundle.layout import (
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
+from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
 from lrs_edge_export.checkpoints.vision import VisionStage
@@ -206,7 +207,7 @@ def _vision(
     tower = clip_tower(settings, tensors, config, "mm_vision_select_layer", -2)
     stage = VisionStage(
         tower=tower,
-        projector=Scoped(weights, _PROJECTOR),
+        projector=Projector(Scoped(weights, _PROJECTOR)),
         width=tower.hidden,
         hidden=hidden,
         tile=tower.grid * tower.patch,

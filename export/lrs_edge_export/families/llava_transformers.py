@@ -22,6 +22,7 @@ from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
+from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.vision import VisionStage
@@ -186,7 +187,7 @@ def clip_stage(
     tower = clip_tower(settings, tensors, config, "vision_feature_layer", -2)
     return VisionStage(
         tower=tower,
-        projector=Scoped(weights, "projector."),
+        projector=Projector(Scoped(weights, "projector.")),
         width=tower.hidden,
         hidden=hidden,
         tile=tower.grid * tower.patch,

@@ -18,6 +18,7 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.tokenizer_json import TokenizerFile, copied
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, PositionTables, check_vocabulary
+from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import (
@@ -126,7 +127,7 @@ def _vision(config: Settings, weights: Scoped, hidden: int) -> VisionStage:
         tower=EfficientNetTower(
             Scoped(weights, "model.vision_tower."), grid, _neck(config, weights)
         ),
-        projector=Scoped(weights, "model.mm_projector.mlp_projector."),
+        projector=Projector(Scoped(weights, "model.mm_projector.mlp_projector.")),
         width=EfficientNetTower.features,
         hidden=hidden,
         tile=tile,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Settings
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.checkpoints.vision import ClipTower
+from lrs_edge_export.checkpoints.towers import ClipTower
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.parts import MAX_HEADS, MAX_LAYERS, MAX_TILE, MAX_WIDTH
 

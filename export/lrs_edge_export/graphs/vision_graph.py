@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.towers import ClipTower, TransformerTower
 from lrs_edge_export.checkpoints.vision import (
-    ClipTower,
     EfficientNetTower,
     ObjectHead,
     VisionNeck,
@@ -17,6 +17,7 @@ from lrs_edge_export.checkpoints.vision import (
     same_padding,
 )
 from lrs_edge_export.graphs.onnx_writer import GraphWriter
+from lrs_edge_export.graphs.transformer_graph import Transformer, projected
 from lrs_edge_export.graphs.weight_file import WeightFile
 
 
@@ -30,15 +31,15 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
     """
     graph = GraphWriter("vision", weights)
     pixels = graph.from_float32(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
-    if isinstance(stage.tower, ClipTower):
-        _project(graph, stage, _Clip(graph, stage.tower).features(pixels))
+    if isinstance(stage.tower, TransformerTower):
+        _project(graph, stage, Transformer(graph, stage.tower).features(pixels))
     else:
         net = _EfficientNet(graph, stage.tower)
         _project(graph, stage, *net.features(pixels))
         if (head := stage.objects) is not None:
             objects = graph.to_float32(net.objects(head))
             graph.node("Identity", objects, out="objects", label="objects.output")
-    graph.output("tokens", ("N", stage.tower.grid**2, stage.hidden))
+    graph.output("tokens", ("N", stage.grid**2, stage.hidden))
     if stage.objects is not None:
         cells = stage.objects.scale * stage.tower.grid
         graph.output("objects", ("N", stage.objects.outputs, cells, cells))
@@ -60,7 +61,7 @@ def write_tower(
     """
     places = tower.grid**2
     graph = GraphWriter("vision_tower", weights)
-    clip = _Clip(graph, tower)
+    clip = Transformer(graph, tower)
     pixels = graph.input("pixel_values", ("N", 3, stage.tile, stage.tile))
     features = clip.features(graph.from_float32(pixels))
     attention, keys = clip.last_attention()
@@ -85,143 +86,12 @@ def _project(
     graph: GraphWriter, stage: VisionStage, features: str, context: str | None = None
 ) -> None:
     """The projector, of what a neck gives too; its result is called `tokens`."""
-    hidden = _affine(graph, features, stage.projector, "0", "projector.0")
-    hidden = graph.node("Gelu", hidden)
-    tokens = _affine(graph, hidden, stage.projector, "2", "projector.2")
+    tokens = projected(graph, features, stage.projector, stage.tower.grid, stage.width)
     if context is not None and stage.neck is not None:
         linear = stage.neck.projection
         added = graph.linear(context, "projector.neck", lambda: linear.read("weight"))
         tokens = graph.node("Add", tokens, added)
     graph.node("Identity", graph.to_float32(tokens), out="tokens")
-
-
-def _affine(graph: GraphWriter, x: str, tensors: Scoped, name: str, label: str) -> str:
-    """Linear with bias."""
-    return graph.linear(
-        x, label, lambda: tensors.read(f"{name}.weight"), lambda: tensors.read(f"{name}.bias")
-    )
-
-
-class _Clip:
-    """CLIP's vision transformer up to the selected hidden state, without the class token."""
-
-    def __init__(self, graph: GraphWriter, tower: ClipTower) -> None:
-        self._graph = graph
-        self._tower = tower
-        self._head_dim = tower.hidden // tower.heads
-        self._last: tuple[str, str] | None = None
-        self._states = ""
-
-    def features(self, pixels: str) -> str:
-        """Features [N, grid * grid, hidden]."""
-        x = self._norm(self._embedded(pixels), "pre_layrnorm")
-        for layer in range(self._tower.layers):
-            x = self._layer(x, f"encoder.layers.{layer}")
-        self._states = x
-        return self._patches(x)
-
-    def last_attention(self) -> tuple[str, str]:
-        """Attention of the class token [N, T] and keys [N, T, d] of the last layer, head means."""
-        assert self._last is not None
-        graph, (weights, keys) = self._graph, self._last
-        heads = graph.constant([1])
-        rows = graph.node("ReduceMean", weights, heads, keepdims=0)
-        row = graph.node("Gather", rows, graph.constant(0), axis=1)
-        columns = graph.node("ReduceMean", keys, heads, keepdims=0)
-        return self._patches(row), self._patches(graph.node("Transpose", columns, perm=[0, 2, 1]))
-
-    def next_attention(self) -> tuple[str, str]:
-        """Attention of the class token [N, T] and keys [N, T, W] of the layer after the last run.
-
-        All heads are taken as one, as LLaVA-PruMerge does.
-        """
-        graph, name = self._graph, f"encoder.layers.{self._tower.layers}"
-        normed = self._norm(self._states, f"{name}.layer_norm1")
-        first = graph.node("Gather", normed, graph.constant([0]), axis=1)
-        query = self._linear(first, f"{name}.self_attn.q_proj")
-        keys = self._linear(normed, f"{name}.self_attn.k_proj")
-        scale = graph.real(self._tower.hidden**-0.5)
-        products = graph.node(
-            "MatMul",
-            graph.node("Mul", query, scale),
-            graph.node("Transpose", keys, perm=[0, 2, 1]),
-        )
-        row = graph.node("Squeeze", graph.node("Softmax", products, axis=-1), graph.constant([1]))
-        return self._patches(row), self._patches(keys)
-
-    def _patches(self, x: str) -> str:
-        """All but the class token, along axis 1."""
-        bounds = (self._graph.constant([place]) for place in (1, self._places, 1))
-        return self._graph.node("Slice", x, *bounds)
-
-    @property
-    def _places(self) -> int:
-        return self._tower.grid**2 + 1
-
-    def _weight(self, name: str) -> str:
-        return self._graph.weight(name, lambda: self._tower.tensors.read(name))
-
-    def _embedded(self, pixels: str) -> str:
-        """Class token and patches with their positions, [N, 1 + grid * grid, hidden]."""
-        graph, tower = self._graph, self._tower
-        name = "embeddings.patch_embedding"
-        kernel = graph.kernel(name, lambda: tower.tensors.read(f"{name}.weight"))
-        patches = graph.node(
-            "Conv",
-            *(pixels, kernel),
-            label=name,
-            kernel_shape=[tower.patch] * 2,
-            strides=[tower.patch] * 2,
-        )
-        flat = graph.node("Reshape", patches, graph.constant([0, tower.hidden, self._places - 1]))
-        rows = graph.node("Transpose", flat, perm=[0, 2, 1])
-        batch = graph.node("Shape", pixels, start=0, end=1)
-        shape = graph.node("Concat", batch, graph.constant([1, tower.hidden]), axis=0)
-        first = graph.node("Expand", self._weight("embeddings.class_embedding"), shape)
-        joined = graph.node("Concat", first, rows, axis=1)
-        return graph.node("Add", joined, self._weight("embeddings.position_embedding.weight"))
-
-    def _norm(self, x: str, name: str) -> str:
-        scale, shift = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
-        return self._graph.node(
-            "LayerNormalization", x, scale, shift, axis=-1, epsilon=self._tower.eps
-        )
-
-    def _linear(self, x: str, name: str) -> str:
-        return _affine(self._graph, x, self._tower.tensors, name, name)
-
-    def _layer(self, x: str, name: str) -> str:
-        graph = self._graph
-        normed = self._norm(x, f"{name}.layer_norm1")
-        mixed = self._linear(self._attention(normed, name), f"{name}.self_attn.out_proj")
-        x = graph.node("Add", x, mixed)
-        wide = self._linear(self._norm(x, f"{name}.layer_norm2"), f"{name}.mlp.fc1")
-        return graph.node("Add", x, self._linear(self._activated(wide), f"{name}.mlp.fc2"))
-
-    def _attention(self, x: str, name: str) -> str:
-        graph, tower = self._graph, self._tower
-        scale = graph.real(self._head_dim**-0.5)
-        query = self._heads(self._linear(x, f"{name}.self_attn.q_proj"), [0, 2, 1, 3])
-        key = self._heads(self._linear(x, f"{name}.self_attn.k_proj"), [0, 2, 3, 1])
-        value = self._heads(self._linear(x, f"{name}.self_attn.v_proj"), [0, 2, 1, 3])
-        products = graph.node("MatMul", graph.node("Mul", query, scale), key)
-        weights = graph.node("Softmax", products, axis=-1)
-        self._last = weights, key
-        mixed = graph.node("MatMul", weights, value)
-        rows = graph.node("Transpose", mixed, perm=[0, 2, 1, 3])
-        return graph.node("Reshape", rows, graph.constant([0, self._places, tower.hidden]))
-
-    def _heads(self, x: str, order: list[int]) -> str:
-        shape = self._graph.constant([0, self._places, self._tower.heads, self._head_dim])
-        return self._graph.node("Transpose", self._graph.node("Reshape", x, shape), perm=order)
-
-    def _activated(self, x: str) -> str:
-        graph = self._graph
-        if self._tower.activation == "quick_gelu":
-            factor = graph.real(1.702)
-            return graph.node("Mul", x, graph.node("Sigmoid", graph.node("Mul", x, factor)))
-        tanh = self._tower.activation == "gelu_tanh"
-        return graph.node("Gelu", x, approximate="tanh" if tanh else "none")
 
 
 class _EfficientNet:

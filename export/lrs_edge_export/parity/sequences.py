@@ -41,11 +41,12 @@ class PromptSequence:
         self._prefix = sequences.prefix(tokens[0])
         self._after = sequences.text(sequences.prompt.tokens(question).after)
         self._note = sequences.text(sequences.prompt.note(FOUND))
-        short = model.vision.tower.grid // model.vision.local_pool
+        stage = model.vision
+        short = -(-stage.grid // stage.local_pool)
         side = level.tile_rows
         grid = TokenGrid(side * short, side * short, short, side, side)
         tiles = {
-            tile: pooled(shown, model.vision.local_pool)
+            tile: pooled(shown, stage.local_pool, stage.pooling)
             for tile, shown in zip(level.tiles(), tokens[1:], strict=True)
         }
         self._local = sequences.local(grid, tiles, 0)
@@ -86,7 +87,7 @@ def positioned(model: Model, tokens: Array) -> Array:
     tile, level = model.vision.tile, _level(model, tokens)
     view = Level(tile, tile, 1, 1, tile)
     shown = [(view, TileIndex(0, 0)), *((level, index) for index in level.tiles())]
-    added = [positions.of_tile(*place, model.vision.tower.grid) for place in shown]
+    added = [positions.of_tile(*place, model.vision.grid) for place in shown]
     return tokens + np.stack(added)
 
 

@@ -26,11 +26,13 @@ from lrs_edge_export.checkpoints.model import DecoderStage, Model
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.sequences import model_sequences
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
-from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
+from lrs_edge_export.checkpoints.towers import TransformerTower
+from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.parity.sequences import PromptSequence, token_scores
 from lrs_edge_export.quantization.calibrators import TILE_BATCH
 from lrs_edge_export.quantization.kept_tensors import KeptTensors
 from lrs_edge_export.torch_model import stages, vision
+from lrs_edge_export.torch_model.tower import tower_embeddings, tower_features, tower_layer
 
 MOST_IMAGES = 16
 MOST_TILES = 128
@@ -223,16 +225,16 @@ def _vision_tokens(stage: VisionStage, tiles: Array) -> Array:
     tower = replace(stage.tower, tensors=Scoped(weights, ""))
     states = torch.split(torch.from_numpy(tiles), TILE_BATCH)
     with torch.inference_mode():
-        if isinstance(tower, ClipTower):
-            states = tuple(vision.clip_embeddings(tower, x) for x in states)
+        if isinstance(tower, TransformerTower):
+            states = tuple(tower_embeddings(tower, x) for x in states)
             for layer in range(tower.layers):
                 weights.forget()
-                states = tuple(vision.clip_layer(tower, layer, x) for x in states)
-            states = tuple(map(vision.clip_features, states))
+                states = tuple(tower_layer(tower, layer, x) for x in states)
+            states = tuple(tower_features(tower, x) for x in states)
         else:
             kept = replace(stage, tower=tower)
             states = tuple(vision.vision_features(kept, x) for x in states)
-        count, features = len(tiles), tower.grid**2
+        count, features = len(tiles), stage.grid**2
         tokens = np.empty((count, features, stage.hidden), np.float32)
         for i, x in enumerate(states):
             tokens[i * TILE_BATCH : (i + 1) * TILE_BATCH] = vision.project(stage, x).numpy()

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
-from lrs_edge_export.checkpoints.vision import ClipTower, VisionStage
+from lrs_edge_export.checkpoints.towers import TransformerTower
+from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.quantization.kept_tensors import KeptTensors
 from lrs_edge_export.quantization.statistics import InputObserver, InputStatistics
 from lrs_edge_export.torch_model import stages, vision
+from lrs_edge_export.torch_model.tower import tower_embeddings, tower_features, tower_layer
 
 #: Last places of a sequence that count for `lm_head`: end of the question, and answer.
 HEAD_PLACES = 64
@@ -147,7 +149,7 @@ class DecoderCalibrator:
 
 
 class VisionCalibrator:
-    """Inputs of the linears of a vision stage: CLIP's and the projector's.
+    """Inputs of the linears of a vision stage: a transformer's and the projector's.
 
     Args:
         stage: Tower and projector.
@@ -159,7 +161,7 @@ class VisionCalibrator:
         self._stage = stage
         self._tiles = torch.from_numpy(tiles)
         self._moments = second_moments
-        self._layers = stage.tower.layers if isinstance(stage.tower, ClipTower) else 0
+        self._layers = stage.tower.layers if isinstance(stage.tower, TransformerTower) else 0
         self._restart()
 
     def inputs(self, name: str) -> InputStatistics:
@@ -203,16 +205,17 @@ class VisionCalibrator:
         self._found = {}
         tower = self._stage.tower
         step = _Step(_SAME_INPUT, second_moments=self._moments)
-        if isinstance(tower, ClipTower) and self._layer < self._layers:
+        if isinstance(tower, TransformerTower) and self._layer < self._layers:
             weights = KeptTensors(tower.tensors)
             kept = replace(tower, tensors=Scoped(weights, ""))
             for i, x in enumerate(self._states):
-                self._states[i] = vision.clip_layer(kept, self._layer, x, step.observe)
+                self._states[i] = tower_layer(kept, self._layer, x, step.observe)
         else:
-            projector = Scoped(KeptTensors(self._stage.projector), "")
+            tensors = Scoped(KeptTensors(self._stage.projector.tensors), "")
+            projector = replace(self._stage.projector, tensors=tensors)
             stage = replace(self._stage, projector=projector)
             for x in self._states:
-                features = vision.clip_features(x) if self._layers else x
+                features = tower_features(tower, x) if isinstance(tower, TransformerTower) else x
                 vision.project(stage, features, step.observe)
         self._found = step.results()
         if self._layer == self._layers:
@@ -221,6 +224,6 @@ class VisionCalibrator:
     def _first(self, tiles: Tensor) -> Tensor:
         """What the first encoder layer is given; of an EfficientNet, its features."""
         tower = self._stage.tower
-        if isinstance(tower, ClipTower):
-            return vision.clip_embeddings(tower, tiles)
+        if isinstance(tower, TransformerTower):
+            return tower_embeddings(tower, tiles)
         return vision.vision_features(self._stage, tiles)

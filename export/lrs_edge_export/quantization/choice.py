@@ -14,7 +14,7 @@ from pathlib import Path
 from lrs_edge.engines.placement import StageName
 from lrs_edge_export.bundle.stages import StageWriter
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.checkpoints.vision import ClipTower
+from lrs_edge_export.checkpoints.vision import EfficientNetTower
 from lrs_edge_export.quantization import CalibrationData
 from lrs_edge_export.quantization.precision import Plan, Precision
 from lrs_edge_export.quantization.probe import Probe, least_cosine
@@ -35,7 +35,7 @@ def int8_precisions(stage: StageName, model: Model) -> tuple[Precision, ...]:
     Matrix products have one: static int8 was as fast for them, and less faithful
     (`docs/benchmarks.md`). Convolutions have no dynamic one.
     """
-    if stage == "vision" and not isinstance(model.vision.tower, ClipTower):
+    if stage == "vision" and isinstance(model.vision.tower, EfficientNetTower):
         return ("int8-static", "int8-weight")
     return ("int8-dynamic",)
 

@@ -15,7 +15,7 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import STATIC_TILES, Plans, calibrated, check_plan
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.checkpoints.vision import ClipTower
+from lrs_edge_export.checkpoints.towers import TransformerTower
 from lrs_edge_export.parity.limits import LIMITS
 from lrs_edge_export.quantization import CalibrationData, load_calibration
 from lrs_edge_export.quantization.choice import Candidate, int8_precisions, measure, ranked
@@ -180,10 +180,7 @@ class Planner:
     def _is_large(self, stage: StageName) -> bool:
         tower = self._model.vision.tower
         if stage == "vision":
-            if not isinstance(tower, ClipTower):
-                return False
-            layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
-            return tower.layers * layer > MOST_WEIGHTS
+            return isinstance(tower, TransformerTower) and tower.weights > MOST_WEIGHTS
         if stage == "rfm":
             return self._model.region_focus.config.weights > MOST_WEIGHTS
         return self._model.llm_weights > MOST_WEIGHTS

@@ -1,4 +1,4 @@
-"""The vision stage in PyTorch: CLIP or EfficientNet, its neck and heads, and the projector.
+"""The vision stage in PyTorch: its tower, an EfficientNet's neck and heads, and the projector.
 
 Weights are read as they are used; everything is float32 on the CPU; batch norms are not folded.
 Shares no code with the graph writers, which it checks.
@@ -16,13 +16,20 @@ from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import (
-    ClipTower,
     EfficientNetTower,
     ObjectHead,
     VisionNeck,
     VisionStage,
 )
 from lrs_edge_export.torch_model.decoder import Observer
+from lrs_edge_export.torch_model.tower import (
+    activation,
+    linear,
+    read,
+    tower_embeddings,
+    tower_features,
+    tower_layer,
+)
 
 
 def vision_tokens(stage: VisionStage, pixels: Tensor, observe: Observer | None = None) -> Tensor:
@@ -53,64 +60,35 @@ def vision_features(stage: VisionStage, pixels: Tensor, observe: Observer | None
     """
     if isinstance(stage.tower, EfficientNetTower):
         return _efficientnet(stage.tower, pixels)
-    x = clip_embeddings(stage.tower, pixels)
+    x = tower_embeddings(stage.tower, pixels)
     for layer in range(stage.tower.layers):
-        x = clip_layer(stage.tower, layer, x, observe)
-    return clip_features(x)
+        x = tower_layer(stage.tower, layer, x, observe)
+    return tower_features(stage.tower, x)
 
 
 def project(stage: VisionStage, features: Tensor, observe: Observer | None = None) -> Tensor:
     """Tokens [N, T, D] of `vision_features`."""
-    features, context = features[..., : stage.width], features[..., stage.width :]
-    inner = _linear(stage.projector, "0", features, observe, "projector.")
-    tokens = _linear(stage.projector, "2", F.gelu(inner), observe, "projector.")
+    x, context = features[..., : stage.width], features[..., stage.width :]
+    projector, tensors = stage.projector, stage.projector.tensors
+    if projector.shuffle > 1:
+        planes = x.transpose(1, 2).unflatten(2, (stage.tower.grid, stage.tower.grid))
+        squares = F.pixel_unshuffle(planes, projector.shuffle).unflatten(1, (stage.width, -1))
+        # Channels of one feature stay together; torch puts the places of a square there.
+        x = squares.transpose(1, 2).flatten(1, 2).flatten(2).transpose(1, 2)
+    if projector.norm:
+        weight, bias = (read(tensors, f"{projector.norm}.{part}") for part in ("weight", "bias"))
+        x = F.layer_norm(x, x.shape[-1:], weight, bias, projector.eps)
+    for number, name in enumerate(projector.linears):
+        x = activation(projector.activation, x) if number else x
+        if observe is not None:
+            observe(projector.label(number), x)
+        x = linear(tensors, name, x)
+    tokens = x
     if stage.neck is None:
         return tokens
     if observe is not None:
         observe("projector.neck", context)
-    return tokens + F.linear(context, _read(stage.neck.projection, "weight"))
-
-
-def clip_embeddings(tower: ClipTower, pixels: Tensor) -> Tensor:
-    """Input [N, 1 + T, W] of the first encoder layer for normalised tiles [N, 3, S, S]."""
-    read, count = tower.tensors, len(pixels)
-    kernel = _read(read, "embeddings.patch_embedding.weight")
-    patches = F.conv2d(pixels, kernel, stride=tower.patch).flatten(2).transpose(1, 2)
-    first = _read(read, "embeddings.class_embedding").expand(count, 1, -1)
-    x = torch.cat((first, patches), dim=1) + _read(read, "embeddings.position_embedding.weight")
-    return _layer_norm(tower, "pre_layrnorm", x)
-
-
-def clip_layer(tower: ClipTower, layer: int, x: Tensor, observe: Observer | None = None) -> Tensor:
-    """Output [N, 1 + T, W] of one encoder layer for x of the same shape."""
-    read, name = tower.tensors, f"encoder.layers.{layer}"
-    normed = _layer_norm(tower, f"{name}.layer_norm1", x)
-    query, key, value = (
-        _linear(read, f"{name}.self_attn.{part}_proj", normed, observe)
-        .view(len(x), -1, tower.heads, tower.hidden // tower.heads)
-        .transpose(1, 2)
-        for part in ("q", "k", "v")
-    )
-    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    x = x + _linear(read, f"{name}.self_attn.out_proj", mixed, observe)
-    wide = _linear(read, f"{name}.mlp.fc1", _layer_norm(tower, f"{name}.layer_norm2", x), observe)
-    return x + _linear(read, f"{name}.mlp.fc2", _activation(tower.activation, wide), observe)
-
-
-def clip_features(x: Tensor) -> Tensor:
-    """Features [N, T, W] in the last layer's output: all but the class token's."""
-    return x[:, 1:]
-
-
-def _activation(name: str, x: Tensor) -> Tensor:
-    if name == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-
-
-def _layer_norm(tower: ClipTower, name: str, x: Tensor) -> Tensor:
-    weight, bias = (_read(tower.tensors, f"{name}.{part}") for part in ("weight", "bias"))
-    return F.layer_norm(x, (tower.hidden,), weight, bias, tower.eps)
+    return tokens + F.linear(context, read(stage.neck.projection, "weight"))
 
 
 def _efficientnet(tower: EfficientNetTower, pixels: Tensor) -> Tensor:
@@ -175,7 +153,7 @@ def _objects(head: ObjectHead, both: Tensor, low: Tensor) -> Tensor:
 
 def _conv(tensors: Scoped, name: str, x: Tensor, **how: int) -> Tensor:
     """A convolution of the neck or of the head on it."""
-    weight, bias = (_read(tensors, f"{name}.{part}") for part in ("weight", "bias"))
+    weight, bias = (read(tensors, f"{name}.{part}") for part in ("weight", "bias"))
     return F.conv2d(x, weight, bias, **how)
 
 
@@ -183,26 +161,13 @@ def _conv_norm(
     tower: EfficientNetTower, name: str, norm: str, x: Tensor, stride: int = 1, groups: int = 1
 ) -> Tensor:
     """Convolution with TensorFlow's SAME padding (the odd pixel goes after), then batch norm."""
-    kernel = _read(tower.tensors, f"{name}.weight")
+    kernel = read(tower.tensors, f"{name}.weight")
     size, side = kernel.shape[-1], x.shape[-1]
     pad = max((-(-side // stride) - 1) * stride + size - side, 0)
     before, after = pad // 2, pad - pad // 2
     y = F.conv2d(F.pad(x, (before, after, before, after)), kernel, stride=stride, groups=groups)
     weight, bias, mean, variance = (
-        _read(tower.tensors, f"{norm}.{part}")
+        read(tower.tensors, f"{norm}.{part}")
         for part in ("weight", "bias", "running_mean", "running_var")
     )
     return F.batch_norm(y, mean, variance, weight, bias, eps=tower.eps)
-
-
-def _linear(
-    tensors: Scoped, name: str, x: Tensor, observe: Observer | None = None, prefix: str = ""
-) -> Tensor:
-    if observe is not None:
-        observe(prefix + name, x)
-    bias = _read(tensors, f"{name}.bias") if tensors.has(f"{name}.bias") else None
-    return F.linear(x, _read(tensors, f"{name}.weight"), bias)
-
-
-def _read(tensors: Scoped, name: str) -> Tensor:
-    return torch.from_numpy(tensors.read(name))

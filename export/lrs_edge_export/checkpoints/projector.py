@@ -1,0 +1,59 @@
+"""The projector: from a tower's features to tokens of the language model's width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrs_edge_export.checkpoints.tensors import Scoped, Shapes
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Pixel shuffle, layer norm and linear layers, of which every family has some.
+
+    A shuffle by s joins the s x s features of every square of the grid into one feature, row after
+    row, so that a tile has s * s times fewer tokens that are as much wider.
+
+    Attributes:
+        tensors: Source scoped to the projector.
+        linears: Names of the linear layers, one or two.
+        activation: Between two of them: `gelu` (erf), `gelu_tanh`, `silu` or `relu`.
+        bias: Whether linear layers have a bias.
+        shuffle: The factor s; 1 joins nothing.
+        norm: Name of the layer norm before the linear layers; empty for none.
+        eps: Of that norm.
+    """
+
+    tensors: Scoped
+    linears: tuple[str, ...] = ("0", "2")
+    activation: str = "gelu"
+    bias: bool = True
+    shuffle: int = 1
+    norm: str = ""
+    eps: float = 1e-5
+
+    def label(self, number: int) -> str:
+        """Name of a linear layer in graphs and plans: `projector.0`, `projector.2`."""
+        return f"projector.{2 * number}"
+
+    def check(self, width: int, hidden: int) -> None:
+        """Check all tensors against the config.
+
+        Args:
+            width: Of the tower's features.
+            hidden: Of the tokens.
+
+        Raises:
+            ExportError: Tensors are missing or of other shapes, or there are more.
+        """
+        inner = width * self.shuffle**2
+        shapes: Shapes = {}
+        if self.norm:
+            shapes = {f"{self.norm}.{part}": (inner,) for part in ("weight", "bias")}
+        for name in self.linears:
+            shapes[f"{name}.weight"] = (hidden, inner)
+            if self.bias:
+                shapes[f"{name}.bias"] = (hidden,)
+            inner = hidden
+        self.tensors.require(shapes, "projector")
+        self.tensors.refuse_others("", set(shapes), "projector")
