@@ -24,7 +24,9 @@ from lrs_edge.language.decoder import Decoder
 from lrs_edge.language.kv_cache import TokenKind
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.prompt import Prompt
-from lrs_edge.pyramid.levels import TileIndex, TokenGrid
+from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
+from lrs_edge.search.result import LevelPass, SearchResult
+from lrs_edge.search.search import trim
 from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.graphs.decoder_graph import (
@@ -288,3 +290,49 @@ def test_a_manifest_that_says_other_axes_or_widths_than_the_graph_is_refused(
     wider = msgspec.structs.replace(spec, deepstack=config.deepstack + 1)
     with pytest.raises(BundleError, match="inputs_embeds"):
         Decoder(graph, wider, scoring=False, axes=3)
+
+
+def test_rows_may_stand_between_texts() -> None:
+    """The text is there while any token is, whatever is pruned, and its positions are text's."""
+    sequences = builder(LocalRows(newline=False, before="<<", after=">"))
+    prefix = sequences.prefix(np.zeros((1, 2), np.float32))
+    grid = TokenGrid(4, 5, 2, 2, 3)
+    assert len(sequences.local(grid, {}, 0)) == 0
+    local = sequences.local(grid, features(TileIndex(1, 0)), 0)
+    assert local.embeds[:, 0].tolist() == [27, 27, 1000, 1000, 1000, 1000, 29]
+    assert local.offsets.tolist() == [
+        [0, 1, 2, 2, 2, 2, 7],
+        [0, 1, 4, 4, 5, 5, 7],
+        [0, 1, 2, 3, 2, 3, 7],
+    ]
+    assert local.span == sequences.span(grid) == 8
+    assert sequences.count(grid) == 23
+    assert np.all(np.diff(local.indices) > 0)
+    assert np.flatnonzero(local.is_frame).tolist() == [0, 1, 6]
+    assert np.array_equal(local.is_frame, local.is_structure)
+    kept = local.take(np.union1d([3], local.structure_of(np.array([3]))))
+    whole = sequences.final(prefix, kept, sequences.text(np.arange(1)))
+    assert whole.positions[:, -5:].tolist() == [
+        [4, 5, 6, 11, 12],
+        [4, 5, 8, 11, 12],
+        [4, 5, 7, 11, 12],
+    ]
+    assert np.sum(whole.tokens["kind"] == TokenKind.MARK) == 3
+
+
+def test_text_around_rows_stays_where_tokens_do_not_fit() -> None:
+    sequences = builder(LocalRows(newline=False, before="<<", after=">"))
+    grid = TokenGrid(4, 4, 2, 2, 2)
+    local = sequences.local(grid, features(TileIndex(0, 0), TileIndex(1, 1)), 0)
+    level = Level(4, 4, 2, 2, 2)
+    scores = np.linspace(0, 1, len(local), dtype=np.float32)
+    places = np.arange(len(local))
+    scored = LevelPass(
+        0, level, grid, (), 0, local, np.zeros((1, len(local)), np.float32), scores, places, places,
+        np.zeros((1, 1), np.float32),
+    )  # fmt: skip
+    for budget, left in ((5, 2), (4, 1), (3, 0), (0, 0)):
+        result = SearchResult([scored], local, scores)
+        trim(result, budget, "a limit", "timeout")
+        assert len(result.final) == (left + 3 if left else 0)
+        assert result.final.is_frame.sum() == (3 if left else 0)

@@ -8,7 +8,8 @@ part is an object whose `part` names its kind:
     {"part": "text", "text": "USER: "}               text, tokenised by itself
     {"part": "global_view"}                          the tokens of the whole image in one tile
     {"part": "separator", "ids": [25]}               tokens between the image's views
-    {"part": "local_rows", "newline": true}          tokens of the tiles, in rows across all tiles
+    {"part": "local_rows", "newline": true}          tokens of the tiles, in rows across all tiles;
+                                                     `before` and `after` are text around them
     {"part": "local_tiles", "before": "\n<tile {number}>", "after": ""}
                                                      tokens of the tiles, tile after tile
     {"part": "objects", "text": "\nSeen: {objects}"} what the vision stage's detector found
@@ -67,9 +68,13 @@ class LocalRows(_Part, frozen=True, tag="local_rows"):
 
     Attributes:
         newline: The image's newline embedding ends every row.
+        before: Text before the first row, where there are tokens at all.
+        after: Text after the last row, likewise.
     """
 
     newline: bool = True
+    before: str = ""
+    after: str = ""
 
 
 class LocalTiles(_Part, frozen=True, tag="local_tiles"):

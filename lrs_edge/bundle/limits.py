@@ -235,7 +235,7 @@ def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
         yield f"prompt.parts {problem}"
     for part in prompt.parts:
         texts = [part.text] if isinstance(part, Text | Objects | Question) else []
-        if isinstance(part, LocalTiles):
+        if isinstance(part, LocalRows | LocalTiles):
             texts = [part.before, part.after]
         if any(len(text) > MAX_TEMPLATE for text in texts):
             yield f"texts of prompt.parts must have at most {MAX_TEMPLATE} characters each"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,11 @@ from lrs_edge.bundle.layout import (
     Separator,
 )
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.language.local_plan import Plan, as_image, block, framed, plan_rows
 from lrs_edge.language.prompt import Prompt
 from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
-from lrs_edge.pyramid.selection import grid_indices, newline_indices
+from lrs_edge.pyramid.selection import grid_indices
 
 Embeds = NDArray[np.float32]
 
@@ -42,25 +43,6 @@ Lookup = Callable[[NDArray[np.int64]], Embeds]
 
 #: Places in the sequence of a whole level count so many for each marked tile, more than it has.
 _TILE_STRIDE = 1 << 32
-
-#: Sources of a local token's embedding: a row of the tiles' features (0, 1, ...), the newline, or a
-#: mark's text (-2 - number of the token among all marks).
-_NEWLINE = -1
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Local tokens of a level without their embeddings.
-
-    Attributes:
-        tokens: With embeddings [n, 0].
-        source: int64 [n], where each embedding comes from.
-        marks: int64 [m], token ids of all marks.
-    """
-
-    tokens: LocalTokens
-    source: NDArray[np.int64]
-    marks: NDArray[np.int64]
 
 
 class SequenceBuilder:
@@ -108,7 +90,7 @@ class SequenceBuilder:
             if kind is TokenKind.GLOBAL and self.axes > 1:
                 side = math.isqrt(len(global_tokens))
                 cells = np.arange(side * side, dtype=np.int64)
-                positions.append(start + _block(cells // side, cells % side))
+                positions.append(start + block(cells // side, cells % side))
                 start += side
             else:
                 positions.append(self._text_positions(start, len(embeds[-1])))
@@ -181,7 +163,8 @@ class SequenceBuilder:
         """Local tokens of a whole level; where marks differ in length, at most so many."""
         part = self.spec.local
         if isinstance(part, LocalRows):
-            return grid.count if part.newline else grid.rows * grid.cols
+            around = len(self._text_ids(part.before)) + len(self._text_ids(part.after))
+            return around + (grid.count if part.newline else grid.rows * grid.cols)
         last = TileIndex(max(grid.tile_rows - 1, 0), max(grid.tile_cols - 1, 0))
         most = sum(len(self._mark(text, grid, last)) for text in (part.before, part.after))
         return grid.rows * grid.cols + grid.tile_rows * grid.tile_cols * most
@@ -191,7 +174,7 @@ class SequenceBuilder:
         if self.axes == 1:
             return self.count(grid)
         if isinstance(self.spec.local, LocalRows):
-            return max(grid.rows, grid.cols)
+            return self.count(grid) - grid.rows * grid.cols + max(grid.rows, grid.cols)
         tiles = grid.tile_rows * grid.tile_cols
         return self.count(grid) - grid.rows * grid.cols + tiles * grid.per_tile
 
@@ -233,18 +216,20 @@ class SequenceBuilder:
 
     def _plan(
         self, grid: TokenGrid, tiles: Iterable[TileIndex], level: int, *, close_gaps: bool
-    ) -> _Plan:
+    ) -> Plan:
         part = self.spec.local
         if isinstance(part, LocalTiles):
             return self._marked_tiles(part, grid, tuple(tiles), level)
-        plan = _rows(part, grid, tuple(tiles), level, close_gaps=close_gaps)
-        if self.axes == 1:
+        plan = plan_rows(part, grid, tuple(tiles), level, close_gaps=close_gaps)
+        if self.axes > 1:
+            plan = replace(plan, tokens=as_image(plan.tokens, grid, close_gaps=close_gaps))
+        if len(plan.source) == 0 or not (part.before or part.after):
             return plan
-        return replace(plan, tokens=_as_image(plan.tokens, grid, close_gaps=close_gaps))
+        return framed(plan, grid, self._text_ids(part.before), self._text_ids(part.after))
 
     def _marked_tiles(
         self, part: LocalTiles, grid: TokenGrid, tiles: tuple[TileIndex, ...], level: int
-    ) -> _Plan:
+    ) -> Plan:
         marks: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         cells, sources, indices, owners = [], [], [], []
         blocks: list[NDArray[np.int64]] = []
@@ -272,7 +257,7 @@ class SequenceBuilder:
                 end = shown + int(max(rows.max(), cols.max())) + 1
                 blocks += [
                     self._text_positions(span, len(before)),
-                    shown + _block(rows, cols),
+                    shown + block(rows, cols),
                     self._text_positions(end, len(after)),
                 ]
                 span = end + len(after)
@@ -293,7 +278,7 @@ class SequenceBuilder:
             hidden=np.zeros(len(joined), bool),
             level=level,
         )
-        return _Plan(tokens, np.concatenate([empty, *sources]), np.concatenate(marks))
+        return Plan(tokens, np.concatenate([empty, *sources]), np.concatenate(marks))
 
     def _mark(self, text: str, grid: TokenGrid, tile: TileIndex) -> NDArray[np.int64]:
         """Token ids int64 [m] of the text that marks a tile."""
@@ -304,67 +289,10 @@ class SequenceBuilder:
         }
         for name, value in values.items():
             text = text.replace(name, str(value))
+        return self._text_ids(text)
+
+    def _text_ids(self, text: str) -> NDArray[np.int64]:
+        """Token ids int64 [m] of a text among the local tokens."""
         if text not in self._marks:
             self._marks[text] = self.prompt.encode(text, after_image=True)
         return self._marks[text]
-
-
-def _block(rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions int64 [3, n] in an image, from its first: time, row and column."""
-    return np.stack([np.zeros_like(rows), rows, cols])
-
-
-def _as_image(tokens: LocalTokens, grid: TokenGrid, *, close_gaps: bool) -> LocalTokens:
-    """Local tokens in rows at the positions of one image.
-
-    Args:
-        tokens: As `_rows` places them, without newlines.
-        grid: The level's.
-        close_gaps: Leave out rows and columns of tiles that are not shown.
-    """
-    rows, cols = tokens.cells // grid.width, tokens.cells % grid.width
-    span = max(grid.rows, grid.cols)
-    if close_gaps:
-        rows, cols = (
-            np.unique(rows, return_inverse=True)[1],
-            np.unique(cols, return_inverse=True)[1],
-        )
-        span = int(max(rows.max(initial=-1), cols.max(initial=-1))) + 1
-    return replace(tokens, offsets=_block(rows, cols), span=span)
-
-
-def _rows(
-    part: LocalRows, grid: TokenGrid, tiles: tuple[TileIndex, ...], level: int, *, close_gaps: bool
-) -> _Plan:
-    """Rows across all tiles of the level."""
-    lines = newline_indices(grid) if part.newline else np.zeros(0, np.int64)
-    if close_gaps and part.newline:
-        tops = sorted({tile.row * grid.per_tile for tile in tiles})
-        shown = [row for top in tops for row in range(top, min(top + grid.per_tile, grid.rows))]
-        lines = lines[np.array(shown, np.int64)] if shown else lines[:0]
-    indices, sources = [lines], [np.full(len(lines), _NEWLINE, np.int64)]
-    rows, cols = [np.full(len(lines), -1, np.int64)], [np.full(len(lines), -1, np.int64)]
-    for number, tile in enumerate(tiles):
-        places, within = grid_indices(grid, tile)
-        indices.append(places)
-        sources.append(number * grid.per_tile**2 + within)
-        rows.append(np.full(len(places), tile.row, np.int64))
-        cols.append(np.full(len(places), tile.col, np.int64))
-    joined = np.concatenate(indices)
-    order = np.argsort(joined)
-    joined = joined[order]
-    # Without newlines, nothing stands in the column that the grid has for them.
-    offsets = joined if part.newline else joined - joined // grid.width
-    span = grid.count if part.newline else grid.rows * grid.cols
-    tokens = LocalTokens(
-        embeds=np.zeros((len(joined), 0), np.float32),
-        indices=joined,
-        cells=joined,
-        offsets=np.arange(len(joined), dtype=np.int64) if close_gaps else offsets,
-        span=len(joined) if close_gaps else span,
-        tile_rows=np.concatenate(rows)[order],
-        tile_cols=np.concatenate(cols)[order],
-        hidden=np.zeros(len(joined), bool),
-        level=level,
-    )
-    return _Plan(tokens, np.concatenate(sources)[order], np.zeros(0, np.int64))

@@ -60,13 +60,14 @@ class LocalTokens:
         embeds: float32 [n, D].
         indices: int64 [n], ascending places in the sequence of the whole level.
         cells: int64 [n], places on the level's token grid, row-major with a column after each row
-            for its newline; -1 for marks. In a layout of rows these are the `indices`.
+            for its newline; -1 for marks. In a layout of rows these are the `indices`, counted from
+            the text before the rows.
         offsets: int64 [n], positions relative to the first local token. Equal to `indices`, or
             without gaps where the padded sequence is longer than the model was made for. Where
             tokens have k positions, int64 [k, n]: time, row and column of an image.
         span: Positions that the level takes up; the text after the image starts after them.
-        tile_rows: int64 [n], -1 for newlines.
-        tile_cols: int64 [n], -1 for newlines.
+        tile_rows: int64 [n], -1 for newlines and for text around all rows.
+        tile_cols: int64 [n], the same.
         hidden: bool [n], zero tokens that only the reference's dense pass computes.
         level: Index of the search level.
     """
@@ -91,8 +92,13 @@ class LocalTokens:
 
     @property
     def is_mark(self) -> NDArray[np.bool_]:
-        """True for the text that marks tiles, bool [n]."""
+        """True for the text that marks tiles, or stands around all rows, bool [n]."""
         return self.cells < 0
+
+    @property
+    def is_frame(self) -> NDArray[np.bool_]:
+        """True for the text around all rows, bool [n]: it is there while any token is."""
+        return self.is_mark & self.is_newline
 
     @property
     def is_structure(self) -> NDArray[np.bool_]:
@@ -101,14 +107,14 @@ class LocalTokens:
 
     def groups(self, grid: TokenGrid) -> NDArray[np.int64]:
         """What each token stands in, int64 [n]: its token row; its tile where tiles have marks."""
-        if self.is_mark.any():
+        if (self.is_mark & ~self.is_frame).any():
             return self.tile_rows * grid.tile_cols + self.tile_cols
         return self.cells // grid.width
 
     def structure_of(self, top: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places of the structure that is kept with the tile tokens at places `top`.
 
-        All newlines, and the marks of tiles of which a token is kept.
+        All newlines, what stands around all rows, and the marks of tiles of which a token is kept.
         """
         tiles = self.tile_rows << 32 | self.tile_cols
         kept = self.is_newline | (self.is_mark & np.isin(tiles, tiles[top]))

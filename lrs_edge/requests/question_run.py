@@ -280,8 +280,10 @@ class QuestionRun:
         )
         if result.end == "finest_level":
             result.end = "timeout"
-        result.final = result.final.take(np.arange(sent))
-        result.final_scores = result.final_scores[:sent]
+        places = np.arange(len(result.final))
+        kept = np.flatnonzero((places < sent) | (result.final.is_frame & (sent > 0)))
+        result.final_scores = result.final_scores[kept]
+        result.final = result.final.take(kept)
         return self._final_sequence(prefix, after, result)
 
     def _prefix(self) -> TokenSequence:

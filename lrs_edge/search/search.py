@@ -157,10 +157,19 @@ def trim(result: SearchResult, budget: int, limit: str, end: SearchEnd) -> None:
     if wanted <= budget:
         return
     last = result.passes[-1]
-    groups = final.groups(last.grid)
-    stays = trim_to_budget(groups, result.final_scores, final.is_structure, budget)
+    groups, frame = final.groups(last.grid), final.is_frame
+    stays, inner = frame.copy(), ~frame
+    stays[inner] = trim_to_budget(
+        groups[inner],
+        result.final_scores[inner],
+        final.is_structure[inner],
+        max(budget - int(frame.sum()), 0),
+    )
     # A mark without its tile says what is not there; a newline only ends a row.
-    stays[final.is_mark] &= np.isin(groups, groups[stays & ~final.is_structure])[final.is_mark]
+    shown = stays & ~final.is_structure
+    marks = final.is_mark & inner
+    stays[marks] &= np.isin(groups, groups[shown])[marks]
+    stays[frame] &= shown.any()
     result.final = final.take(np.flatnonzero(stays))
     result.final_scores = result.final_scores[stays]
     if result.end == "finest_level":
