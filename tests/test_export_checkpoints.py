@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -276,42 +275,7 @@ def test_another_kind_of_tower(folder: Path) -> None:
     refused(folder, "clip_vision_model")
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Path]) -> list[dict[str, Any]]:
-    """Stand in for the hub; returns the list of its calls."""
-    import huggingface_hub
-
-    calls: list[dict[str, Any]] = []
-
-    def fetch(name: str, **options: Any) -> str:
-        calls.append({"name": name, **options})
-        return str(answer(name))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    return calls
-
-
-def test_hub_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = (folder / "tower").rename(folder.parent / "clip")
-    edit_json(folder / "config.json", mm_vision_tower="owner/tower-of-hub")
-    places = {"owner/model": folder, "owner/tower-of-hub": tower}
-    calls = hub(monkeypatch, lambda name: places[name])
-    found = find_checkpoint("owner/model")
-    assert read_model(found).vision.tile == 16
-    assert [call["name"] for call in calls] == ["owner/model", "owner/tower-of-hub"]
-    patterns = calls[0]["allow_patterns"]
-    assert set(patterns) == {"*.json", "*.safetensors", "tokenizer.model", "*.txt"}
-
-
-def test_hub_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> Path:
-        raise ConnectionError(f"no route\nto {name}")
-
-    hub(monkeypatch, fail)
-    with pytest.raises(ExportError, match=r"owner/model.*no route to owner/model"):
-        find_checkpoint("owner/model")
-    hub(monkeypatch, lambda _: tmp_path)
-    with pytest.raises(ExportError, match="no safetensors"):
-        find_checkpoint("owner/model")
+def test_names_that_are_nothing() -> None:
     for name in ("nowhere", "a/b/c", "../x", "/nowhere/x"):
         with pytest.raises(ExportError, match="neither"):
             find_checkpoint(name)

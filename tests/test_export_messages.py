@@ -69,6 +69,7 @@ def test_all_that_the_hub_says_and_what_to_do(
     def fail(*_: object, **__: object) -> str:
         raise error
 
+    monkeypatch.setattr(hub.HfApi, "model_info", fail)
     monkeypatch.setattr(hub, "snapshot_download", fail)
     with pytest.raises(ExportError, match=r"403 Forbidden x+ the last words \(") as caught:
         find_checkpoint("owner/model")

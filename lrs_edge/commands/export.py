@@ -64,6 +64,11 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     help="Folder or hub name of the vision tower; default: what config.json names, beside or "
     "inside the checkpoint.",
 )
+@click.option(
+    "--revision",
+    metavar="REVISION",
+    help="Branch, tag or commit of a checkpoint on the hub; default: its main branch.",
+)
 @click.option("--name", help="Name of the bundle; default: the checkpoint's.")
 @click.option(
     "--precision",

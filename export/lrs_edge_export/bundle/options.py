@@ -65,6 +65,7 @@ class ExportOptions:
 
     Attributes:
         vision_tower: Folder or hub name of the vision tower; None to follow config.json.
+        revision: Of a checkpoint on the hub: branch, tag or commit; None for its main branch.
         name: Of the bundle; None takes the checkpoint's.
         precisions: Of the stages.
         target: Engine the bundle is for: on CUDA everything that is not quantized is float16.
@@ -88,6 +89,7 @@ class ExportOptions:
     """
 
     vision_tower: str | None = None
+    revision: str | None = None
     name: str | None = None
     precisions: Precisions = field(default_factory=Precisions)
     target: Target = "cpu"

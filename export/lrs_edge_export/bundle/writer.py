@@ -36,7 +36,7 @@ from lrs_edge_export.checkpoints.model import DecoderConfig, Model
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.families.recipes import Recipe, resolve
-from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.families.registry import find_family, read_model
 from lrs_edge_export.parity import check as parity
 from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
 from lrs_edge_export.quantization.kv_scales import kv_scales
@@ -88,7 +88,11 @@ def export_bundle(
     options = options or ExportOptions()
     check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
     name, recipe = resolve(checkpoint)
-    found = find_checkpoint(name)
+    if options.revision is not None:
+        if Path(name).is_dir():
+            raise ExportError(f"--revision is for a checkpoint on the hub, and {name} is a folder")
+        name = f"{name.partition('@')[0]}@{options.revision}"
+    found = find_checkpoint(name, find_family, progress)
     tower = options.vision_tower or (recipe.vision_tower if recipe else None)
     progress(f"reading {found.path}")
     model = read_model(found, tower)
@@ -111,7 +115,7 @@ def export_bundle(
                 report = parts.compare() if options.parity else None
             progress("hashing the checkpoint")
             origin = Origin(
-                name=options.name or _source_name(found).rsplit("/", 1)[-1],
+                name=options.name or _source_name(found).partition("@")[0].rsplit("/", 1)[-1],
                 source=Source(_source_name(found), source_hash(model.folders)),
                 licence=_licence(options, recipe),
                 card=found.card(),

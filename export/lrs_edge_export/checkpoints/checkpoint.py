@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.hub import download
 from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors, weight_files
-
-#: All that is ever fetched from a hub: no pickles, no code.
-HUB_PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "*.txt")
 
 #: Small files that belong to a checkpoint besides its weights.
 SIDE_FILES = (
@@ -174,76 +172,37 @@ class Checkpoint:
         return Settings.load_optional(self.path / name)
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(
+    name: str,
+    look: Callable[[Checkpoint], object] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Checkpoint:
     """A local folder, or else a hub name such as `owner/model`, which is downloaded.
+
+    Args:
+        name: The folder, or `owner/model`, or `owner/model@revision`.
+        look: Looks at the checkpoint, before the weights of a hub's are fetched.
+        tell: Told of downloads, one line a step.
 
     Raises:
         ExportError: There is no such folder, the download fails, or `config.json` is not readable.
     """
-    path, from_hub = Path(name), False
-    if not path.is_dir():
-        path, from_hub = download(name), True
+    path = Path(name)
+    if path.is_dir():
+        return _opened(path, name)
+
+    def look_inside(folder: Path) -> None:
+        opened = _opened(folder, name, from_hub=True)
+        if look is not None:
+            look(opened)
+
+    return _opened(download(name, look_inside, tell), name, from_hub=True)
+
+
+def _opened(path: Path, name: str, *, from_hub: bool = False) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise ExportError(f"{path} holds no config.json; name the folder of a checkpoint")
     return Checkpoint(path, name, Settings.load(path / "config.json"), from_hub)
-
-
-def unknown(name: str) -> ExportError:
-    """The error for a name that can be none of what a checkpoint is called by."""
-    return ExportError(
-        f"{name} is neither a folder, nor a recipe (`lrs-edge models recipes` lists them), nor a "
-        "hub name such as owner/model"
-    )
-
-
-def is_hub_name(name: str) -> bool:
-    """True for `owner/model` that cannot be a path."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(part and part[0] not in ".~" for part in parts)
-
-
-def download(name: str) -> Path:
-    """Fetch a repository from the hub: weights, configuration and tokenizer, nothing executable.
-
-    Raises:
-        ExportError: The name cannot be one, or the download fails.
-    """
-    if not is_hub_name(name):
-        raise unknown(name)
-    import huggingface_hub
-
-    try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_PATTERNS))
-    # The hub's client raises errors of several libraries (HTTP, validation, disk).
-    except Exception as error:
-        raise _not_downloaded(name, error) from error
-    if not any(Path(folder).glob("*.safetensors")):
-        raise ExportError(
-            f"{name} holds no safetensors files on the hub, and pickled weights are never fetched; "
-            "put its files into a folder yourself and name that"
-        )
-    return Path(folder)
-
-
-#: What to do, by the names of the client's errors: it has no type of its own for each everywhere.
-_ADVICE = {
-    "GatedRepoError": "accept its terms on its page, then log in (`hf auth login`) or set HF_TOKEN",
-    "RepositoryNotFoundError": "check the name; a private one needs `hf auth login` or HF_TOKEN",
-    "RevisionNotFoundError": "check the revision",
-    "LocalEntryNotFoundError": "it is not in the cache: check the network, and HF_HUB_OFFLINE",
-    "OfflineModeIsEnabled": "it is not in the cache: unset HF_HUB_OFFLINE",
-}
-
-
-def _not_downloaded(name: str, error: Exception) -> ExportError:
-    """All that the hub's client says, on one line, and what to do."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    kinds = (kind.__name__ for kind in type(error).__mro__)
-    known = next((_ADVICE[kind] for kind in kinds if kind in _ADVICE), None)
-    advice = known or "try again: what has arrived is kept; or download it yourself"
-    return ExportError(
-        f"{name} is not a local folder, and cannot be downloaded from the hub: {reason} ({advice})"
-    )
 
 
 def source_hash(folders: Iterable[Path]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from lrs_edge.errors import ExportError
-from lrs_edge_export.checkpoints.checkpoint import find_checkpoint, is_hub_name, unknown
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.hub import is_hub_name, unknown
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lrs_edge.errors import ExportError
-from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings, download, is_hub_name
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
+from lrs_edge_export.checkpoints.hub import download, is_hub_name
 from lrs_edge_export.checkpoints.tensors import Scoped, TensorSource
 
 
