@@ -171,8 +171,8 @@ def test_tiles_are_further_images_and_pruning_keeps_what_it_keeps(tmp_path: Path
     [
         ({"vision_feature_select_strategy": "full"}, ("select_strategy", "default")),
         ({"vision_feature_layer": [-2, -3]}, ("vision_feature_layer",)),
-        ({"projector_hidden_act": "relu"}, ("projector_hidden_act",)),
-        ({"multimodal_projector_bias": False}, ("multimodal_projector_bias",)),
+        ({"projector_hidden_act": "tanh"}, ("projector_hidden_act",)),
+        ({"multimodal_projector_bias": False}, ("projector", "0.bias")),
         ({"text_config": {"model_type": "gemma"}}, ("text_config.model_type", "llama")),
         ({"vision_config": {"model_type": "pixtral"}}, ("vision_config.model_type", "clip")),
         ({"text_config": TEXT | {"hidden_size": 72}}, ("head_dim",)),

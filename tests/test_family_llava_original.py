@@ -12,6 +12,7 @@ from PIL import Image
 pytest.importorskip("torch", reason="exporting needs the `export` extra")
 pytest.importorskip("transformers", reason="exporting needs the `export` extra")
 
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -19,11 +20,13 @@ from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.bundle.layout import LocalTiles
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.towers import ClipTower
+from lrs_edge_export.families import llava_original
 from lrs_edge_export.families.registry import find_family, read_model
 from tests import test_family_llava_next as next_test
 from tests import transformers_parity as parity
 from tests.checkpoints import edit_json, write_json
-from tests.test_family_llava_1_5 import TILE, TOKENS, VISION
+from tests.test_family_llava_1_5 import TILE, TOKENS
 from tests.test_family_llava_1_5 import written as write_1_5
 from tests.transformers_parity import QUESTION
 
@@ -64,7 +67,7 @@ def rewritten(folder: Path, architecture: str, *, inside: bool, **config: Any) -
         weights = {name: value for name, value in weights.items() if name not in tower}
     save_file(weights, folder / "model.safetensors")
     (folder / "tower").mkdir()
-    write_json(folder / "tower" / "config.json", {"model_type": "clip", "vision_config": VISION})
+    write_json(folder / "tower" / "config.json", {"vision_config": described["vision_config"]})
     start = len("model.vision_tower.vision_tower.")
     save_file({k[start:]: v for k, v in tower.items()}, folder / "tower" / "model.safetensors")
     (folder / "preprocessor_config.json").rename(folder / "tower" / "preprocessor_config.json")
@@ -139,6 +142,31 @@ def test_tiles_of_longva_stand_side_by_side(tmp_path: Path) -> None:
     text = len(found.input_ids) - 1
     assert len(found.sequence) == text + TOKENS + 4 * (next_test.SIDE // 2) ** 2
     parity.assert_continued(model, found, stops=(258,))
+
+
+def test_one_linear_layer_and_resized_positions_of_geochat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = write_1_5(tmp_path / "hf")
+    rewritten(folder, "GeoChatLlamaForCausalLM", inside=False, mm_projector_type="linear")
+    weights = load_file(folder / "model.safetensors")
+    for part in ("weight", "bias"):
+        weights[f"model.mm_projector.{part}"] = weights.pop(f"model.mm_projector.0.{part}")
+        del weights[f"model.mm_projector.2.{part}"]
+    save_file(weights, folder / "model.safetensors")
+    monkeypatch.setitem(llava_original._SIDES, "GeoChatLlamaForCausalLM", 84)
+    model = read_model(find_checkpoint(str(folder)))
+    tower = model.vision.tower
+    assert isinstance(tower, ClipTower)
+    assert (tower.grid, tower.table_grid, tower.align_corners) == (6, 4, True)
+    assert model.vision.tile == 84
+    table = torch.from_numpy(tower.tensors.read("embeddings.position_embedding.weight"))
+    plane = table[1:].T.reshape(1, tower.hidden, 4, 4)
+    wanted = torch.nn.functional.interpolate(plane, 6, mode="bicubic", align_corners=True)
+    assert torch.allclose(torch.from_numpy(tower.positions()[1:]).T, wanted.reshape(-1, 36))
+    bundle = parity.exported(folder, tmp_path / "bundle")
+    image = parity.image_file(tmp_path / "image.png", 84, 84)
+    assert len(parity.asked(bundle, image, max_tiles=0).sequence) > 36
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,12 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     help="Also write a CLIP tower and the projector as graphs of their own, for --prune visionzip; "
     "adds small graphs, no weights.",
 )
+@click.option(
+    "--local-pool",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tiles get N times fewer tokens along a side, pooled; default: as the family was trained.",
+)
 @click.option("--licence", metavar="TEXT", help="Licence of the weights, for the manifest.")
 @click.option(
     "--parity-images",

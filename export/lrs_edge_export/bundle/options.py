@@ -81,6 +81,7 @@ class ExportOptions:
         accuracy: Questions that the finished bundle is asked; None for none.
         rfm_layers: The RFM is so many first layers of the language model, by reference to its
             weights and at its precision, in place of the checkpoint's own; None for that.
+        local_pool: By which local tokens are pooled; None for the family's.
         force: Replace an existing target.
         attention_layers: Layers after which the LLM is also cut into segments, for ways to prune
             that need attention from inside it; ascending.
@@ -103,6 +104,7 @@ class ExportOptions:
     parity_images: Path | None = None
     accuracy: AccuracyCheck | None = None
     rfm_layers: int | None = None
+    local_pool: int | None = None
     force: bool = False
     attention_layers: tuple[int, ...] = ()
     vision_attention: bool = False

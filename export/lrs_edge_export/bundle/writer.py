@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -100,6 +100,8 @@ def export_bundle(
         progress(f"note: {note}")
     if recipe and recipe.family != model.family:
         raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
+    if options.local_pool is not None:
+        model = replace(model, vision=model.vision.with_local_pool(options.local_pool))
     if options.rfm_layers is not None:
         model = model.with_rfm_of_llm(options.rfm_layers)
     _check_cuts(options.attention_layers, model.llm.config)

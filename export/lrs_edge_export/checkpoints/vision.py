@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lrs_edge.errors import ExportError
@@ -244,6 +244,17 @@ class VisionStage:
     def grid(self) -> int:
         """Tokens along a tile's side, before pooling."""
         return self.tower.grid // self.projector.shuffle
+
+    def with_local_pool(self, pool: int) -> VisionStage:
+        """The stage whose local tokens are pooled by another factor.
+
+        Raises:
+            ExportError: A tile has fewer tokens along its side.
+        """
+        if not 1 <= pool <= self.grid:
+            raise ExportError(f"--local-pool {pool}: a tile has {self.grid} tokens along its side")
+        pooling: Literal["mean", "bilinear"] = "bilinear" if self.grid % pool else self.pooling
+        return replace(self, local_pool=pool, pooling=pooling)
 
     @property
     def neck(self) -> VisionNeck | None:

@@ -1,8 +1,8 @@
 """Family `llava`: checkpoints of LLaVA's own code, without the authors' region focus module.
 
-LLaVA 1.5 and 1.6, and what was trained with that code: on remote sensing VHM, on large images
-LongVA and UHR models. Architectures are those of the authors' checkpoints; the projector, and how
-tiles are merged (`mm_patch_merge_type`), tell them apart.
+LLaVA 1.5, 1.6 and OneVision, and what was trained with that code: GeoChat and VHM on remote
+sensing, LongVA on long contexts. Architectures are those of the authors' checkpoints; the
+projector, and how tiles are merged (`mm_patch_merge_type`), tell them apart.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from lrs_edge.bundle.manifest import Limits
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
 from lrs_edge_export.checkpoints.projector import Projector
+from lrs_edge_export.checkpoints.renamed import Renamed
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
+from lrs_edge_export.checkpoints.towers import ClipTower, SiglipTower
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.family import Family
@@ -42,21 +44,42 @@ from lrs_edge_export.families.hf_checkpoint import (
 from lrs_edge_export.families.llava_llama import VICUNA_V1
 from lrs_edge_export.families.llava_next import LLAMA_3, MISTRAL
 from lrs_edge_export.families.llava_qwen import QWEN_1_5
-from lrs_edge_export.families.parts import MAX_TOKENS, decoder_config, repetition, stop_ids
+from lrs_edge_export.families.parts import (
+    MAX_TILE,
+    MAX_TOKENS,
+    decoder_config,
+    repetition,
+    stop_ids,
+)
 from lrs_edge_export.families.templates import Conversation
 from lrs_edge_export.families.tower_files import find_tower, tower_settings, tower_tensors
-from lrs_edge_export.families.towers import CLIP_MEAN, CLIP_STD, clip_tower, normalising
+from lrs_edge_export.families.towers import (
+    CLIP_MEAN,
+    CLIP_STD,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+    clip_tower,
+    normalising,
+    siglip_tower,
+)
 
 #: Language model of each architecture, as `model_type`.
 _KINDS = {
     "LlavaLlamaForCausalLM": "llama",
     "LlavaMistralForCausalLM": "mistral",
     "LlavaQwenForCausalLM": "qwen2",
+    "GeoChatLlamaForCausalLM": "llama",
 }
+
+#: Image sizes that positions are resized to by the code of these architectures.
+_SIDES = {"GeoChatLlamaForCausalLM": 504}
+
+#: Names of the linear layers by `mm_projector_type`.
+_PROJECTORS = {"linear": ("",), "mlp2x_gelu": ("0.", "2.")}
 
 #: What this code base can do otherwise.
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_projector_type": tuple(_PROJECTORS),
     "mm_use_im_start_end": (False,),
     "mm_vision_select_feature": ("patch",),
     "mm_resampler_type": (),
@@ -77,6 +100,16 @@ _KNOWN: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     }
     for suffix, side in (("", 224), ("-336", 336))
+} | {
+    "siglip-so400m-patch14-384": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    }
 }
 
 
@@ -203,19 +236,44 @@ def _vision(
     )
     normalising(processor)
     if not processor.values:
-        notes.append("no preprocessor_config.json of the tower: CLIP's values are used")
-    tower = clip_tower(settings, tensors, config, "mm_vision_select_layer", -2)
+        notes.append("no preprocessor_config.json of the tower: its kind's values are used")
+    tower, mean, std = _tower(checkpoint, settings, tensors)
+    linears = tuple(name.rstrip(".") for name in _PROJECTORS[config.text("mm_projector_type")])
+    names = Scoped(weights, _PROJECTOR)
+    if linears == ("",):
+        # One layer has no name of its own.
+        both = {f"0.{part}": f"{_PROJECTOR}{part}" for part in ("weight", "bias")}
+        linears, names = ("0",), Scoped(Renamed(weights, both), "")
     stage = VisionStage(
         tower=tower,
-        projector=Projector(Scoped(weights, _PROJECTOR)),
+        projector=Projector(names, linears),
         width=tower.hidden,
         hidden=hidden,
-        tile=tower.grid * tower.patch,
+        tile=max(tower.grid * tower.patch, settings.integer("image_size", 1, MAX_TILE, 224)),
         local_pool=1,
-        mean=processor.triple("image_mean", CLIP_MEAN),
-        std=processor.triple("image_std", CLIP_STD),
+        mean=processor.triple("image_mean", mean),
+        std=processor.triple("image_std", std),
+        pooling="bilinear" if isinstance(tower, SiglipTower) else "mean",
     )
     return stage, folders
 
 
-FAMILY = Family("llava", tuple(_KINDS), "LLaVA's own checkpoints (1.5, 1.6, VHM, LongVA)", read)
+_Triple = tuple[float, float, float]
+
+
+def _tower(
+    checkpoint: Checkpoint, settings: Settings, tensors: Scoped
+) -> tuple[ClipTower | SiglipTower, _Triple, _Triple]:
+    """The tower, with mean and standard deviation of pixels. Raises ExportError."""
+    config = checkpoint.config
+    if settings.values.get("model_type") == "siglip_vision_model":
+        # LLaVA's code drops the last layer and takes what the one before gives.
+        last = Settings({"mm_vision_select_layer": -2}, config.path)
+        tower = siglip_tower(settings, tensors, last, "mm_vision_select_layer")
+        return tower, SIGLIP_MEAN, SIGLIP_STD
+    side = _SIDES.get(config.values["architectures"][0])
+    select = "mm_vision_select_layer"
+    return clip_tower(settings, tensors, config, select, -2, side=side), CLIP_MEAN, CLIP_STD
+
+
+FAMILY = Family("llava", tuple(_KINDS), "LLaVA's own checkpoints", read)

@@ -26,7 +26,6 @@ from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.vision import VisionStage
-from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.hf_checkpoint import (
     Tokens,
     canonical_names,
@@ -68,7 +67,8 @@ _CLIP_L = {
     "patch_size": 14,
 }
 
-_PROJECTOR = {"projector_hidden_act": ("gelu",), "multimodal_projector_bias": (True,)}
+#: Activations of a projector by the names that configs have.
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "relu": "relu"}
 
 
 #: The vision stage of a checkpoint, its weights, the image processor's settings, and the width D.
@@ -128,7 +128,6 @@ def read_transformers(
     """
     if vision_tower is not None:
         raise ExportError("--vision-tower does not apply: this checkpoint holds its own tower")
-    require_values(checkpoint.config, _PROJECTOR)
     notes: list[str] = []
     settings, length = longest(text_settings(checkpoint, kinds))
     kind = settings.text("model_type")
@@ -187,13 +186,24 @@ def clip_stage(
     tower = clip_tower(settings, tensors, config, "vision_feature_layer", -2)
     return VisionStage(
         tower=tower,
-        projector=Projector(Scoped(weights, "projector.")),
+        projector=projector(config, weights),
         width=tower.hidden,
         hidden=hidden,
         tile=tower.grid * tower.patch,
         local_pool=1,
         mean=processor.triple("image_mean", CLIP_MEAN),
         std=processor.triple("image_std", CLIP_STD),
+    )
+
+
+def projector(config: Settings, weights: Scoped) -> Projector:
+    """Two linear layers with an activation between them. Raises ExportError."""
+    named = config.text("projector_hidden_act", "gelu")
+    if named not in _ACTIVATIONS:
+        raise config.wrong("projector_hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
+    bias = config.values.get("multimodal_projector_bias")
+    return Projector(
+        Scoped(weights, "projector."), activation=_ACTIVATIONS[named], bias=bias is not False
     )
 
 

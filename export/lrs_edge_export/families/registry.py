@@ -17,6 +17,7 @@ _MODULES = (
     "llava_original",
     "llava_1_5",
     "llava_next",
+    "llava_onevision",
     "nano",
 )
 

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Settings
 from lrs_edge_export.checkpoints.tensors import Scoped
-from lrs_edge_export.checkpoints.towers import ClipTower
+from lrs_edge_export.checkpoints.towers import ClipTower, SiglipTower
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.parts import MAX_HEADS, MAX_LAYERS, MAX_TILE, MAX_WIDTH
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+
+_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+
+#: Names of activations in configs, and in towers.
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What CLIP's and SigLIP's configs have in common."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    patch: int
+    side: int
+    eps: float
+    activation: str
 
 
 def clip_tower(
@@ -21,6 +43,8 @@ def clip_tower(
     config: Settings,
     select: str,
     layer: int | None = None,
+    *,
+    side: int | None = None,
 ) -> ClipTower:
     """A CLIP tower, cut after the hidden state that the checkpoint's config selects.
 
@@ -30,38 +54,102 @@ def clip_tower(
         config: Of the checkpoint.
         select: Name of the field that selects a hidden state.
         layer: What it is where the field is absent; None where it may not be.
+        side: Image size that positions are resized to where the table was made for another;
+            None for the tower's own.
 
     Raises:
         ExportError: Values are absent, out of bounds or not CLIP's.
     """
-    if settings.text("model_type", "clip_vision_model") != "clip_vision_model":
-        raise settings.wrong("model_type", "must be clip_vision_model: no other tower is supported")
+    if settings.text("model_type", _CLIP) != _CLIP:
+        raise settings.wrong("model_type", f"must be {_CLIP}: no other tower is supported here")
     # Defaults are those of CLIPVisionConfig, which leaves out of config.json what equals them.
-    layers = settings.integer("num_hidden_layers", 1, MAX_LAYERS, default=12)
-    hidden = settings.integer("hidden_size", 1, MAX_WIDTH, default=768)
-    heads = settings.integer("num_attention_heads", 1, MAX_HEADS, default=12)
-    patch = settings.integer("patch_size", 1, MAX_TILE, default=32)
-    side = settings.integer("image_size", 1, MAX_TILE, default=224)
-    if hidden % heads or side % patch:
-        raise ExportError(f"{settings.path}: heads or patches do not divide their sizes")
-    if settings.integer("num_channels", 1, 16, default=3) != 3:
-        raise settings.wrong("num_channels", "must be 3")
-    chosen = config.integer(select, -layers - 1, layers, default=layer)
-    activation = settings.text("hidden_act", "quick_gelu")
-    if activation not in _ACTIVATIONS:
-        raise settings.wrong("hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
+    sizes = _sizes(settings, eps=1e-5, patch=32, activation="quick_gelu")
+    whole = sizes.side if side is None else side
+    if whole % sizes.patch:
+        raise ExportError(f"{settings.path}: patches do not divide the image size {whole}")
+    grid = whole // sizes.patch
     return ClipTower(
         tensors=tensors,
-        # hidden_states holds one entry more than there are layers: the embeddings come first.
-        layers=chosen if chosen >= 0 else layers + 1 + chosen,
+        layers=_layers(sizes.layers, config, select, layer),
+        hidden=sizes.hidden,
+        heads=sizes.heads,
+        intermediate=sizes.intermediate,
+        patch=sizes.patch,
+        grid=grid,
+        eps=sizes.eps,
+        activation=sizes.activation,
+        table_grid=0 if side is None else _table_grid(tensors, grid),
+        align_corners=side is not None,
+    )
+
+
+def _table_grid(tensors: Scoped, grid: int) -> int:
+    """Patches along a side that a table of positions was made for; 0 for the grid's own."""
+    name = "embeddings.position_embedding.weight"
+    rows = tensors.shape(name)[0] - 1 if tensors.has(name) else grid**2
+    found = math.isqrt(max(rows, 0))
+    return 0 if rows == grid**2 or found**2 != rows else found
+
+
+def siglip_tower(
+    settings: Settings,
+    tensors: Scoped,
+    config: Settings,
+    select: str,
+    layer: int | None = None,
+) -> SiglipTower:
+    """A SigLIP tower without its pooling head, cut as `clip_tower`; see there.
+
+    Raises:
+        ExportError: Values are absent, out of bounds or not SigLIP's.
+    """
+    if settings.text("model_type", _SIGLIP) != _SIGLIP:
+        raise settings.wrong("model_type", f"must be {_SIGLIP}: no other tower is supported here")
+    # Defaults are those of SiglipVisionConfig.
+    sizes = _sizes(settings, eps=1e-6, patch=16, activation="gelu_pytorch_tanh")
+    return SiglipTower(
+        tensors=tensors,
+        layers=_layers(sizes.layers, config, select, layer),
+        hidden=sizes.hidden,
+        heads=sizes.heads,
+        intermediate=sizes.intermediate,
+        patch=sizes.patch,
+        # Pixels beyond the last whole patch are not looked at.
+        grid=sizes.side // sizes.patch,
+        eps=sizes.eps,
+        activation=sizes.activation,
+    )
+
+
+def _sizes(settings: Settings, *, eps: float, patch: int, activation: str) -> _Sizes:
+    """Read what both configs have, with their class's defaults. Raises ExportError."""
+    hidden = settings.integer("hidden_size", 1, MAX_WIDTH, default=768)
+    heads = settings.integer("num_attention_heads", 1, MAX_HEADS, default=12)
+    found = settings.integer("patch_size", 1, MAX_TILE, default=patch)
+    if hidden % heads:
+        raise ExportError(f"{settings.path}: heads do not divide the width of the vision tower")
+    if settings.integer("num_channels", 1, 16, default=3) != 3:
+        raise settings.wrong("num_channels", "must be 3")
+    named = settings.text("hidden_act", activation)
+    if named not in ACTIVATIONS:
+        raise settings.wrong("hidden_act", f"must be one of {', '.join(ACTIVATIONS)}")
+    return _Sizes(
+        layers=settings.integer("num_hidden_layers", 1, MAX_LAYERS, default=12),
         hidden=hidden,
         heads=heads,
         intermediate=settings.integer("intermediate_size", 1, MAX_WIDTH, default=3072),
-        patch=patch,
-        grid=side // patch,
-        eps=settings.number("layer_norm_eps", 0.0, 1.0, default=1e-5),
-        activation=_ACTIVATIONS[activation],
+        patch=found,
+        side=settings.integer("image_size", found, MAX_TILE, default=max(224, found)),
+        eps=settings.number("layer_norm_eps", 0.0, 1.0, default=eps),
+        activation=ACTIVATIONS[named],
     )
+
+
+def _layers(count: int, config: Settings, select: str, layer: int | None) -> int:
+    """Layers that are run up to the selected hidden state. Raises ExportError."""
+    chosen = config.integer(select, -count - 1, count, default=layer)
+    # hidden_states holds one entry more than there are layers: the embeddings come first.
+    return chosen if chosen >= 0 else count + 1 + chosen
 
 
 def normalising(processor: Settings) -> Settings:
