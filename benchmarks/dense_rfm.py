@@ -52,7 +52,7 @@ from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.options import AskOptions
 from lrs_edge.search.context import spread
 from lrs_edge.search.rfm import token_scores
-from lrs_edge.search.scorers import RfmScorer
+from lrs_edge.search.scorers import RfmScorer, ScoringCaches
 from lrs_edge.stages import load_stages
 from lrs_edge.vision.encoder import FeatureCache
 from lrs_edge.vision.tiles import TileSource
@@ -113,7 +113,9 @@ def load_cases(bundle: Path | None, threads: int) -> Callable[[int, int], Case]:
         grid = token_grid(level, stages.vision.per_tile, (level.height, level.width))
         compact = stages.sequences.local(grid, features, 1)
         budget = Budget(AskOptions(), Clock(None))
-        scorer = RfmScorer(focus, stages.sequences, focus.new_cache(), prefix, after, budget)
+        scorer = RfmScorer(
+            focus, stages.sequences, ScoringCaches(focus.new_cache()), prefix, after, budget
+        )
         scorer.global_view()
         return Case(scorer, compact, pad_dense(compact, grid), (level.tile_count, len(features)))
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lrs_edge.baselines.segments import SegmentedDecoder
 from lrs_edge.baselines.tower import TowerEncoder
 from lrs_edge.bundle.bundle import Bundle, Embeddings
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest
+from lrs_edge.bundle.manifest import DecoderSpec, Flavour, Manifest
 from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import GraphLoader, Placement, placements
-from lrs_edge.errors import BackendError, UsageError
+from lrs_edge.errors import BackendError, BundleError, QuestionError, UsageError
 from lrs_edge.language.decoder import Decoder
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.llm import LanguageModel
@@ -67,8 +70,7 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
         UsageError: What was asked for is not there.
     """
     first, *others = placements(bundle, options)
-    decoders = [spec for spec in (bundle.manifest.rfm, bundle.manifest.llm) if spec is not None]
-    soon = [file.path for spec in decoders for file in spec.graphs if file.flavour == "gqa"]
+    soon = _soon_loaded(bundle.manifest)
     try:
         with bundle.checking_ahead(soon):
             return _load(bundle, first, options, kv_cache)
@@ -78,6 +80,16 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
             failed = f"running on the CPU because CUDA failed: {error}"
             return replace(stages, warnings=(failed, *stages.warnings))
         raise
+
+
+def _soon_loaded(manifest: Manifest) -> list[str]:
+    """Graphs of the decoders that are loaded with the bundle."""
+    shared = manifest.llm.has(Flavour.GQA_REST)
+    found = []
+    for spec in manifest.decoders:
+        wanted = Flavour.GQA_REST if shared and spec is manifest.llm else Flavour.GQA
+        found += [file.path for file in spec.graphs if file.flavour == wanted]
+    return found
 
 
 def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cache: str) -> Stages:
@@ -99,15 +111,20 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         graphs.stage("vision"), manifest.vision, manifest.llm.width, embeddings.positions
     )
     axes = manifest.prompt.position_axes
-    focus = None if manifest.rfm is None else _region_focus(manifest.rfm, graphs, axes)
+    shares = kv_cache == "float" and graphs.shares_layers()
+    scoring, answering = graphs.joined() if shares else (None, _llm_graph(graphs, kv_cache))
     llm = LanguageModel(
-        Decoder(_llm_graph(graphs, kv_cache), manifest.llm, scoring=False, axes=axes),
+        Decoder(answering, manifest.llm, scoring=False, axes=axes),
         prompt,
         embeddings,
         stop_ids=manifest.prompt.stop_ids,
         stop_texts=manifest.prompt.stop_texts,
         load_segments=(lambda: _segmented(manifest, graphs)) if manifest.llm.segments else None,
     )
+    focus = None
+    if manifest.rfm is not None:
+        decoder = _scoring_decoder(manifest.rfm, graphs, scoring or graphs.stage("rfm"), axes)
+        focus = RegionFocus(decoder, llm if shares else None)
     return Stages(
         manifest=manifest,
         prompt=prompt,
@@ -126,6 +143,7 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
             max_length=manifest.limits.max_length,
             max_positions=manifest.limits.max_positions,
             gapless=manifest.vision.positions > 0,
+            generic=_generic(manifest, prompt, embeddings),
         ),
         provider=str(placement),
         meter=meter,
@@ -136,16 +154,30 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     )
 
 
-def _region_focus(spec: DecoderSpec, graphs: GraphLoader, axes: int) -> RegionFocus:
+def _generic(
+    manifest: Manifest, prompt: Prompt, embeddings: Embeddings
+) -> NDArray[np.float32] | None:
+    """Embeddings of the instruction that scores are relative to. Raises BundleError."""
+    text = manifest.search.relative_to
+    if not text:
+        return None
+    try:
+        return embeddings.lookup(prompt.tokens(text).after)
+    except QuestionError as error:
+        raise BundleError(
+            f"search.relative_to of the bundle cannot be asked ({error}); export it again"
+        ) from error
+
+
+def _scoring_decoder(spec: DecoderSpec, graphs: GraphLoader, graph: Graph, axes: int) -> Decoder:
     masked = graphs.path("rfm", "masked") is not None
-    decoder = Decoder(
-        graphs.stage("rfm"),
+    return Decoder(
+        graph,
         spec,
         scoring=True,
         axes=axes,
         load_masked=(lambda: graphs.stage("rfm", "masked")) if masked else None,
     )
-    return RegionFocus(decoder)
 
 
 def _llm_graph(graphs: GraphLoader, kv_cache: str) -> Graph:

@@ -17,7 +17,14 @@ from lrs_edge.bundle.layout import (
     TokenIds,
     problems,
 )
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest, ObjectSpec, StageSpec, VisionSpec
+from lrs_edge.bundle.manifest import (
+    DecoderSpec,
+    Flavour,
+    Manifest,
+    ObjectSpec,
+    StageSpec,
+    VisionSpec,
+)
 from lrs_edge.errors import BundleError
 
 #: Bounds in the manner of `lrs_edge_export.families.parts`: several times what the largest
@@ -190,10 +197,7 @@ def _decoder(name: str, spec: DecoderSpec) -> Iterator[str]:
 def _together(manifest: Manifest) -> Iterator[str]:
     vision, llm, limits = manifest.vision, manifest.llm, manifest.limits
     yield from _within("llm.vocabulary", llm.vocabulary, 1, MAX_TOKENS)
-    if manifest.rfm is not None and manifest.rfm.hidden != llm.hidden:
-        yield "rfm.hidden must be llm.hidden"
-    if manifest.rfm is not None and manifest.rfm.deepstack != llm.deepstack:
-        yield "rfm.deepstack must be llm.deepstack"
+    yield from _region_focus(manifest.rfm, llm)
     if vision.grid**2 * llm.width * 4 > MAX_TILE_TOKENS:
         yield "vision.grid is too large for llm.hidden"
     end = 0
@@ -215,10 +219,28 @@ def _together(manifest: Manifest) -> Iterator[str]:
         "search.base_side", search.base_side, vision.tile, MAX_BASE_TILES * vision.tile
     )
     yield from _within("search.keep_ratio", search.keep_ratio, 1e-6, 1)
+    if len(search.relative_to) > MAX_TEMPLATE:
+        yield f"search.relative_to must have at most {MAX_TEMPLATE} characters"
     yield from _within("limits.max_length", limits.max_length, vision.grid**2 + 1, MAX_TOKENS)
     yield from _within("limits.max_positions", limits.max_positions, 1, MAX_TOKENS)
     yield from _within("repetition_penalty", manifest.repetition_penalty, 0.01, 100)
     yield from _tokens("penalised_ids", manifest.penalised_ids, llm.vocabulary)
+
+
+def _region_focus(rfm: DecoderSpec | None, llm: DecoderSpec) -> Iterator[str]:
+    """What an RFM must have in common with the language model."""
+    if rfm is not None and rfm.hidden != llm.hidden:
+        yield "rfm.hidden must be llm.hidden"
+    if rfm is not None and rfm.deepstack != llm.deepstack:
+        yield "rfm.deepstack must be llm.deepstack"
+    if not any(file.flavour == Flavour.GQA_REST for file in llm.graphs):
+        return
+    if rfm is None or not 1 <= rfm.layers < llm.layers:
+        yield f"llm.graphs has {Flavour.GQA_REST}, so rfm must be its first layers"
+        return
+    for name in ("heads", "kv_heads", "head_dim", "intermediate", "floats", "precision"):
+        if getattr(rfm, name) != getattr(llm, name):
+            yield f"llm.graphs has {Flavour.GQA_REST}, so rfm.{name} must be llm.{name}"
 
 
 def _tokens(name: str, ids: tuple[int, ...], vocabulary: int) -> Iterator[str]:

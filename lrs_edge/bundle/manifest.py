@@ -14,6 +14,7 @@ alone. Today's:
     gqa          rfm, llm: GroupQueryAttention over shared buffers, positions in input 9
     masked       rfm: products and softmax written out, with an attention bias, over shared buffers
     gqa-int8-kv  llm: `gqa` over key/value buffers of int8, one scale per channel
+    gqa-rest     llm: what follows an rfm that is its first layers
 
 Graphs of one stage have the same inputs and outputs for every model family:
 
@@ -35,6 +36,16 @@ places are filled; the graph writes the L new keys (after RoPE) and values after
 the same memory. `rfm` scores at layer n, of which only the keys exist. The `masked` flavour of
 `rfm` has one input more, attention_bias [1, 1, L, past_length + L], added to the attention logits
 of layers 0..n-1.
+
+An `rfm` that is the language model's first layers runs the attention of layer n, too: it has the
+buffers past_value_n and present_value_n besides, and in flavour `gqa` the outputs
+
+             hidden_states [1, L, W]   after layer n-1, with what inputs_embeds has beside them
+             attended [1, L, H d]      what the heads of layer n read
+
+The flavour `gqa-rest` of `llm` goes on from there: hidden_states as inputs_embeds, attended, and
+the buffers of layers n+1 on. So both stages together hold every weight once, and the language
+model's keys and values of layers 0..n are the region focus module's.
 
 `llm` may also come cut into segments of consecutive layers a..b-1 (`DecoderSpec.segments`), for
 ways to prune that drop tokens between layers. A segment has the buffers of its layers only, and
@@ -94,6 +105,7 @@ class Flavour:
     GQA = "gqa"
     MASKED = "masked"
     GQA_INT8_KV = "gqa-int8-kv"
+    GQA_REST = "gqa-rest"
 
 
 class GraphFile(msgspec.Struct, frozen=True):
@@ -270,10 +282,18 @@ class DecoderSpec(StageSpec, frozen=True):
 
 
 class SearchSpec(msgspec.Struct, frozen=True):
-    """Coarse-to-fine search: long side of the base level in pixels, share of tokens kept."""
+    """Coarse-to-fine search.
+
+    Attributes:
+        base_side: Long side of the base level in pixels.
+        keep_ratio: Share of tokens kept.
+        relative_to: A generic instruction: a token's score is its attention under the question
+            divided by that under this text. Empty where scores are the attention itself.
+    """
 
     base_side: int
     keep_ratio: float = 0.25
+    relative_to: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True):

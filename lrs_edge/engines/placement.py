@@ -20,6 +20,7 @@ from lrs_edge.bundle.manifest import (
     StageSpec,
 )
 from lrs_edge.engines.base import BackendOptions, Graph
+from lrs_edge.engines.joined import JoinedGraph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
 from lrs_edge.requests.memory import means_no_memory
@@ -27,8 +28,9 @@ from lrs_edge.requests.memory import means_no_memory
 StageName = Literal["vision", "rfm", "llm"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
-#: What a stage's graph is needed for: the usual, an attention bias, or buffers of int8.
-Need = Literal["usual", "masked", "int8-kv"]
+#: What a stage's graph is needed for: the usual, an attention bias, buffers of int8, or what
+#: follows an RFM that is the language model's first layers.
+Need = Literal["usual", "masked", "int8-kv", "rest"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def engines() -> tuple[EngineKind, ...]:
             "usual": (Flavour.GQA, Flavour.PLAIN),
             "masked": (Flavour.MASKED,),
             "int8-kv": (Flavour.GQA_INT8_KV,),
+            "rest": (Flavour.GQA_REST,),
         },
         devices=_onnx_devices,
         load=_load_onnx,
@@ -202,6 +205,12 @@ class GraphLoader:
             BundleError: The bundle has none for its engine, or it is not a graph.
             BackendError: The engine fails.
         """
+        path = self._path(stage, need)
+        spec = _specs(self._bundle.manifest)[stage]
+        return self.file(stage, path, unpack_weights=unpacks_weights(stage, spec.precision))
+
+    def _path(self, stage: StageName, need: Need) -> str:
+        """As `path`. Raises BundleError where there is none."""
         path = self.path(stage, need)
         if path is None:
             name = self._placement.places[stage].engine.name
@@ -209,17 +218,38 @@ class GraphLoader:
                 f"{self._bundle.path} has no graph of {stage} for {name}; export the checkpoint "
                 "again, or place the stage elsewhere"
             )
-        spec = _specs(self._bundle.manifest)[stage]
-        return self.file(stage, path, unpack_weights=unpacks_weights(stage, spec.precision))
+        return path
+
+    def shares_layers(self) -> bool:
+        """Whether the RFM can be the language model's first layers in memory, too."""
+        places = self._placement.places
+        if "rfm" not in places or self.path("llm", "rest") is None:
+            return False
+        rfm, llm = places["rfm"], places["llm"]
+        return (rfm.engine.name, rfm.device) == (llm.engine.name, llm.device)
+
+    def joined(self) -> tuple[Graph, Graph]:
+        """RFM and language model, of which the first layers are one graph; raises as `stage` does.
+
+        Only where they share layers (`shares_layers`).
+        """
+        first, second = self._path("rfm", "usual"), self._path("llm", "rest")
+        front = self._load("rfm", first)
+        llm = JoinedGraph(front, self._load("llm", second))
+        return MeteredGraph(front, first, self._meter), MeteredGraph(llm, second, self._meter)
 
     def file(self, stage: StageName, path: str, *, unpack_weights: bool = False) -> Graph:
         """Load any graph of the bundle where a stage is placed; raises as `stage` does."""
+        graph = self._load(stage, path, unpack_weights=unpack_weights)
+        return MeteredGraph(graph, path, self._meter)
+
+    def _load(self, stage: StageName, path: str, *, unpack_weights: bool = False) -> Graph:
+        """A graph whose runs are not counted."""
         place = self._placement.places[stage]
         options = replace(
             self._options, provider=place.device, unpack_weights=unpack_weights, stages={}
         )
-        graph = place.engine.load(self._bundle.graph(path), options)
-        return MeteredGraph(graph, path, self._meter)
+        return place.engine.load(self._bundle.graph(path), options)
 
 
 def unpacks_weights(stage: StageName, precision: str) -> bool:

@@ -35,7 +35,7 @@ class Decoder:
     Args:
         graph: The graph; its inputs are checked against `spec`.
         spec: Shape of the stack.
-        scoring: True for the RFM, whose last layer has keys only.
+        scoring: True for the RFM, whose last layer gives scores.
         axes: Positions k that a token has.
         load_masked: Loads the flavour with an attention bias, called when that is first needed
             (only the reference policy does); None where there is none.
@@ -56,6 +56,9 @@ class Decoder:
         names = [f"{part}_{i}" for i in range(spec.layers) for part in ("key", "value")]
         if scoring:
             names.append(f"key_{spec.layers}")
+            # Layers of the language model run the scoring layer's attention as well.
+            if f"past_value_{spec.layers}" in graph.inputs:
+                names.append(f"value_{spec.layers}")
         self.spec = spec
         self._scoring = scoring
         self._names = names

@@ -263,6 +263,25 @@ class KVCache:
         copied._runs = [run for run in self._runs if run[0] < length]
         return copied
 
+    def take_over(self, other: KVCache, buffers: KVBuffers, length: int) -> None:
+        """Hold the first `length` tokens of another cache, and nothing else.
+
+        Args:
+            other: Knows the tokens.
+            buffers: Those of its buffers that are this cache's, too; they are copied.
+            length: At most as long as the other cache.
+
+        Raises:
+            ValueError: The other cache holds fewer tokens.
+            OutOfMemoryError: It does not fit into memory; this cache is empty then.
+        """
+        if not 0 <= length <= len(other):
+            raise ValueError(f"cannot take over {length} of {len(other)} cached tokens")
+        self._cut(0)
+        self.buffers = buffers.copy(length, max(-(-length // GROWTH), 1) * GROWTH)
+        self.append(other._labels[:length], other._marks[:length])
+        self._runs = [run for run in other._runs if run[0] < length]
+
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Keep only the tokens at these places, each with its own position; compact the buffers.
 

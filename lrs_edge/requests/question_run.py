@@ -198,7 +198,7 @@ class QuestionRun:
             on_level=self._progress.on_level,
             traced=self._trace is not None,
         )
-        result = self._result = Search(context, self._caches.rfm, self._compressed).run()
+        result = self._result = Search(context, self._caches.scoring, self._compressed).run()
         if self._compressed is None:
             self._note.read(context, result, self._trace)
         self._warnings += result.warnings

@@ -9,7 +9,7 @@ from lrs_edge.errors import BackendError
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.options import Resampling
-from lrs_edge.search.scorers import MAX_KEPT_BYTES
+from lrs_edge.search.scorers import MAX_KEPT_BYTES, ScoringCaches
 
 
 class SceneCaches:
@@ -30,6 +30,11 @@ class SceneCaches:
         self.resampling = resampling
         self._prefix = 0
         self._pool = pool
+
+    @property
+    def scoring(self) -> ScoringCaches | None:
+        """What the RFM works with; None where there is none."""
+        return None if self.rfm is None else ScoringCaches(self.rfm, self.llm)
 
     def take(self) -> None:
         """Work with the caches: they must not leave while a question does."""

@@ -37,6 +37,8 @@ class SearchModel:
         max_positions: Longest sequence whose positions the RFM was made for.
         gapless: Levels of which some tiles are left out have positions without gaps: the model was
             trained so, because its tokens carry their place in the image (`vision/positions.py`).
+        generic: float32 [g, D], text after the image with a generic instruction in place of the
+            question, where scores are relative to those under it (`SearchSpec.relative_to`).
     """
 
     focus: RegionFocus | None
@@ -48,6 +50,7 @@ class SearchModel:
     max_length: int
     max_positions: int
     gapless: bool = False
+    generic: NDArray[np.float32] | None = None
 
     @property
     def trained_rows(self) -> int:

@@ -7,12 +7,18 @@ distilled from the language model; softmax per head over the local tokens alone,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.engines.base import KVBuffers
+from lrs_edge.engines.joined import JoinedBuffers
 from lrs_edge.language.decoder import Decoder, OnPart
 from lrs_edge.language.kv_cache import KVCache, Tokens
+
+if TYPE_CHECKING:
+    from lrs_edge.language.llm import LanguageModel
 
 #: The authors' additive mask passes through a boolean: hidden tokens get +1.0, not -infinity.
 REFERENCE_MASK_BIAS = 1.0
@@ -50,6 +56,29 @@ def token_scores(
     return np.asarray(weights.mean(axis=0), np.float32)
 
 
+#: Least attention that a token counts as having: below it, a share of it says nothing.
+LEAST_SCORE = 1e-9
+
+
+def relative_logits(
+    asked: NDArray[np.float32], generic: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Scores under a question, divided by those under a generic instruction, as one row of logits.
+
+    Tokens that draw attention whatever is asked (sinks, borders) lose what they draw anyway (Zhang
+    et al., arXiv 2502.17422, section 4).
+
+    Args:
+        asked: float32 [H, n], logits under the question.
+        generic: float32 [H, n], logits under an instruction such as "Describe the image."
+
+    Returns:
+        float32 [1, n], logarithms: `token_scores` of them is each token's share of all quotients.
+    """
+    found = [np.maximum(token_scores(logits), LEAST_SCORE) for logits in (asked, generic)]
+    return np.log(found[0] / found[1])[None]
+
+
 def dense_bias(
     cached: int, hidden: NDArray[np.bool_], *, masked: float = MASKED
 ) -> NDArray[np.float32]:
@@ -73,10 +102,17 @@ def dense_bias(
 
 
 class RegionFocus:
-    """Scores tokens with the RFM graph over a cache that may hold the beginning already."""
+    """Scores tokens with the RFM graph over a cache that may hold the beginning already.
 
-    def __init__(self, decoder: Decoder) -> None:
+    Args:
+        decoder: The RFM's layers.
+        llm: The language model, where these are its own first layers in memory: the prefix then
+            runs through it alone, which needs it in any case.
+    """
+
+    def __init__(self, decoder: Decoder, llm: LanguageModel | None = None) -> None:
         self._decoder = decoder
+        self._llm = llm
 
     @property
     def graph_name(self) -> str:
@@ -93,13 +129,34 @@ class RegionFocus:
         embeds: NDArray[np.float32],
         tokens: Tokens,
         on_part: OnPart | None = None,
+        llm_cache: KVCache | None = None,
     ) -> None:
         """Make the cache begin with the prefix: text before the image, global view, separator.
 
         What it holds after the prefix stays where the prefix was there already.
+
+        Args:
+            cache: Of the RFM.
+            embeds: float32 [n, D].
+            tokens: Labels [n].
+            on_part: As in `Decoder.prefill`.
+            llm_cache: The language model's for the same image. Where the RFM is its first layers,
+                the prefix runs through the whole of it, if it is not there yet, and its keys and
+                values are taken over.
         """
-        if not self._decoder.begins_with(cache, embeds, tokens):
+        if self._decoder.begins_with(cache, embeds, tokens):
+            return
+        front = _front(llm_cache)
+        if self._llm is None or llm_cache is None or front is None:
             self._decoder.prefill(cache, embeds, tokens, (len(tokens),), on_part=on_part)
+            return
+        self._llm.fill_prefix(llm_cache, embeds, tokens, on_part)
+        cache.take_over(llm_cache, front, len(tokens))
+
+    def known(self, cache: KVCache, prefix: int, llm_cache: KVCache | None = None) -> int:
+        """Tokens at the start that a sequence need not run, the first `prefix` being the prefix."""
+        shared = self._llm is not None and llm_cache is not None and llm_cache.known >= prefix
+        return max(cache.known, prefix if shared else 0)
 
     def logits(
         self,
@@ -124,3 +181,9 @@ class RegionFocus:
             float32 [H, T].
         """
         return self._decoder.prefill(cache, embeds, tokens, ends, attention_bias, on_part)
+
+
+def _front(llm_cache: KVCache | None) -> KVBuffers | None:
+    """The language model's buffers of the RFM's layers, where they are held apart."""
+    buffers = None if llm_cache is None else llm_cache.buffers
+    return buffers.front if isinstance(buffers, JoinedBuffers) else None

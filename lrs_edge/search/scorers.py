@@ -18,8 +18,9 @@ from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate, global_places
 from lrs_edge.requests.budget import Budget
-from lrs_edge.requests.options import AskOptions, Prune
-from lrs_edge.search.rfm import RegionFocus, dense_bias
+from lrs_edge.requests.options import Prune
+from lrs_edge.search.context import SearchContext
+from lrs_edge.search.rfm import RegionFocus, dense_bias, relative_logits
 
 #: Below the norm of any token that shows something; keeps logarithms finite.
 _TINY = 1e-30
@@ -48,6 +49,16 @@ class Scorer(Protocol):
         ...
 
 
+class ScoringCaches(NamedTuple):
+    """Caches that an RFM works with on a scene: its own, and the language model's of the scene.
+
+    The second is None where the RFM has the prefix to itself.
+    """
+
+    own: KVCache
+    llm: KVCache | None = None
+
+
 #: A cache larger than this in bytes is not held twice, and only its prefix is kept for later.
 MAX_KEPT_BYTES = 128 << 20
 
@@ -61,24 +72,28 @@ class RfmScorer:
     Args:
         focus: The RFM.
         sequences: Builds the prompt's sequences.
-        cache: The scene's cache.
+        caches: The scene's.
         prefix: Text before the image, global view, separator.
         after: float32 [a, D], embeddings of the text after the image.
         budget: Time is counted as `prefix` and `score`; asked whether to go on.
+        generic: float32 [g, D], embeddings of a generic instruction in place of the question, where
+            scores are relative to those under it; None where they are not.
     """
 
     def __init__(
         self,
         focus: RegionFocus,
         sequences: SequenceBuilder,
-        cache: KVCache,
+        caches: ScoringCaches,
         prefix: TokenSequence,
         after: NDArray[np.float32],
         budget: Budget,
+        generic: NDArray[np.float32] | None = None,
     ) -> None:
+        self._generic = generic
         self._focus = focus
         self._sequences = sequences
-        self._cache = cache
+        self._cache, self._llm_cache = caches
         self._other: KVCache | None = None
         self._prefix = prefix
         self._after = after
@@ -87,36 +102,63 @@ class RfmScorer:
 
     def local(self, local: LocalTokens) -> TokenLogits:
         """One pass of the RFM; hidden tokens are masked as keys (the reference's dense pass)."""
-        start, whole = len(self._prefix), self._sequences.level(self._prefix, local, self._after)
+        asked = self._local(local, self._after)
+        if self._generic is None:
+            return asked
+        generic = self._local(local, self._generic)
+        return TokenLogits(
+            relative_logits(asked.local, generic.local),
+            relative_logits(asked.global_view, generic.global_view),
+        )
+
+    def _local(self, local: LocalTokens, after: NDArray[np.float32]) -> TokenLogits:
+        """Logits under one text after the image."""
+        start, whole = len(self._prefix), self._sequences.level(self._prefix, local, after)
         ends, bias = [start], None
         if local.hidden.any():
-            bias = dense_bias(start, np.pad(local.hidden, (0, len(self._after))))
-        elif local.level == 0:
-            ends += [start + len(local), len(whole)]
-        logits = self._logits(whole, ends, bias)
+            bias = dense_bias(start, np.pad(local.hidden, (0, len(after))))
+        else:
+            if local.level == 0 or self._generic is not None:
+                # Another text follows the same tokens later.
+                ends.append(start + len(local))
+            if local.level == 0:
+                ends.append(len(whole))
+        logits = self._logits(whole, ends, bias, stays=local.level == 0 and bias is None)
         return TokenLogits(logits[:, start : start + len(local)], logits[:, self._views])
 
     def global_view(self) -> NDArray[np.float32]:
         """One pass of the RFM over the question alone."""
+        asked = self._view(self._after)
+        return asked if self._generic is None else relative_logits(asked, self._view(self._generic))
+
+    def _view(self, after: NDArray[np.float32]) -> NDArray[np.float32]:
         start = len(self._prefix)
-        whole = concatenate(self._prefix, self._sequences.suffix(self._after, start))
+        whole = concatenate(self._prefix, self._sequences.suffix(after, start))
         return self._logits(whole, [start], None)[:, self._views]
 
     def unseen(self, local: int) -> int:
         """What the scene's cache does not hold."""
-        return max(len(self._prefix) + local - self._cache.known, 0)
+        prefix = len(self._prefix)
+        return max(prefix + local - self._focus.known(self._cache, prefix, self._llm_cache), 0)
 
     def _logits(
-        self, whole: TokenSequence, ends: list[int], bias: NDArray[np.float32] | None
+        self,
+        whole: TokenSequence,
+        ends: list[int],
+        bias: NDArray[np.float32] | None,
+        *,
+        stays: bool = False,
     ) -> NDArray[np.float32]:
         def on_part(*_: int) -> None:
             self._budget.check()
 
         clock, prefix = self._budget.clock, self._prefix
         with clock.step("prefix"):
-            self._focus.fill_prefix(self._cache, prefix.embeds, prefix.tokens, on_part)
+            self._focus.fill_prefix(
+                self._cache, prefix.embeds, prefix.tokens, on_part, self._llm_cache
+            )
         with clock.step("score"):
-            cache = self._cache if len(ends) > 1 else self._passing()
+            cache = self._cache if stays else self._passing()
             return self._focus.logits(cache, whole.embeds, whole.tokens, ends, bias, on_part)
 
     def _passing(self) -> KVCache:
@@ -186,26 +228,26 @@ def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-def make_scorer(
-    options: AskOptions,
-    focus: RegionFocus | None,
-    sequences: SequenceBuilder,
-    cache: KVCache | None,
-    prefix: TokenSequence,
-    after: NDArray[np.float32],
-    budget: Budget,
-) -> Scorer:
-    """The scorer that `options.prune` names.
+def make_scorer(context: SearchContext, caches: ScoringCaches | None) -> Scorer:
+    """The scorer that `context.options.prune` names.
+
+    Args:
+        context: The question and the image.
+        caches: What the RFM works with; None where there is none.
 
     Raises:
         UsageError: That way to prune scores no tokens before the language model.
     """
+    options, model, prefix = context.options, context.model, context.prefix
+    after, budget = context.after, context.budget
     makers: dict[Prune, Callable[[], Scorer]] = {
         "random": lambda: RandomScorer(options.seed, prefix, after),
         "norm": lambda: NormScorer(prefix),
     }
-    if focus is not None and cache is not None:
-        rfm = RfmScorer(focus, sequences, cache, prefix, after, budget)
+    if model.focus is not None and caches is not None:
+        # The authors' code knows no relative scores.
+        generic = None if options.policy == "reference" else model.generic
+        rfm = RfmScorer(model.focus, model.sequences, caches, prefix, after, budget, generic)
         makers["rfm"] = lambda: rfm
     if options.prune not in makers:
         raise UsageError(f"--prune {options.prune} has no scores; use one of {', '.join(makers)}")

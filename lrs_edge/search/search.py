@@ -15,14 +15,14 @@ from lrs_edge.baselines.as_released import AsReleased
 from lrs_edge.baselines.tower import CompressedLevel, CompressedTiles
 from lrs_edge.baselines.unpruned import AllTokens, Unpruned
 from lrs_edge.errors import UsageError
-from lrs_edge.language.kv_cache import KVCache, TokenKind
+from lrs_edge.language.kv_cache import TokenKind
 from lrs_edge.pyramid.selection import trim_to_budget
 from lrs_edge.requests.options import SCORING
 from lrs_edge.search.coarse_to_fine import CoarseToFine
 from lrs_edge.search.context import MAX_ROWS_SHARE, SearchContext, SearchModel, Strategy
 from lrs_edge.search.exhaustive import Exhaustive
 from lrs_edge.search.result import SearchResult
-from lrs_edge.search.scorers import Scorer, make_scorer
+from lrs_edge.search.scorers import Scorer, ScoringCaches, make_scorer
 
 __all__ = ["MAX_ROWS_SHARE", "Search", "SearchContext", "SearchModel"]
 
@@ -50,21 +50,21 @@ class Search:
     Args:
         context: The question, the image, and what the search may cost; its `local_budget` is set
             here.
-        cache: The RFM's cache; its prefix is reused between levels and questions. None where there
-            is no RFM.
+        caches: What the RFM works with; the prefix is reused between levels and questions. None
+            where there is no RFM.
         compressed: Compressed tokens of tiles, where the options ask for them.
     """
 
     def __init__(
         self,
         context: SearchContext,
-        cache: KVCache | None,
+        caches: ScoringCaches | None,
         compressed: CompressedTiles | None = None,
     ) -> None:
         self._compressed = compressed
         self._room = _room(context)
         self._context = replace(context, local_budget=self._room.least)
-        self._cache = cache
+        self._caches = caches
 
     def run(self) -> SearchResult:
         """Search, and choose the tokens for the language model.
@@ -108,16 +108,7 @@ class Search:
         return CoarseToFine(context, self._scorer())
 
     def _scorer(self) -> Scorer:
-        context = self._context
-        return make_scorer(
-            context.options,
-            context.model.focus,
-            context.model.sequences,
-            self._cache,
-            context.prefix,
-            context.after,
-            context.budget,
-        )
+        return make_scorer(self._context, self._caches)
 
 
 def room_by_length(context: SearchContext) -> int:

@@ -31,6 +31,7 @@ from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import (
     LLM,
     LLM_INT8_KV,
+    LLM_REST,
     PROJECTOR,
     RFM,
     RFM_MASKED,
@@ -56,6 +57,7 @@ _ROLES = {
     RFM_MASKED: "rfm",
     LLM: "llm",
     LLM_INT8_KV: "llm",
+    LLM_REST: "llm",
     EMBEDDINGS: "embeddings",
     TOKENIZER: "tokenizer",
     CARD: "documentation",
@@ -164,6 +166,8 @@ class BundleFolder:
 
     def _llm_spec(self, plan: Plan) -> DecoderSpec:
         graphs = [GraphFile(LLM, Flavour.GQA)]
+        if self._model.rfm is not None and self._model.rfm.of_llm:
+            graphs.append(GraphFile(LLM_REST, Flavour.GQA_REST))
         if self._options.int8_kv:
             graphs.append(GraphFile(LLM_INT8_KV, Flavour.GQA_INT8_KV))
         return _decoder_spec(

@@ -29,6 +29,8 @@ from lrs_edge_export.quantization.precision import Plan, Precision
 
 VISION, RFM, RFM_MASKED, LLM = "vision.onnx", "rfm.onnx", "rfm_masked.onnx", "llm.onnx"
 LLM_INT8_KV = "llm_int8_kv.onnx"
+#: What follows an RFM that is the language model's first layers.
+LLM_REST = "llm_rest.onnx"
 TOWER, PROJECTOR = "vision_tower.onnx", "projector.onnx"
 
 #: A quantized vision graph is made from one in floats, which lies beside it for a moment.
@@ -162,9 +164,11 @@ class StageWriter:
         else:
             weights = self._open("rfm", RFM, plan)
         decoder_graph.write_rfm(rfm, "gqa", self.folder / RFM, weights)
-        decoder_graph.write_rfm(
-            self.model.region_focus, "masked", self.folder / RFM_MASKED, weights
-        )
+        decoder_graph.write_rfm(rfm, "masked", self.folder / RFM_MASKED, weights)
+        if rfm.of_llm:
+            rest = self.folder / LLM_REST
+            scoring = rfm.config.layers
+            decoder_graph.write_llm_rest(self.model.llm, self.head, scoring, rest, weights)
 
     def _write_llm(self, plan: Plan) -> None:
         weights = self._open("llm", LLM, plan)

@@ -134,6 +134,21 @@ class DecoderBuilder:
         """Width D."""
         return self._config.hidden
 
+    @property
+    def attended_width(self) -> int:
+        """Width H * d of what a layer's heads read."""
+        return self._config.heads * self._config.head_dim
+
+    @property
+    def width(self) -> int:
+        """Width of `inputs_embeds`."""
+        return self._config.width
+
+    @property
+    def embeds(self) -> str:
+        """`inputs_embeds` in the graph's floats, [1, L, D] of them."""
+        return self._embeds
+
     def layers(self, first: int, end: int, *, keep_query: bool = False) -> str:
         """Run `inputs_embeds` through layers first .. end - 1.
 
@@ -145,18 +160,33 @@ class DecoderBuilder:
         Returns:
             The output [1, L, D].
         """
-        x = self._embeds
+        return self.layers_after(self._embeds, first, end, keep_query=keep_query)
+
+    def layers_after(self, x: str, first: int, end: int, *, keep_query: bool = False) -> str:
+        """As `layers`, of states x [1, L, D]."""
         for layer in range(first, end):
-            normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
             if self._bias or (keep_query and layer == end - 1):
-                mixed = self._attend_turned(normed, layer)
+                mixed = self.attended(x, layer)
             else:
+                normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
                 mixed = self._attend_packed(normed, layer)
-            x = self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj"))
-            x = self._mlp(x, layer)
-            if layer < len(self._added):
-                x = self.graph.node("Add", x, self._added[layer])
+            x = self.completed(x, mixed, layer)
         return x
+
+    def attended(self, x: str, layer: int) -> str:
+        """What a layer's heads read [1, L, H * d] for states x; `last_attention` can follow."""
+        normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
+        return self._attend_turned(normed, layer)
+
+    def completed(self, x: str, mixed: str, layer: int) -> str:
+        """A layer's output [1, L, D] for its input x and what its heads read."""
+        x = self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj"))
+        x = self._mlp(x, layer)
+        return self.graph.node("Add", x, self._added[layer]) if layer < len(self._added) else x
+
+    def with_added(self, x: str) -> str:
+        """States [1, L, D] with what later layers add beside them, as `inputs_embeds` has it."""
+        return self.graph.node("Concat", x, *self._added, axis=-1) if self._added else x
 
     def last_token(self, x: str) -> str:
         """The last token [1, 1, ...] of [1, L, ...]."""

@@ -114,6 +114,9 @@ def _write_states(builder: DecoderBuilder, first: int, end: int, path: Path) -> 
 def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: WeightFile) -> None:
     """Write the Region Focus Module's graph: logits [H, T] of the last token against all keys.
 
+    One that is layers of the language model runs the scoring layer's attention as well, and in
+    flavour `gqa` gives what `write_llm_rest` goes on from.
+
     Args:
         stage: n layers, and of layer n the input norm, query and key projections.
         flavour: Kind of attention.
@@ -121,8 +124,37 @@ def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: Weight
         weights: Its external data, shared by both flavours.
     """
     builder = DecoderBuilder(stage, flavour, weights, "rfm")
-    end = stage.config.layers
-    logits = builder.scores(builder.layers(0, end), end)
-    builder.graph.node("Identity", logits, out="logits")
-    builder.graph.output("logits", (stage.config.heads, "T"))
+    graph, end = builder.graph, stage.config.layers
+    states = builder.layers(0, end)
+    mixed = builder.attended(states, end) if stage.of_llm else ""
+    logits = builder.last_attention(end) if stage.of_llm else builder.scores(states, end)
+    graph.node("Identity", logits, out="logits")
+    graph.output("logits", (stage.config.heads, "T"))
+    if stage.of_llm and flavour == "gqa":
+        states = builder.with_added(states)
+        widths = {"hidden_states": builder.width, "attended": builder.attended_width}
+        for name, value in (("hidden_states", states), ("attended", mixed)):
+            graph.node("Identity", graph.to_float32(value), out=name)
+            graph.output(name, (1, "L", widths[name]))
     builder.save(path)
+
+
+def write_llm_rest(
+    stage: DecoderStage, head: LanguageHead, scoring: int, path: Path, weights: WeightFile
+) -> None:
+    """Write what of the language model comes after an RFM that is its first layers.
+
+    Args:
+        stage: The language model.
+        head: Output projection.
+        scoring: The RFM's scoring layer n, whose attention it has run: what follows is that
+            layer's output projection and MLP, the layers after it, and the head.
+        path: The graph file.
+        weights: Its external data, shared with the whole language model.
+    """
+    builder = DecoderBuilder(stage, "gqa", weights, f"llm_after_{scoring}")
+    graph = builder.graph
+    mixed = graph.from_float32(graph.input("attended", (1, "L", builder.attended_width)))
+    states = builder.completed(builder.embeds, mixed, scoring)
+    states = builder.layers_after(states, scoring + 1, stage.config.layers)
+    _write_logits(builder, states, head, path)
