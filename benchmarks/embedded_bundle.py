@@ -57,6 +57,7 @@ def write_bundle(old: Path | None, target: Path, card: Path | None = None) -> Pa
             name=manifest.name,
             licence=manifest.licence,
             precisions=Precisions(*(cast(Requested, stage.precision) for stage in precisions)),
+            relative_to=manifest.search.relative_to,
             attention_layers=tuple(part.first_layer for part in manifest.llm.segments[1:]),
         )
         export_bundle(str(checkpoint), target, options, lambda line: print(line, file=sys.stderr))

@@ -22,7 +22,9 @@ from lrs_edge.search.rfm import token_scores
 from lrs_edge_export.bundle.options import ExportOptions, Precisions
 from lrs_edge_export.bundle.writer import export_bundle
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.families.recipes import Recipe, all_recipes
 from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.families.scoring import LLAVA, ScoringLayer
 from lrs_edge_export.graphs.sessions import DecoderSession
 from tests.checkpoints import LAYERS, RFM_LAYERS, edit_json, write_nano, write_qwen
 from tests.golden_data import checkpoint
@@ -179,6 +181,46 @@ def test_layers_that_there_are_not(source: Path, tmp_path: Path, layers: int) ->
     options = ExportOptions(rfm_layers=layers)
     with pytest.raises(ExportError, match=r"from-llm:\d+: .* name 1 to 2"):
         export_bundle(str(source), tmp_path / "bundle", options)
+
+
+def test_without_a_number_the_family_says_how_many(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = without_rfm(source, tmp_path / "bare")
+    generic = "Describe the image."
+    command = ["export", str(bare), "--rfm", "from-llm", "--relative-to", generic, "--no-parity"]
+    assert run([*command, "-o", str(tmp_path / "bundle")]) == 0
+    said = capsys.readouterr().err
+    # 14 of 32 are one of three.
+    assert "from-llm:1: layer 1 of the language model scores" in said
+    assert "2502.17422" in said
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.rfm.layers == 1
+    assert manifest.search.relative_to == generic
+
+
+@pytest.mark.parametrize(("layers", "before"), [(2, 1), (3, 1), (24, 10), (28, 12), (32, 14)])
+def test_depth_of_a_scoring_layer(layers: int, before: int) -> None:
+    assert LLAVA.before(layers) == before
+    assert ScoringLayer(4, 4, "").before(layers) == layers - 1
+
+
+def test_a_recipe_says_how_many(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(
+        "mine", str(source), "llava_qwen", str(source / "tower"), "", "", 2, "a measurement"
+    )
+    monkeypatch.setattr("lrs_edge_export.bundle.writer.resolve", lambda _: (str(source), recipe))
+    said: list[str] = []
+    options = ExportOptions(parity=False, rfm_layers="default")
+    export_bundle("mine", tmp_path / "bundle", options, said.append)
+    assert open_bundle(tmp_path / "bundle").manifest.rfm.layers == 2
+    assert any("from-llm:2" in line and "a measurement" in line for line in said)
+
+
+def test_recipes_that_name_a_layer_name_its_source() -> None:
+    assert all(bool(recipe.rfm_layers) is bool(recipe.rfm_source) for recipe in all_recipes())
 
 
 @pytest.mark.parametrize("value", ["from-llm:", "from-llm:x", "from-llm:-1", "from-llm:2.5", "llm"])

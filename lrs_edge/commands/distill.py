@@ -18,6 +18,7 @@ from lrs_edge.commands.common import (
 )
 from lrs_edge.commands.search_options import layer_list as layer_list_type
 from lrs_edge.commands.search_options import threads_callback
+from lrs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from lrs_edge_export.distill import DistillResult
@@ -37,9 +38,20 @@ if TYPE_CHECKING:
     "--output",
     "target",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="OUT",
-    help="Folder of the new checkpoint.",
+    help="Folder of the new checkpoint; required but for --measure.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Train nothing: print how well each layer of the LLM finds the evidence, for `export "
+    "--rfm from-llm:LAYERS`.",
+)
+@click.option(
+    "--relative-to",
+    metavar="TEXT",
+    help="With --measure: the generic instruction of relative scores; default: 'Write a general "
+    "description of the image.'",
 )
 @click.option(
     "--images",
@@ -142,7 +154,9 @@ if TYPE_CHECKING:
 def distill(
     checkpoint: str,
     data: Path,
-    target: Path,
+    target: Path | None,
+    measure: bool,
+    relative_to: str | None,
     images: Path | None,
     work: Path | None,
     vision_tower: str | None,
@@ -171,6 +185,10 @@ def distill(
     layers it learns from is measured on questions with evidence boxes. CHECKPOINT is a folder, the
     name of a recipe, or a name on the Hugging Face hub; it is only read.
     """
+    if target is None and not measure:
+        raise UsageError("name the folder of the new checkpoint with -o, or give --measure")
+    if relative_to is not None and not (measure and relative_to.strip()):
+        raise UsageError("--relative-to is a text for --measure")
     check_checkpoint(checkpoint)
     with export_packages("distilling"):
         from lrs_edge_export import distill as distillation
@@ -200,6 +218,16 @@ def distill(
         threads=threads,
         force=force,
     )
+    if measure or target is None:
+        generic = relative_to or distillation.GENERIC
+        survey = distillation.survey_layers(
+            checkpoint, data, options, generic, step_teller(quiet=quiet)
+        )
+        if output_format == "json":
+            write_json(survey.report)
+        else:
+            write_result(distillation.survey_table(survey) + "\n", None)
+        return
     result = distillation.distill(checkpoint, data, target, options, step_teller(quiet=quiet))
     if output_format == "json":
         write_json(dict(result.report))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lrs_edge.bundle.parity import Figure
     from lrs_edge_export import ExportOptions, ExportResult
 
-#: Begins a `--rfm` that is layers of the language model.
-FROM_LLM = "from-llm:"
+#: A `--rfm` that is layers of the language model, alone or before a colon and their number.
+FROM_LLM = "from-llm"
 
 #: `lrs_edge_export.quantization.precision.REQUESTS`, which needs the `export` extra.
 _PRECISION = click.Choice(
@@ -31,7 +31,10 @@ _PRECISION = click.Choice(
 
 
 class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
-    """A precision, or `from-llm:LAYERS`, which becomes the number of layers."""
+    """A precision, or `from-llm:LAYERS`, which becomes the number of layers.
+
+    Without LAYERS it stays `from-llm`.
+    """
 
     name = "rfm"
 
@@ -39,7 +42,9 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | int:
         """See click. Raises click.BadParameter."""
-        start, layers = FROM_LLM, str(value).removeprefix(FROM_LLM)
+        start, layers = f"{FROM_LLM}:", str(value).removeprefix(f"{FROM_LLM}:")
+        if value == FROM_LLM:
+            return FROM_LLM
         if not str(value).startswith(start):
             return str(_PRECISION.convert(value, param, ctx))
         if not (layers.isascii() and layers.isdigit() and len(layers) <= 4):
@@ -82,9 +87,17 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 @click.option(
     "--rfm",
     type=_RfmChoice(),
-    metavar="PRECISION|from-llm:LAYERS",
+    metavar="PRECISION|from-llm[:LAYERS]",
     help="Precision of the Region Focus Module; or the language model's own first LAYERS in place "
-    "of one, by reference to its weights: no byte more, and none has to be trained.",
+    "of one, by reference to its weights: no byte more, and none has to be trained. Without LAYERS "
+    "as many as the recipe or the family says (docs/distill.md).",
+)
+@click.option(
+    "--relative-to",
+    metavar="TEXT",
+    default="",
+    help="Divide a token's attention under the question by that under TEXT, a generic instruction "
+    "such as 'Write a general description of the image.'; default: do not.",
 )
 @click.option("--llm", type=_PRECISION, help="Precision of the language model.")
 @click.option(
@@ -203,8 +216,9 @@ def _options(values: dict[str, Any]) -> ExportOptions:
 
     every = values.pop("precision")
     layers = None
-    if isinstance(values["rfm"], int):
-        layers, values["rfm"] = values["rfm"], None
+    if isinstance(values["rfm"], int) or values["rfm"] == FROM_LLM:
+        layers = "default" if values["rfm"] == FROM_LLM else values["rfm"]
+        values["rfm"] = None
     stages = {name: values.pop(name) or every for name in ("vision", "rfm", "llm")}
     questions, images = values.pop("questions"), values.pop("eval_images")
     if (questions is None) != (images is None):

@@ -9,7 +9,9 @@ width F and vocabulary V:
     per run of the LLM          2 D V                           logits of the last token
     RFM's scoring layer         2 D G d per token, and per run 2 D H d; its scores are 2 H d per key
                                 of the last token only, and left out
-    between two segments        the same, for the attention by which tokens are dropped there
+    an RFM of the LLM's layers  runs its scoring layer: 2 (D H d + 2 D G d) per token, and
+                                4 H d per key seen
+    between two segments        as the scoring layer, for the attention by which tokens are dropped
 
 A tile costs what the exporter counted in the vision graph (`VisionSpec.flops`, `TowerSpec.flops`).
 """
@@ -17,9 +19,9 @@ A tile costs what the exporter counted in the vision graph (`VisionSpec.flops`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lrs_edge.bundle.manifest import DecoderSpec, Manifest, StageSpec
+from lrs_edge.bundle.manifest import DecoderSpec, Flavour, Manifest, StageSpec
 from lrs_edge.engines.metered import GraphWork
 
 
@@ -67,7 +69,8 @@ def graph_costs(manifest: Manifest) -> dict[str, GraphCost] | None:
         (llm, _decoder_cost("llm", llm, llm.layers, scores=False)),
     ]
     if rfm is not None:
-        stages.append((rfm, _decoder_cost("rfm", rfm, rfm.layers, scores=True)))
+        cost = _decoder_cost("rfm", rfm, rfm.layers, scores=True)
+        stages.append((rfm, _with_attention(cost, rfm) if llm.has(Flavour.GQA_REST) else cost))
     # All flavours of a stage compute the same.
     costs = {file.path: cost for stage, cost in stages for file in stage.graphs}
     tower = vision.tower
@@ -89,6 +92,17 @@ def _decoder_cost(stage: str, spec: DecoderSpec, layers: int, *, scores: bool) -
         per_token=layers * _layer_flops(spec) + (key if scores else 0),
         per_pair=layers * 4 * spec.heads * spec.head_dim,
         per_run=query if scores else 2 * spec.hidden * spec.vocabulary,
+    )
+
+
+def _with_attention(cost: GraphCost, spec: DecoderSpec) -> GraphCost:
+    """The cost of an RFM that runs the whole attention of its scoring layer."""
+    query, value = (2 * spec.hidden * n * spec.head_dim for n in (spec.heads, spec.kv_heads))
+    return replace(
+        cost,
+        per_token=cost.per_token + query + value,
+        per_pair=cost.per_pair + 4 * spec.heads * spec.head_dim,
+        per_run=0,
     )
 
 

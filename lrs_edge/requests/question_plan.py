@@ -95,7 +95,7 @@ def _available_pruning(stages: Stages, options: AskOptions) -> tuple[AskOptions,
     if options.prune != "rfm" or stages.focus is not None:
         return None
     missing = "this bundle has no region focus module"
-    wanted = "a checkpoint exported with --rfm from-llm:LAYERS has one without training"
+    wanted = "a checkpoint exported with --rfm from-llm has one without training"
     if options.policy == "reference":
         raise BundleError(f"{missing}, which the reference policy needs; {wanted}")
     prune: Prune = "none"

@@ -125,7 +125,7 @@ class BundleFolder:
             rfm=None if model.rfm is None else _decoder_spec(model.rfm, _RFM_GRAPHS, plans.rfm),
             llm=self._llm_spec(plans.llm),
             prompt=model.prompt,
-            search=SearchSpec(base_side=model.base_side),
+            search=SearchSpec(base_side=model.base_side, relative_to=self._options.relative_to),
             limits=model.limits,
             embeddings=EMBEDDINGS,
             tokenizer=TOKENIZER,

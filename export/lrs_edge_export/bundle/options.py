@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lrs_edge.engines.placement import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
@@ -80,7 +81,10 @@ class ExportOptions:
         parity_images: Folder of images for that; None takes synthetic ones.
         accuracy: Questions that the finished bundle is asked; None for none.
         rfm_layers: The RFM is so many first layers of the language model, by reference to its
-            weights and at its precision, in place of the checkpoint's own; None for that.
+            weights and at its precision, in place of the checkpoint's own; `default` for as many
+            as the recipe or the family says; None for the checkpoint's own.
+        relative_to: A generic instruction: a token's score is its attention under the question
+            divided by that under this text; empty for the attention itself.
         local_pool: By which local tokens are pooled; None for the family's.
         force: Replace an existing target.
         attention_layers: Layers after which the LLM is also cut into segments, for ways to prune
@@ -103,7 +107,8 @@ class ExportOptions:
     parity: bool = True
     parity_images: Path | None = None
     accuracy: AccuracyCheck | None = None
-    rfm_layers: int | None = None
+    rfm_layers: int | Literal["default"] | None = None
+    relative_to: str = ""
     local_pool: int | None = None
     force: bool = False
     attention_layers: tuple[int, ...] = ()

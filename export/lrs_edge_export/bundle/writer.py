@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -103,7 +104,7 @@ def export_bundle(
     if options.local_pool is not None:
         model = replace(model, vision=model.vision.with_local_pool(options.local_pool))
     if options.rfm_layers is not None:
-        model = model.with_rfm_of_llm(options.rfm_layers)
+        model = _with_rfm_of_llm(model, options.rfm_layers, found, recipe, progress)
     _check_cuts(options.attention_layers, model.llm.config)
     if options.vision_attention:
         clip_tower(model).check_next_layer()
@@ -137,6 +138,26 @@ def export_bundle(
             f"{target} cannot be written ({error}); check the free space and the permissions"
         ) from error
     return ExportResult(target, manifest, report, planned, accuracy)
+
+
+def _with_rfm_of_llm(
+    model: Model,
+    layers: int | Literal["default"],
+    checkpoint: Checkpoint,
+    recipe: Recipe | None,
+    progress: Callable[[str], None],
+) -> Model:
+    """The model with its language model's first layers as RFM; says which, and why, if asked to."""
+    if layers == "default":
+        scoring = find_family(checkpoint).scoring
+        layers, source = scoring.before(model.llm.config.layers), scoring.source
+        if recipe is not None and recipe.rfm_layers:
+            layers, source = recipe.rfm_layers, recipe.rfm_source
+        progress(
+            f"--rfm from-llm:{layers}: layer {layers} of the language model scores ({source}); "
+            "`lrs-edge distill --measure` finds the best one for questions with boxes"
+        )
+    return model.with_rfm_of_llm(layers)
 
 
 def _writer(model: Model, folder: Path, options: ExportOptions, planner: Planner) -> StageWriter:

@@ -219,7 +219,7 @@ class Model:
         if self.rfm is None:
             raise ExportError(
                 f"{self.folders[0]} holds no region focus module; export it with --rfm "
-                "from-llm:LAYERS, which scores by the language model's own first layers, or train "
+                "from-llm, which scores by the language model's own first layers, or train "
                 "one with `lrs-edge distill` and export its result"
             )
         return self.rfm

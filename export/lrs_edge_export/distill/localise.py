@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lrs_edge.errors import UsageError
+from lrs_edge.search.rfm import LEAST_SCORE
 from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.distill.collect import Collector, OnProgress, in_batches
 from lrs_edge_export.distill.evidence import Localisation, localisation
+from lrs_edge_export.distill.sequences import GroupInput
 from lrs_edge_export.distill.teacher import attention_by_layer
+
+#: Questions on which layers are compared, unless more are asked for.
+LOCALISE_QUESTIONS = 200
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def measure_layers(
     teacher: DecoderStage,
     device: torch.device,
     progress: OnProgress,
-) -> list[Row]:
+) -> tuple[list[Row], list[Row]]:
     """Localisation of every layer, on all levels of the images.
 
     On finer levels the tiles of the evidence are looked at among others drawn at random.
@@ -62,7 +68,8 @@ def measure_layers(
         progress: Told what is done.
 
     Returns:
-        One row for each layer.
+        One row for each layer; and the same by scores relative to the generic instruction, nothing
+        where the collector's assembler knows none.
 
     Raises:
         ImageError: An image cannot be read.
@@ -70,6 +77,7 @@ def measure_layers(
     """
     layers = range(teacher.config.layers)
     found: list[list[Localisation]] = [[] for _ in layers]
+    relative: list[list[Localisation]] = [[] for _ in layers]
     groups = []
     for image, numbers in images.items():
         for level in range(collector.levels(image)):
@@ -80,13 +88,25 @@ def measure_layers(
         inputs = [made.packed for made in batch]
         for layer, scores in attention_by_layer(teacher, inputs, layers, device):
             for made, rows in zip(batch, scores, strict=True):
-                for row, evidence in zip(rows.numpy(), made.evidence, strict=True):
-                    judged = localisation(row, evidence, made.shown)
-                    if judged is not None:
-                        found[layer].append(judged)
+                asked = rows.numpy()
+                if collector.assembler.is_relative:
+                    asked, generic = asked[:-1], np.maximum(asked[-1], LEAST_SCORE)
+                    quotients = np.maximum(asked, LEAST_SCORE) / generic
+                    relative[layer] += _judged(quotients, made)
+                found[layer] += _judged(asked, made)
         done += len(batch)
         progress(f"localisation: {done} of {len(groups)} sequences")
-    return [Row.of(rows) for rows in found]
+    quotients_of = relative if collector.assembler.is_relative else []
+    return [Row.of(rows) for rows in found], [Row.of(rows) for rows in quotients_of]
+
+
+def _judged(scores: NDArray[np.float32], made: GroupInput) -> list[Localisation]:
+    """Localisation of scores float32 [Q, n], of the questions whose evidence is in view."""
+    found = [
+        localisation(row, evidence, made.shown)
+        for row, evidence in zip(scores, made.evidence, strict=True)
+    ]
+    return [judged for judged in found if judged is not None]
 
 
 def choose_layers(rows: Sequence[Row], count: int) -> tuple[int, ...]:

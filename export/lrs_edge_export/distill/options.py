@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from lrs_edge.errors import BackendError
 from lrs_edge_export.distill.collect import Sampling
 from lrs_edge_export.distill.localise import Row, layer_table
 from lrs_edge_export.distill.measure import Measured, measure_table
@@ -50,6 +53,13 @@ class DistillOptions:
     device: str = "cpu"
     threads: int | None = None
     force: bool = False
+
+
+def torch_device(name: str) -> torch.device:
+    """Where layers run. Raises BackendError where there is no such device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendError("PyTorch finds no CUDA device; use --device cpu")
+    return torch.device(name)
 
 
 @dataclass(frozen=True)

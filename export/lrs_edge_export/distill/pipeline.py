@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lrs_edge.engines.cores import thread_count
-from lrs_edge.errors import BackendError, UsageError
+from lrs_edge.errors import UsageError
 from lrs_edge_export.checkpoints.checkpoint import (
     Checkpoint,
     file_sha256,
@@ -27,9 +27,19 @@ from lrs_edge_export.distill.chance import seeded
 from lrs_edge_export.distill.checkpoint_writer import check_distilled, write_checkpoint
 from lrs_edge_export.distill.collect import Collector, OnProgress, Targets, collect
 from lrs_edge_export.distill.features import open_encoder
-from lrs_edge_export.distill.localise import Row, choose_layers, measure_layers
+from lrs_edge_export.distill.localise import (
+    LOCALISE_QUESTIONS,
+    Row,
+    choose_layers,
+    measure_layers,
+)
 from lrs_edge_export.distill.measure import Measured, measure, random_scorer, student_scorer
-from lrs_edge_export.distill.options import DistillOptions, DistillResult, Precision
+from lrs_edge_export.distill.options import (
+    DistillOptions,
+    DistillResult,
+    Precision,
+    torch_device,
+)
 from lrs_edge_export.distill.questions import (
     TrainingQuestion,
     image_folder,
@@ -53,8 +63,7 @@ from lrs_edge_export.families.registry import read_model
 #: Layers N of a student whose checkpoint has none.
 DEFAULT_LAYERS = 2
 
-#: Questions on which the layers are compared, and sequences on which a student is measured.
-LOCALISE_QUESTIONS = 200
+#: Sequences on which a student is measured.
 MEASURED_GROUPS = 80
 
 _LOCALISATION = "localisation.json"
@@ -85,7 +94,7 @@ def distill(
         BackendError: A device is not there.
     """
     options = options or DistillOptions()
-    device = _device(options.device)
+    device = torch_device(options.device)
     # "." has no name, and its parent is not beside it.
     target = target.absolute()
     if options.threads is not None:
@@ -243,7 +252,7 @@ class _Run:
                 if useful:
                     boxed[image] = useful
                     total += len(useful)
-            rows = measure_layers(collector, boxed, model.llm, self._device, self._progress)
+            rows, _ = measure_layers(collector, boxed, model.llm, self._device, self._progress)
             known = [asdict(row) for row in rows]
             work.write(_LOCALISATION, known)
         return tuple(Row(**row) for row in known)
@@ -344,12 +353,6 @@ def _ordered(before: Sequence[Measured], after: Sequence[Measured]) -> tuple[Mea
     return tuple(
         rows[levels, who] for levels in ("base", "finer") for who in order if (levels, who) in rows
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BackendError("PyTorch finds no CUDA device; use --device cpu")
-    return torch.device(name)
 
 
 def _half(precision: Precision, device: torch.device) -> bool:

@@ -78,6 +78,7 @@ class Assembler:
         questions: All questions.
         images: Folder of the images.
         work: Features are kept there.
+        generic: An instruction that every sequence ends with, after its questions; empty for none.
 
     Raises:
         QuestionError: A question cannot be asked (too long, a control token in it).
@@ -90,6 +91,7 @@ class Assembler:
         questions: Sequence[TrainingQuestion],
         images: Path,
         work: Path,
+        generic: str = "",
     ) -> None:
         self._model = model
         self._encoder = encoder
@@ -99,6 +101,9 @@ class Assembler:
         self._sequences = model_sequences(model)
         prompt = self._sequences.prompt
         self._after = [prompt.tokens(question.text).after for question in questions]
+        #: Whether scores of a sequence end with those under a generic instruction.
+        self.is_relative = bool(generic)
+        self._generic = [prompt.tokens(generic).after] if generic else []
         self._search_model = SearchModel(
             # Training never runs the RFM's graph.
             focus=cast(RegionFocus, None),
@@ -145,7 +150,8 @@ class Assembler:
     def _build(self, group: QuestionGroup, tokens: ImageTokens) -> GroupInput:
         level = tokens.pyramid.levels[group.level]
         prefix = self._sequences.prefix(tokens.global_tokens())
-        texts = [self._sequences.text(self._after[number]) for number in group.questions]
+        asked = [*(self._after[number] for number in group.questions), *self._generic]
+        texts = [self._sequences.text(ids) for ids in asked]
         search = SearchContext(
             model=self._search_model,
             pyramid=tokens.pyramid,

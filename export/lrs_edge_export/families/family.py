@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.scoring import LLAVA, ScoringLayer
 
 #: Reads a checkpoint, with the folder or the hub name of the vision tower that the user named.
 Reader = Callable[[Checkpoint, str | None], Model]
@@ -27,6 +28,7 @@ class Family:
         read: Reads a checkpoint. Raises ExportError where it cannot be used.
         claims: Whether a config.json with one of the architectures is of this family; for
             architectures that several families share.
+        scoring: The layer that scores where `--rfm from-llm` names none.
     """
 
     name: str
@@ -34,3 +36,4 @@ class Family:
     title: str
     read: Reader
     claims: Callable[[Settings], bool] = _every
+    scoring: ScoringLayer = LLAVA

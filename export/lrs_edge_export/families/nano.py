@@ -37,6 +37,7 @@ from lrs_edge_export.families.parts import (
     repetition,
     stop_ids,
 )
+from lrs_edge_export.families.scoring import ScoringLayer
 
 _TOWER = "efficientnet-lite0"
 _STRIDE = 32
@@ -101,7 +102,10 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     return model.with_rfm_of_llm(layers) if model.rfm is None and layers else model
 
 
-FAMILY = Family("nano", ("LrsEdgeNanoForCausalLM",), "the embedded model", read)
+#: Its language model is trained to look at evidence there (docs/distill.md, "Which layer scores").
+_SCORING = ScoringLayer(2, 5, "layer 2 of the embedded model's 5, docs/distill.md")
+
+FAMILY = Family("nano", ("LrsEdgeNanoForCausalLM",), "the embedded model", read, scoring=_SCORING)
 
 
 def _positions(config: Settings, weights: Scoped, hidden: int) -> PositionTables | None:

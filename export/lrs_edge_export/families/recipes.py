@@ -22,6 +22,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         vision_tower: Hub name of its vision tower.
         template: Conversation template.
         licence: Of the weights, as far as their publishers state it.
+        rfm_layers: Of `--rfm from-llm` without a number; 0 for the family's default.
+        rfm_source: Where that number is from.
         notes: For the reader of the file.
     """
 
@@ -31,6 +33,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vision_tower: str
     template: str
     licence: str
+    rfm_layers: int = 0
+    rfm_source: str = ""
     notes: str = ""
 
 
