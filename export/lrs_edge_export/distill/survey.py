@@ -107,7 +107,7 @@ def survey_layers(
     images = image_folder(data, options.images, questions)
     chosen = _boxed(questions, options)
     name, recipe = resolve(checkpoint)
-    found = find_checkpoint(name)
+    found = find_checkpoint(name, find_family, progress)
     progress(f"reading {found.path}")
     model = read_model(found, options.vision_tower or (recipe.vision_tower if recipe else None))
     with ExitStack() as stack:
