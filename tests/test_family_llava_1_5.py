@@ -128,6 +128,20 @@ def test_a_folder_with_nothing_beside_the_weights(
     assert manifest.prompt.stop_ids == (2,)
 
 
+def test_a_repetition_penalty_counts_the_prompt(tmp_path: Path, image: Path) -> None:
+    model, folder = written(tmp_path / "hf")
+    edit_json(folder / "generation_config.json", repetition_penalty=1.5)
+    model.generation_config.repetition_penalty = 1.5
+    bundle = parity.exported(folder, tmp_path / "bundle")
+    found = parity.asked(bundle, image, max_tiles=0)
+    ids = parity.prompt_ids(folder, f"USER: <image>\n{QUESTION} ASSISTANT:", TOKENS)
+    wanted = parity.generated(model, ids, pixel_values=pixels_of(folder, image))
+    parity.assert_same(found, wanted)
+    model.generation_config.repetition_penalty = 1.0
+    plain = parity.generated(model, ids, pixel_values=pixels_of(folder, image))
+    assert plain.ids != wanted.ids
+
+
 def test_its_own_chat_template(tmp_path: Path, image: Path) -> None:
     model, folder = written(tmp_path / "hf")
     parity.chat_template(

@@ -138,6 +138,11 @@ class PromptSpec(msgspec.Struct, frozen=True):
     image_token: str = ""
 
     @property
+    def view_place(self) -> int:
+        """Which of the parts the global view is."""
+        return next(i for i, part in enumerate(self.parts) if isinstance(part, GlobalView))
+
+    @property
     def local_place(self) -> int:
         """Which of the parts the local tokens are; what stands before it is the prefix."""
         return next(i for i, part in enumerate(self.parts) if isinstance(part, LOCAL))

@@ -335,6 +335,8 @@ class Manifest(msgspec.Struct, frozen=True):
     repetition_penalty: float = 1.0
     #: Tokens that the penalty counts as generated before the first (transformers starts with BOS).
     penalised_ids: tuple[int, ...] = ()
+    #: It counts the prompt's tokens, too, as transformers does with a prompt of ids.
+    penalise_prompt: bool = False
     parity: ParityReport = ParityReport()
     #: None where answers have no confidence, and yes and no are decided by the logits alone.
     calibration: Calibration | None = None

@@ -78,14 +78,15 @@ class SequenceBuilder:
         """
         embeds, kinds, positions = [], [], []
         start = 0
-        for part in self.spec.parts[: self.spec.local_place]:
+        for place, part in enumerate(self.spec.parts[: self.spec.local_place]):
             kind = TokenKind.SYSTEM
             if isinstance(part, GlobalView):
                 kind = TokenKind.GLOBAL
                 embeds.append(global_tokens)
             else:
                 kind = TokenKind.SEPARATOR if isinstance(part, Separator) else kind
-                embeds.append(self._lookup(self.prompt.ids((part,))))
+                ids = self.prompt.ids((part,), after_image=place > self.spec.view_place)
+                embeds.append(self._lookup(ids))
             kinds.append(np.full(len(embeds[-1]), kind, np.int8))
             if kind is TokenKind.GLOBAL and self.axes > 1:
                 side = math.isqrt(len(global_tokens))

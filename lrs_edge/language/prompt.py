@@ -129,6 +129,19 @@ class Prompt:
             ),
         )
 
+    def seen(self, tokens: PromptTokens) -> tuple[int, ...]:
+        """Tokens of a whole prompt, the image's own token included, each once and in no order.
+
+        Marks that name a tile's place are left out: no answer holds one.
+        """
+        spec = self._spec
+        between = self.ids(spec.parts[spec.view_place + 1 : spec.local_place], after_image=True)
+        marks = [text for text in (spec.local.before, spec.local.after) if "{" not in text]
+        beside = [self.encode(text, after_image=True) for text in marks]
+        image = [] if not spec.image_token else [self._tokenizer.token_to_id(spec.image_token)]
+        every = np.concatenate([tokens.before, between, *beside, tokens.after, image])
+        return tuple(np.unique(every.astype(np.int64)).tolist())
+
     def note(self, found: str) -> NDArray[np.int64]:
         """Token ids int64 [n] of what was found, in words; none where the layout has no place."""
         part = self._spec.objects

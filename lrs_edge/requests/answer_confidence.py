@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lrs_edge.answer.confidence import Certainty, certainty, confidence
 from lrs_edge.answer.domain import domain_warnings
 from lrs_edge.answer.trace import Trace
+from lrs_edge.language.prompt import PromptTokens
 from lrs_edge.language.sampling import Sampler, TokenChooser
 from lrs_edge.requests.options import AskOptions
 from lrs_edge.stages import Stages
@@ -22,13 +23,15 @@ class AnswerConfidence:
     Args:
         stages: The model.
         options: Of the question.
+        prompt: Tokens of the question's prompt.
 
     Attributes:
         chooser: Chooses tokens.
     """
 
-    def __init__(self, stages: Stages, options: AskOptions) -> None:
+    def __init__(self, stages: Stages, options: AskOptions, prompt: PromptTokens) -> None:
         manifest = stages.manifest
+        seen = stages.prompt.seen(prompt) if manifest.penalise_prompt else ()
         greedy = options.temperature == 0
         self._domain = None if manifest.calibration is None else manifest.calibration.domain
         self._fitted = manifest.calibration if greedy and options.policy == "full" else None
@@ -37,7 +40,7 @@ class AnswerConfidence:
             options.top_p,
             options.seed,
             manifest.repetition_penalty,
-            manifest.penalised_ids,
+            (*manifest.penalised_ids, *seen),
         )
         yes_no = None if self._fitted is None else self._fitted.yes_no
         self.chooser = TokenChooser(

@@ -102,7 +102,7 @@ class QuestionRun:
         self._sent = self._text_tokens = 0
         self._result: SearchResult | None = None
         self._segments: tuple[SegmentReport, ...] = ()
-        self._confidence = AnswerConfidence(stages, self._options)
+        self._confidence = AnswerConfidence(stages, self._options, prompt)
         self._note = ObjectsNote(stages, question)
 
     @property

@@ -131,6 +131,7 @@ class BundleFolder:
             tokenizer=TOKENIZER,
             repetition_penalty=model.repetition.penalty,
             penalised_ids=model.repetition.penalised_ids,
+            penalise_prompt=model.repetition.prompt,
             parity=report,
             exact_integers=True,
         )

@@ -148,10 +148,11 @@ def layer_shapes(config: DecoderConfig, *, scoring: bool = False) -> Shapes:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Repetition penalty, and the tokens that count as generated from the start."""
+    """Repetition penalty, and what counts as generated from the start: tokens, and the prompt's."""
 
     penalty: float
     penalised_ids: tuple[int, ...]
+    prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def read_transformers(
         ),
         base_side=layout.base_tiles * stage.tile,
         limits=Limits(max_length=length, max_positions=length),
-        repetition=repetition(settings, generation, vocabulary),
+        repetition=repetition(settings, generation, vocabulary, prompt=True),
         folders=(checkpoint.path,),
         notes=tuple(notes),
     )

@@ -86,14 +86,23 @@ def stop_ids(config: Settings, generation: Settings, vocabulary: int) -> tuple[i
     return unique
 
 
-def repetition(config: Settings, generation: Settings, vocabulary: int) -> Repetition:
+def repetition(
+    config: Settings, generation: Settings, vocabulary: int, *, prompt: bool = False
+) -> Repetition:
     """Of generation_config.json; no penalty where it names none. Raises ExportError.
 
-    Prompts given as embeddings make transformers 4.37 start its list of ids with BOS, which is then
-    penalised from the first token on.
+    Args:
+        config: Of the language model.
+        generation: The file.
+        vocabulary: Tokens that there are.
+        prompt: The prompt is given to transformers as ids, so that the penalty counts its tokens.
+            Prompts given as embeddings make transformers 4.37 start its list of ids with BOS, which
+            is then penalised from the first token on.
     """
     require_plain_generation(generation)
     penalty = generation.number("repetition_penalty", 0.01, 100.0, default=1.0)
+    if prompt:
+        return Repetition(penalty, (), prompt=penalty != 1.0)
     source = generation if generation.integers("bos_token_id") else config
     starts = [token for token in source.integers("bos_token_id")[:1] if 0 <= token < vocabulary]
     return Repetition(penalty, tuple(starts) if penalty != 1.0 else ())
