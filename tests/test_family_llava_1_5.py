@@ -126,6 +126,7 @@ def test_a_folder_with_nothing_beside_the_weights(
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.vision.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     assert manifest.prompt.stop_ids == (2,)
+    parity.assert_documented(folder)
 
 
 def test_a_repetition_penalty_counts_the_prompt(tmp_path: Path, image: Path) -> None:

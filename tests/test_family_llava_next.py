@@ -102,6 +102,7 @@ def test_the_whole_image_and_what_is_kept_of_it(
     assert len(found.sequence) == len(ids)
     wanted = parity.generated(model, ids, **processed(image))
     parity.assert_same(found, wanted)
+    parity.assert_documented(folder)
     pruned = parity.asked(bundle, image, resampling="processor")
     assert len(pruned.sequence) < len(found.sequence)
     stops = open_bundle(bundle).manifest.prompt.stop_ids

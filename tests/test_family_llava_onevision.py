@@ -98,6 +98,7 @@ def test_the_whole_image_and_what_is_kept_of_it(
     ids = parity.prompt_ids(folder, prompt, tokens_of(rows, cols))
     assert found.input_ids == parity.collapsed(ids, model.config.image_token_id)
     parity.assert_same(found, parity.generated(model, ids, **processed(image)))
+    parity.assert_documented(folder)
     pruned = parity.asked(bundle, image, resampling="processor")
     parity.assert_continued(model, pruned, open_bundle(bundle).manifest.prompt.stop_ids)
 

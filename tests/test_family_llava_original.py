@@ -84,6 +84,7 @@ def ids_of(folder: Path, before: str, after: str, image: list[int], bos: bool) -
 def test_llava_1_5_with_a_tower_beside_it(tmp_path: Path) -> None:
     model, folder = write_1_5(tmp_path / "hf", scheme="always")
     rewritten(folder, "LlavaLlamaForCausalLM", inside=False)
+    parity.assert_documented(folder)
     bundle = parity.exported(folder, tmp_path / "bundle")
     image = parity.image_file(tmp_path / "image.png", TILE, TILE)
     found = parity.asked(bundle, image, max_tiles=0)
@@ -113,6 +114,7 @@ def test_llava_next_with_its_own_tower(tmp_path: Path) -> None:
     # What is beside it was not trained.
     for path in (folder / "tower").glob("*.safetensors"):
         path.unlink()
+    parity.assert_documented(folder)
     bundle = parity.exported(folder, tmp_path / "bundle", rfm_layers=1)
     image = parity.image_file(tmp_path / "image.png", 2 * TILE, TILE)
     found = parity.asked(bundle, image, prune="none", resampling="processor")
@@ -135,6 +137,7 @@ def test_tiles_of_longva_stand_side_by_side(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.image_newline"]
     save_file(weights, folder / "model.safetensors")
+    parity.assert_documented(folder)
     bundle = parity.exported(folder, tmp_path / "bundle", rfm_layers=1)
     assert open_bundle(bundle).manifest.prompt.local == LocalTiles()
     image = parity.image_file(tmp_path / "image.png", 2 * TILE, 2 * TILE)
@@ -164,6 +167,7 @@ def test_one_linear_layer_and_resized_positions_of_geochat(
     plane = table[1:].T.reshape(1, tower.hidden, 4, 4)
     wanted = torch.nn.functional.interpolate(plane, 6, mode="bicubic", align_corners=True)
     assert torch.allclose(torch.from_numpy(tower.positions()[1:]).T, wanted.reshape(-1, 36))
+    parity.assert_documented(folder)
     bundle = parity.exported(folder, tmp_path / "bundle")
     image = parity.image_file(tmp_path / "image.png", 84, 84)
     assert len(parity.asked(bundle, image, max_tiles=0).sequence) > 36

@@ -10,6 +10,7 @@ A family's test needs a tiny checkpoint, one image, and these lines:
     wanted = generated(model, ids, pixel_values=pixels)           # transformers' model
     assert_same(found, wanted)                         # first logits within 1e-3, greedy ids equal
 
+`assert_documented(folder)` compares the layout with the family's section of docs/families.md.
 `assert_continued(model, found)` is for pruned sequences: transformers' language model is given the
 very embeddings and positions that the runtime gave to its own. `asked` also returns the prompt's
 ids (-200 for the image) and the answer. Whole processors of transformers want torchvision, which is
@@ -35,9 +36,22 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 import lrs_edge
 from lrs_edge.answer.answer import Answer
 from lrs_edge.answer.trace import Trace
+from lrs_edge.bundle.layout import (
+    GlobalView,
+    LocalRows,
+    LocalTiles,
+    Objects,
+    Part,
+    Separator,
+    Text,
+    TokenIds,
+)
 from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.writer import export_bundle
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.families.registry import read_model
 from tests.checkpoints import byte_tokenizer, write_json
 
 torch = pytest.importorskip("torch", reason="exporting needs the `export` extra")
@@ -325,3 +339,34 @@ def assert_same(found: Run, wanted: Run, limit: float = 1e-3) -> None:
 def assert_continued(model: Any, found: Asked, stops: Sequence[int] = ()) -> None:
     """A pruned sequence: transformers goes on from its embeddings and positions as we did."""
     assert_same(found, continued(model, found, stops))
+
+
+def layout_line(model: Model) -> str:
+    """A layout in words, as docs/families.md has it."""
+    view = "view (stretched)" if model.vision.stretched else "view"
+    return " | ".join(filter(None, (_part_line(part, view) for part in model.prompt.parts)))
+
+
+def _part_line(part: Part, view: str) -> str:
+    if isinstance(part, TokenIds):
+        return ""
+    if isinstance(part, GlobalView):
+        return view
+    if isinstance(part, LocalRows):
+        line = "rows with newlines" if part.newline else "rows"
+        return f"{_quoted(part.before)}{line}{_quoted(part.after)}"
+    if isinstance(part, LocalTiles):
+        return f"tiles {_quoted(part.before)}{_quoted(part.after)}".strip()
+    return {Text: "text", Separator: "separator", Objects: "objects"}.get(type(part), "question")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text) if text else ""
+
+
+def assert_documented(folder: Path) -> None:
+    """docs/families.md has a section of the checkpoint's family, with its layout."""
+    model = read_model(find_checkpoint(str(folder)))
+    docs = (Path(__file__).resolve().parent.parent / "docs" / "families.md").read_text("utf-8")
+    section = docs.split(f"## {model.family}\n")[1].split("\n## ")[0]
+    assert f"Layout: `{layout_line(model)}`" in section
