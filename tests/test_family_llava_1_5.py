@@ -129,6 +129,22 @@ def test_a_folder_with_nothing_beside_the_weights(
     parity.assert_documented(folder)
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_sentencepiece_model_without_tokenizer_json(
+    tmp_path: Path, image: Path, legacy: bool
+) -> None:
+    _, folder = written(tmp_path / "hf")
+    (folder / "tokenizer.json").unlink()
+    image_id = parity.sentencepiece_tokenizer(folder, legacy=legacy)
+    model = llava(image_id)
+    parity.saved(model, folder)
+    bundle = parity.exported(folder, tmp_path / "bundle")
+    found = parity.asked(bundle, image, max_tiles=0)
+    ids = parity.prompt_ids(folder, f"USER: <image>\n{QUESTION} ASSISTANT:", TOKENS)
+    assert found.input_ids == parity.collapsed(ids, image_id)
+    parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels_of(folder, image)))
+
+
 def test_a_repetition_penalty_counts_the_prompt(tmp_path: Path, image: Path) -> None:
     model, folder = written(tmp_path / "hf")
     edit_json(folder / "generation_config.json", repetition_penalty=1.5)

@@ -182,6 +182,38 @@ def llama_tokenizer(folder: Path, *, scheme: str = "first", image: str = "<image
     return tokenizer
 
 
+def sentencepiece_tokenizer(folder: Path, *, legacy: bool, image: str = "<image>") -> int:
+    """LLaMA's tokenizer as a SentencePiece model alone; returns the id of the image's token."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="needs the `export` extra")
+    text = ["USER: What is there on this image? ASSISTANT: A ship and a harbour, I think."] * 9
+    with (folder / "tokenizer.model").open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text),
+            model_writer=stream,
+            model_type="bpe",
+            vocab_size=320,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    place = int(processor.get_piece_size())
+    token = {"content": image, "special": True, "normalized": False}
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": legacy,
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "added_tokens_decoder": {str(place): token},
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    return place
+
+
 def byte_level_tokenizer(folder: Path, *, image: str = "<image>") -> Tokenizer:
     """Qwen2's kind of tokenizer: 256 bytes, three control tokens, the image's token last."""
     tokenizer = byte_tokenizer()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -141,8 +141,16 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
             )
 
 
-def from_sentencepiece(path: Path) -> TokenizerFile:
+def from_sentencepiece(
+    path: Path, scheme: Literal["always", "first"] | None = None
+) -> TokenizerFile:
     """LLaMA's tokenizer from its SentencePiece model (BPE with byte fallback).
+
+    Args:
+        path: The model.
+        scheme: Where transformers 5 puts a space: before every piece of text between control tokens
+            (`legacy`), or before the first; None for what SentencePiece itself does with each
+            text.
 
     Raises:
         ExportError: The file is missing, damaged, or of another kind.
@@ -183,9 +191,14 @@ def from_sentencepiece(path: Path) -> TokenizerFile:
     )
     tokenizer.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in control])
     _add_tokens(tokenizer, path.parent)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
-    )
+    if scheme is None:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            _SPACE, prepend_scheme=scheme, split=False
+        )
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(_SPACE, " "),

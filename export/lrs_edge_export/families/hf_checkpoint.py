@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken
 
@@ -227,8 +227,13 @@ def require_tile(processor: Settings, tile: int) -> None:
             raise processor.wrong(key, f"must be the vision tower's image size {tile}")
 
 
-def tokens_of(checkpoint: Checkpoint) -> Tokens:
+def tokens_of(checkpoint: Checkpoint, *, whole: bool = True) -> Tokens:
     """The tokenizer, from whichever of its files there are.
+
+    Args:
+        checkpoint: The folder.
+        whole: Prompts are tokenised whole, as transformers does; False where every part is
+            tokenised by itself, by SentencePiece's own rules.
 
     Raises:
         ExportError: There is none, or it cannot be used.
@@ -238,7 +243,9 @@ def tokens_of(checkpoint: Checkpoint) -> Tokens:
     if (folder / "tokenizer.json").is_file():
         file = copied(folder / "tokenizer.json")
     elif (folder / "tokenizer.model").is_file():
-        file = from_sentencepiece(folder / "tokenizer.model")
+        legacy = settings.flag("legacy")
+        scheme: Literal["always", "first"] = "always" if legacy else "first"
+        file = from_sentencepiece(folder / "tokenizer.model", scheme if whole else None)
     elif (folder / "vocab.json").is_file():
         file = from_byte_level(folder)
     else:

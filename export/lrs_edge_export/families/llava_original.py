@@ -162,7 +162,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     inner = Scoped(weights, "model.")
     vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
     check_vocabulary(inner, vocabulary)
-    tokens = tokens_of(checkpoint)
+    tokens = tokens_of(checkpoint, whole=False)
     newline = partial(np.zeros, decoder.hidden, np.float32)
     if merge.newline:
         inner.require({"image_newline": (decoder.hidden,)}, "newline vector")
