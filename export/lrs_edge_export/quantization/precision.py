@@ -80,9 +80,9 @@ class Plan:
             return plain
         return HIGHER.get(self.precision, plain) if name in self.higher else self.precision
 
-    def alone(self, name: str) -> Plan:
-        """The plan that quantizes this one weight only."""
-        return replace(self, only=frozenset([name]))
+    def alone(self, *names: str) -> Plan:
+        """The plan that quantizes these weights only."""
+        return replace(self, only=frozenset(names))
 
     @property
     def needs_calibration(self) -> bool:

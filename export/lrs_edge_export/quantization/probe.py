@@ -30,14 +30,22 @@ class Probe:
     Args:
         stage: Which.
         data: Calibration data.
+        tiles: Tiles that a vision graph is run on, at most.
+        prompts: Prompts that a decoder is run on, at most.
     """
 
-    def __init__(self, stage: StageName, data: CalibrationData) -> None:
+    def __init__(
+        self,
+        stage: StageName,
+        data: CalibrationData,
+        *,
+        tiles: int = _TILES,
+        prompts: int = _PROMPTS,
+    ) -> None:
         self._stage = stage
-        step = max(len(data.tiles) // _TILES, 1)
-        self._tiles = data.tiles[::step][:_TILES]
-        prompts = data.sequences if stage == "rfm" else data.pruned
-        self._prompts = prompts[:_PROMPTS]
+        step = max(len(data.tiles) // tiles, 1)
+        self._tiles = data.tiles[::step][:tiles]
+        self._prompts = (data.sequences if stage == "rfm" else data.pruned)[:prompts]
 
     @property
     def graph(self) -> str:

@@ -1,12 +1,20 @@
-"""How much each weight suffers from a precision: the stage's error when it alone is quantized."""
+"""How much weights suffer from a precision: the stage's error when they alone are quantized.
+
+Layers of one kind (all down projections, all depthwise convolutions) suffer alike, so all of a kind
+are quantized together first, and only of the most sensitive kinds single layers are. A layer that
+was not measured alone has its share of what its kind has: independent errors add up in squares.
+"""
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from lrs_edge.engines.placement import StageName
 from lrs_edge_export.checkpoints.model import Model
@@ -16,18 +24,31 @@ from lrs_edge_export.quantization import CalibrationData, StaticVision, spread
 from lrs_edge_export.quantization.precision import Plan
 from lrs_edge_export.quantization.probe import Probe, relative_error
 
-#: Tiles that ranges are calibrated on here, for every layer anew.
+#: Tiles that ranges are calibrated on here.
 _TILES = 16
+
+#: Tiles, and prompts, that every error is measured on.
+_PROBED_TILES, _PROBED_PROMPTS = 4, 3
+
+#: Single layers measured of a stage, beside its kinds.
+MOST_SINGLE = 16
+
+#: Gives the error of a stage of which some layers are quantized.
+Measure = Callable[[Collection[str]], float]
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """One weight: its stage, its layer's name, its elements, the error it causes alone."""
+    """One weight: its stage, its layer's name, its elements, the error it causes alone.
+
+    `measured` is False where the error is the layer's share of its kind's.
+    """
 
     stage: StageName
     name: str
     elements: int
     error: float
+    measured: bool = True
 
 
 def measure_sensitivity(
@@ -38,7 +59,7 @@ def measure_sensitivity(
     folder: Path,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[LayerError]:
-    """Quantize every weight of a stage alone, and compare the stage's output with its float one.
+    """Quantize weights of a stage alone, and compare the stage's output with its float one.
 
     The whole stage is in memory in float32, several times its size on disk in the worst case.
 
@@ -48,12 +69,12 @@ def measure_sensitivity(
         model: The checkpoint.
         data: Calibration data.
         folder: Where graphs lie for a moment.
-        progress: Called with one line per ten layers.
+        progress: Called with one line per ten measurements.
 
     Returns:
         Errors, relative to the output's size, the largest first.
     """
-    probe = Probe(stage, data)
+    probe = Probe(stage, data, tiles=_PROBED_TILES, prompts=_PROBED_PROMPTS)
     static_vision = stage == "vision" and plan.precision == "int8-static"
     floats = Plan() if static_vision else Plan(target=plan.target)
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -71,26 +92,81 @@ def measure_sensitivity(
                 target = path.with_name("alone.onnx")
                 static = StaticVision(path, tiles, Path(place), symmetric=plan.symmetric)
                 write_alone = partial(static.write_alone, target)
-            found = []
-            for number, (name, elements) in enumerate(sizes.items()):
+            number = 0
+
+            def measure(names: Collection[str]) -> float:
+                nonlocal number
                 if number % 10 == 0:
-                    progress(f"sensitivity of {stage}: layer {number + 1} of {len(sizes)}")
-                write_alone(name)
-                error = relative_error(probe.outputs(target, plan.precision), wanted)
-                found.append(LayerError(stage, name, elements, error))
+                    progress(f"sensitivity of {stage}, {len(sizes)} layers: {number} measured")
+                number += 1
+                write_alone(names)
+                return relative_error(probe.outputs(target, plan.precision), wanted)
+
+            errors = layer_errors(list(sizes), measure)
+    found = [LayerError(stage, name, size, *errors[name]) for name, size in sizes.items()]
     return sorted(found, key=lambda one: -one.error)
 
 
+def layer_errors(
+    names: Sequence[str], measure: Measure, most_single: int = MOST_SINGLE
+) -> dict[str, tuple[float, bool]]:
+    """Errors of layers, by name, and whether they were measured alone.
+
+    Args:
+        names: Of all layers.
+        measure: Gives the error of some of them together.
+        most_single: Layers that are measured alone, at most.
+    """
+    if len(names) <= most_single:
+        return {name: (measure([name]), True) for name in names}
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(kind_of(name), []).append(name)
+    together = {kind: measure(layers) for kind, layers in kinds.items()}
+    alone = {layers[0]: together[kind] for kind, layers in kinds.items() if len(layers) == 1}
+    order = sorted(kinds, key=lambda kind: -_share(together[kind], len(kinds[kind])))
+    left = most_single
+    for kind in order:
+        layers = kinds[kind]
+        if len(layers) == 1 or left <= 0:
+            continue
+        places = np.linspace(0, len(layers) - 1, min(left, len(layers))).round().astype(int)
+        alone |= {layers[place]: measure([layers[place]]) for place in places.tolist()}
+        left -= len(places)
+    return {
+        name: (alone[name], True) if name in alone else (_rest(kinds[kind], alone, error), False)
+        for kind, error in together.items()
+        for name in kinds[kind]
+    }
+
+
+def kind_of(name: str) -> str:
+    """A layer's name with stars for numbers, such as `layers.*.mlp.down_proj`."""
+    return re.sub(r"\d+", "*", name)
+
+
+def _share(error: float, layers: int) -> float:
+    """Error of one of some layers that are alike, of which together it is known."""
+    return error / max(layers, 1) ** 0.5
+
+
+def _rest(layers: Sequence[str], alone: Mapping[str, float], together: float) -> float:
+    """Error of each of a kind's layers that were not measured alone."""
+    known = [alone[name] for name in layers if name in alone]
+    left = max(together**2 - sum(error**2 for error in known), 0.0) ** 0.5
+    return _share(left, len(layers) - len(known))
+
+
 class _Alone:
-    """Writes a stage's graph with one weight quantized."""
+    """Writes a stage's graph with some weights quantized."""
 
     def __init__(self, weights: WeightFile, plan: Plan, write: Callable[[], None]) -> None:
         self._weights = weights
         self._plan = plan
         self._write = write
 
-    def write(self, name: str) -> None:
-        self._weights.plan = self._plan.alone(name)
+    def write(self, names: Collection[str]) -> None:
+        self._weights.plan = self._plan.alone(*names)
         self._write()
 
 
@@ -106,11 +182,12 @@ def kept_higher(errors: Sequence[LayerError], percent: float) -> frozenset[str]:
 
 
 def sensitivity_table(errors: Iterable[LayerError], higher: frozenset[str]) -> str:
-    """A Markdown table, the most sensitive layer first."""
+    """A Markdown table, the most sensitive layer first; a `~` marks a share of a kind's error."""
     lines = ["| stage | layer | weights | error alone | kept higher |", "|---|---|---|---|---|"]
     for one in errors:
         kept = "yes" if one.name in higher else ""
-        lines.append(f"| {one.stage} | {one.name} | {one.elements:,} | {one.error:.2e} | {kept} |")
+        error = f"{'' if one.measured else '~'}{one.error:.2e}"
+        lines.append(f"| {one.stage} | {one.name} | {one.elements:,} | {error} | {kept} |")
     return "\n".join(lines) + "\n"
 
 

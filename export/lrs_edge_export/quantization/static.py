@@ -114,9 +114,9 @@ class StaticVision:
         left_out += [node.name for node in self._model.graph.node if node.name in _OBJECTS]
         self._write(target, nodes_to_exclude=left_out)
 
-    def write_alone(self, target: Path, layer: str) -> None:
-        """Write the graph with one layer quantized, its activation function included."""
-        self._write(target, nodes_to_quantize=_nodes_of(self._model, [layer], self._path))
+    def write_alone(self, target: Path, layers: Collection[str]) -> None:
+        """Write the graph with some layers quantized, their activation functions included."""
+        self._write(target, nodes_to_quantize=_nodes_of(self._model, layers, self._path))
 
     def _write(self, target: Path, **nodes: list[str]) -> None:
         model = onnx.ModelProto()
