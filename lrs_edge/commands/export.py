@@ -133,6 +133,13 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
     help="Report each weight's error when it alone is quantized.",
 )
 @click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep layers rounded to 4 bits here until the bundle is written, so that an export that "
+    "is killed goes on; default: beside BUNDLE, where a stage has more than 134 million weights.",
+)
+@click.option(
     "--int8-kv",
     is_flag=True,
     help="Also write the language model over an int8 KV cache (ask --kv-cache int8). For CUDA: on "

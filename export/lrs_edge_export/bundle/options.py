@@ -75,6 +75,9 @@ class ExportOptions:
         keep_higher: Percentage of a stage's weights, the most sensitive ones by measurement, kept
             at a higher precision; None for the usual share (`quantization/planning.py`).
         sensitivity: Measure every weight's sensitivity even where none is kept higher.
+        work: Folder in which matrices rounded to 4 bits are kept until the bundle is written, so
+            that an export that is killed can go on; None takes one beside the target for large
+            stages.
         int8_kv: Also write the language model over an int8 KV cache.
         licence: Of the weights; None takes the recipe's.
         parity: Whether to compare with PyTorch at the end.
@@ -102,6 +105,7 @@ class ExportOptions:
     calibration: Path | None = None
     keep_higher: float | None = None
     sensitivity: bool = False
+    work: Path | None = None
     int8_kv: bool = False
     licence: str | None = None
     parity: bool = True

@@ -21,6 +21,7 @@ from lrs_edge_export.quantization import (
     CalibrationData,
     Calibrator,
     DecoderCalibrator,
+    KeptStates,
     VisionCalibrator,
     spread,
     static_vision,
@@ -61,7 +62,11 @@ class Plans:
 
 
 def calibrated(
-    plan: Plan, stage: StageName, model: Model, data: Callable[[], CalibrationData]
+    plan: Plan,
+    stage: StageName,
+    model: Model,
+    data: Callable[[], CalibrationData],
+    kept: KeptStates | None = None,
 ) -> Plan:
     """The plan, which can ask for what is known of the inputs of a stage's matrix products.
 
@@ -70,6 +75,7 @@ def calibrated(
         stage: Of the model.
         model: The checkpoint.
         data: Loads the calibration data; called when the first weight needs it.
+        kept: States of a decoder's layers that an export that was killed has come to.
     """
     moments = plan.precision == "int4-weight"
 
@@ -78,8 +84,13 @@ def calibrated(
         if stage == "vision":
             return VisionCalibrator(model.vision, data().tiles, second_moments=moments)
         if stage == "rfm":
-            return DecoderCalibrator(model.region_focus, data().sequences, second_moments=moments)
-        return DecoderCalibrator(model.llm, data().pruned, second_moments=moments, head=True)
+            sequences = data().sequences
+            return DecoderCalibrator(
+                model.region_focus, sequences, second_moments=moments, kept=kept
+            )
+        return DecoderCalibrator(
+            model.llm, data().pruned, second_moments=moments, head=True, kept=kept
+        )
 
     return replace(plan, calibrator=load)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from lrs_edge.bundle.manifest import (
     Source,
 )
 from lrs_edge.bundle.parity import ParityReport
+from lrs_edge.engines.placement import STAGE_NAMES
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.embeddings import write_embeddings
 from lrs_edge_export.bundle.manifest import EMBEDDINGS, MANIFEST, TOKENIZER, BundleFolder, Origin
@@ -41,7 +43,8 @@ from lrs_edge_export.families.registry import find_family, read_model
 from lrs_edge_export.parity import check as parity
 from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
 from lrs_edge_export.quantization.kv_scales import kv_scales
-from lrs_edge_export.quantization.planning import Planned, Planner
+from lrs_edge_export.quantization.planning import Planned, Planner, asks_int4, is_large
+from lrs_edge_export.quantization.work_folder import WorkFolder, digest_of_files
 
 __all__ = ["AccuracyCheck", "ExportOptions", "ExportResult", "Precisions", "export_bundle"]
 
@@ -88,29 +91,16 @@ def export_bundle(
     """
     options = options or ExportOptions()
     check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
-    name, recipe = resolve(checkpoint)
-    if options.revision is not None:
-        if Path(name).is_dir():
-            raise ExportError(f"--revision is for a checkpoint on the hub, and {name} is a folder")
-        name = f"{name.partition('@')[0]}@{options.revision}"
-    found = find_checkpoint(name, find_family, progress)
-    tower = options.vision_tower or (recipe.vision_tower if recipe else None)
-    progress(f"reading {found.path}")
-    model = read_model(found, tower)
-    for note in model.notes:
-        progress(f"note: {note}")
-    if recipe and recipe.family != model.family:
-        raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
-    if options.local_pool is not None:
-        model = replace(model, vision=model.vision.with_local_pool(options.local_pool))
-    if options.rfm_layers is not None:
-        model = _with_rfm_of_llm(model, options.rfm_layers, found, recipe, progress)
-    _check_cuts(options.attention_layers, model.llm.config)
-    if options.vision_attention:
-        clip_tower(model).check_next_layer()
+    found, recipe, model = _read(checkpoint, options, progress)
+
+    @cache
+    def contents() -> str:
+        return source_hash(model.folders)
+
     try:
         with replacing_folder(target) as folder:
-            planner = Planner(model, options, folder, progress)
+            work = _work_folder(model, options, target, contents)
+            planner = Planner(model, options, folder, progress, work)
             planned = planner.plan()
             with _writer(model, folder, options, planner) as stages:
                 parts = _Parts(stages, planned, planner, options, progress)
@@ -119,7 +109,7 @@ def export_bundle(
             progress("hashing the checkpoint")
             origin = Origin(
                 name=options.name or _source_name(found).partition("@")[0].rsplit("/", 1)[-1],
-                source=Source(_source_name(found), source_hash(model.folders)),
+                source=Source(_source_name(found), contents()),
                 licence=_licence(options, recipe),
                 card=found.card(),
             )
@@ -133,6 +123,8 @@ def export_bundle(
                 accuracy.raise_if_failed()
                 measured = msgspec.structs.replace(measured, accuracy=accuracy.entry)
                 manifest = bundle.write_manifest(planned.plans, measured)
+        if work is not None:
+            work.remove()
     except OSError as error:
         raise ExportError(
             f"{target} cannot be written ({error}); check the free space and the permissions"
@@ -158,6 +150,47 @@ def _with_rfm_of_llm(
             "`lrs-edge distill --measure` finds the best one for questions with boxes"
         )
     return model.with_rfm_of_llm(layers)
+
+
+def _read(
+    checkpoint: str, options: ExportOptions, progress: Callable[[str], None]
+) -> tuple[Checkpoint, Recipe | None, Model]:
+    """The checkpoint, its recipe if it has one, and its model as it is to be exported."""
+    name, recipe = resolve(checkpoint)
+    if options.revision is not None:
+        if Path(name).is_dir():
+            raise ExportError(f"--revision is for a checkpoint on the hub, and {name} is a folder")
+        name = f"{name.partition('@')[0]}@{options.revision}"
+    found = find_checkpoint(name, find_family, progress)
+    tower = options.vision_tower or (recipe.vision_tower if recipe else None)
+    progress(f"reading {found.path}")
+    model = read_model(found, tower)
+    for note in model.notes:
+        progress(f"note: {note}")
+    if recipe and recipe.family != model.family:
+        raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
+    if options.local_pool is not None:
+        model = replace(model, vision=model.vision.with_local_pool(options.local_pool))
+    if options.rfm_layers is not None:
+        model = _with_rfm_of_llm(model, options.rfm_layers, found, recipe, progress)
+    _check_cuts(options.attention_layers, model.llm.config)
+    if options.vision_attention:
+        clip_tower(model).check_next_layer()
+    return found, recipe, model
+
+
+def _work_folder(
+    model: Model, options: ExportOptions, target: Path, contents: Callable[[], str]
+) -> WorkFolder | None:
+    """Where matrices rounded to 4 bits are kept; None where that is not worth it."""
+    stages = [stage for stage in STAGE_NAMES if asks_int4(stage, model, options)]
+    if not stages or (options.work is None and not any(is_large(model, one) for one in stages)):
+        return None
+    beside = target.absolute().with_name(f".{target.name}.work")
+    images = "" if options.calibration is None else digest_of_files(options.calibration)
+    rfm = "no RFM" if model.rfm is None else f"{model.rfm.config.layers} {model.rfm.of_llm}"
+    asked = f"{rfm} {options.local_pool}"
+    return WorkFolder(options.work or beside, contents(), images, asked)
 
 
 def _writer(model: Model, folder: Path, options: ExportOptions, planner: Planner) -> StageWriter:

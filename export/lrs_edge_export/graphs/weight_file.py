@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -193,12 +194,18 @@ class WeightFile:
         """Integers [K, N] with scales [ceil(K / block), N]."""
         (rows, cols), floats = shape, self.plan.floats
         bits, block = (4, INT4_BLOCK) if precision == "int4-weight" else (8, INT8_BLOCK)
-        known = self._inputs(name) if bits == 4 else None
-        moments = [] if known is None else known.second_moments
+
+        def rounded(chunk: Array) -> Quantized:
+            known = self._inputs(name) if bits == 4 else None
+            return _quantized(chunk, bits, block, [] if known is None else known.second_moments)
 
         def parts() -> Iterator[tuple[NDArray[Any], ...]]:
-            for chunk in chunks:
-                made = _quantized(chunk, bits, block, moments)
+            for number, chunk in enumerate(chunks):
+                if bits == 4 and self.plan.rounded is not None:
+                    shape = len(chunk), cols
+                    made = self.plan.rounded(name, number, shape, partial(rounded, chunk))
+                else:
+                    made = rounded(chunk)
                 yield made.integers.T, made.scales.astype(floats).T
 
         weight = f"{name}.weight"

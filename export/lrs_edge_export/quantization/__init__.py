@@ -9,6 +9,7 @@ from lrs_edge_export.quantization.calibration import CalibrationData, load_calib
 from lrs_edge_export.quantization.calibrators import DecoderCalibrator, VisionCalibrator
 from lrs_edge_export.quantization.channels import quantize_channels, saturates
 from lrs_edge_export.quantization.error_feedback import gptq
+from lrs_edge_export.quantization.results import KeptStates, Results, Rounded
 from lrs_edge_export.quantization.rounding import Quantized, dequantize, round_to_nearest
 from lrs_edge_export.quantization.static import StaticVision, spread, static_vision
 from lrs_edge_export.quantization.statistics import MAX_BLOCK, Calibrator, InputStatistics
@@ -19,7 +20,10 @@ __all__ = [
     "Calibrator",
     "DecoderCalibrator",
     "InputStatistics",
+    "KeptStates",
     "Quantized",
+    "Results",
+    "Rounded",
     "StaticVision",
     "VisionCalibrator",
     "dequantize",

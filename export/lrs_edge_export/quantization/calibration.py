@@ -8,15 +8,17 @@ A folder holds images (anything that `lrs_edge.raster` reads) and, if it likes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lrs_edge.errors import ExportError, ImageError, UsageError
 from lrs_edge.evaluation.questions import read_questions
@@ -104,7 +106,7 @@ def load_calibration(
             shipped = resources.files("lrs_edge_models").joinpath("calibration")
             folder = stack.enter_context(resources.as_file(shipped))
         paths = _images(folder)[: max(min(most_images, MOST_IMAGES), 1)]
-        side = _side(model, len(paths))
+        side = tiles_along_side(model, len(paths))
         views = 1 + side * side
         paths = paths[: MOST_TILES // views]
         questions = _questions(folder, paths)
@@ -128,8 +130,28 @@ def load_calibration(
     return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")
 
 
-def _side(model: Model, images: int) -> int:
-    """Local tiles along a side: as at the base level, as far as the features of all images go."""
+def written_data(data: CalibrationData) -> dict[str, NDArray[Any]]:
+    """Calibration data as arrays by name."""
+    arrays: dict[str, NDArray[Any]] = {"tiles": data.tiles, "described": np.array(data.described)}
+    for name, sequences in (("sequence", data.sequences), ("pruned", data.pruned)):
+        arrays |= {f"{name}{number}": x for number, x in enumerate(sequences)}
+    return arrays
+
+
+def read_data(arrays: Mapping[str, NDArray[Any]]) -> CalibrationData:
+    """What `written_data` was given."""
+    count = sum(name.startswith("pruned") for name in arrays)
+    sequences, pruned = (
+        [arrays[f"{name}{number}"] for number in range(count)] for name in ("sequence", "pruned")
+    )
+    return CalibrationData(arrays["tiles"], sequences, pruned, str(arrays["described"]))
+
+
+def tiles_along_side(model: Model, images: int) -> int:
+    """Local tiles along a side of an image.
+
+    As many as at the base level, as far as the features of all images go.
+    """
     most = MOST_FEATURES // (images * model.vision.tower.grid**2)
     side = min(max(model.base_side // model.vision.tile, 1), MOST_SIDE)
     return max(min(side, math.isqrt(max(most - 1, 0))), 1)

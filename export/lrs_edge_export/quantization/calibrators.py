@@ -18,6 +18,7 @@ from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.towers import TransformerTower
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.quantization.kept_tensors import KeptTensors
+from lrs_edge_export.quantization.results import KeptStates
 from lrs_edge_export.quantization.statistics import InputObserver, InputStatistics
 from lrs_edge_export.torch_model import stages, vision
 from lrs_edge_export.torch_model.tower import tower_embeddings, tower_features, tower_layer
@@ -74,6 +75,7 @@ class DecoderCalibrator:
         sequences: Embeddings float32 [T, D] each.
         second_moments: Whether GPTQ will want second moments.
         head: Whether `lm_head` will be asked for.
+        kept: States that an export that was killed has come to, and where this one's are kept.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class DecoderCalibrator:
         *,
         second_moments: bool,
         head: bool = False,
+        kept: KeptStates | None = None,
     ) -> None:
+        self._kept = kept
         self._weights = KeptTensors(stage.tensors)
         self._stage = replace(stage, tensors=Scoped(self._weights, ""))
         self._sequences = sequences
@@ -104,6 +108,8 @@ class DecoderCalibrator:
             raise KeyError(f"{name} is not a linear of this decoder whose inputs are observed")
         if layer < self._layer:
             self._restart()
+        if self._layer < 0 and self._kept is not None:
+            self._go_on(self._kept, layer)
         with torch.inference_mode():
             while self._layer < layer:
                 self._advance()
@@ -125,9 +131,18 @@ class DecoderCalibrator:
         self._states = [torch.from_numpy(sequence) for sequence in self._sequences]
         self._found: dict[str, InputStatistics] = {}
 
+    def _go_on(self, kept: KeptStates, layer: int) -> None:
+        """Go on with kept states, if they are not beyond a layer."""
+        found = kept.load()
+        if found is not None and found[0] <= layer and len(found[1]) == len(self._sequences):
+            self._layer = found[0] - 1
+            self._states = [torch.from_numpy(x) for x in found[1]]
+
     def _advance(self) -> None:
         """Run the next layer over all sequences."""
         self._layer += 1
+        if self._kept is not None and self._layer > 0:
+            self._kept.save(self._layer, [x.numpy() for x in self._states])
         self._found = {}
         self._weights.forget()
         stage, layer = self._stage, self._layer

@@ -17,11 +17,23 @@ from lrs_edge_export.bundle.stages import STATIC_TILES, Plans, calibrated, check
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.towers import TransformerTower
 from lrs_edge_export.parity.limits import LIMITS
-from lrs_edge_export.quantization import CalibrationData, load_calibration
+from lrs_edge_export.quantization import CalibrationData, KeptStates, Results, load_calibration
+from lrs_edge_export.quantization.calibration import read_data, tiles_along_side, written_data
 from lrs_edge_export.quantization.choice import Candidate, int8_precisions, measure, ranked
+from lrs_edge_export.quantization.effort import (
+    IMAGES,
+    Effort,
+    matrices,
+    measured_speed,
+    tokens_of,
+)
 from lrs_edge_export.quantization.precision import Plan, Precision
 from lrs_edge_export.quantization.sensitivity import LayerError, kept_higher, measure_sensitivity
 from lrs_edge_export.quantization.static_choice import best_variant, static_variants
+from lrs_edge_export.quantization.work_folder import WorkFolder
+
+#: Name of the calibration data among kept results.
+_DATA = "calibration"
 
 #: Weights of a stage above which neither a choice nor sensitivity is measured: both need the whole
 #: stage in memory in float32, several times over, and exports must be possible on small machines.
@@ -72,11 +84,18 @@ class Planner:
         options: What was asked for.
         folder: Where graphs lie for a moment.
         progress: Called with one line per step.
+        work: Where results are kept for the case that this is killed; None keeps none.
     """
 
     def __init__(
-        self, model: Model, options: ExportOptions, folder: Path, progress: Callable[[str], None]
+        self,
+        model: Model,
+        options: ExportOptions,
+        folder: Path,
+        progress: Callable[[str], None],
+        work: WorkFolder | None = None,
     ) -> None:
+        self._work = work
         self._model = model
         self._options = options
         self._folder = folder
@@ -85,8 +104,22 @@ class Planner:
     @cached_property
     def data(self) -> CalibrationData:
         """Calibration data, loaded when first needed."""
+        kept = None if self._work is None else self._work.get(_DATA)
+        if kept is not None:
+            return read_data(kept)
         self._progress("running the model over the calibration data")
-        return load_calibration(self._options.calibration, self._model)
+        found = load_calibration(self._options.calibration, self._model)
+        if self._work is not None:
+            self._work.put(written_data(found), _DATA)
+        return found
+
+    @cached_property
+    def _effort(self) -> Effort:
+        """What GPTQ will take, of all stages together."""
+        model, side = self._model, tiles_along_side(self._model, IMAGES)
+        stages = [stage for stage in STAGE_NAMES if asks_int4(stage, model, self._options)]
+        work = {stage: (matrices(model, stage), tokens_of(model, stage, side)) for stage in stages}
+        return Effort(work, measured_speed(), self._progress)
 
     def plan(self) -> Planned:
         """Measure what has to be measured.
@@ -94,6 +127,13 @@ class Planner:
         Raises:
             ExportError: A stage cannot have the precision that was asked for.
         """
+        if any(asks_int4(stage, self._model, self._options) for stage in STAGE_NAMES):
+            self._effort.announce()
+            if self._work is not None:
+                self._progress(
+                    f"what is done is kept in {self._work.path}: if this is killed, the same "
+                    "command goes on from there"
+                )
         planned = Planned(Plans(), {}, {})
         rfm = self._model.rfm
         shared = rfm is not None and rfm.of_llm
@@ -140,13 +180,22 @@ class Planner:
         """The plan for a precision, in which sensitive weights are kept higher."""
         options = self._options
         plan = Plan(precision, target=options.target, symmetric=options.symmetric)
-        plan = calibrated(plan, stage, self._model, lambda: self.data)
+        kept = None if self._work is None else KeptStates(stage, self._work)
+        plan = calibrated(plan, stage, self._model, lambda: self.data, kept)
+        plan = self._sparing(plan, stage, planned)
+        if precision != "int4-weight":
+            return plan
+        return replace(plan, rounded=Results(stage, self._work, self._effort).rounded)
+
+    def _sparing(self, plan: Plan, stage: StageName, planned: Planned) -> Plan:
+        """The plan with what is too sensitive for it kept higher."""
+        options, precision = self._options, plan.precision
         percent = options.keep_higher
         if percent is None:
             percent = KEPT_HIGHER if precision in _KEEPING else 0.0
         if precision in ("fp32", "fp16") or not (options.sensitivity or percent > 0):
             return plan
-        if self._is_large(stage):
+        if is_large(self._model, stage):
             if options.sensitivity or options.keep_higher:
                 raise ExportError(
                     f"sensitivity of {stage} needs the whole stage in memory, which has more than "
@@ -177,10 +226,19 @@ class Planner:
         config = (self._model.region_focus if stage == "rfm" else self._model.llm).config
         return frozenset(f"layers.{layer}.mlp.down_proj" for layer in range(config.layers))
 
-    def _is_large(self, stage: StageName) -> bool:
-        tower = self._model.vision.tower
-        if stage == "vision":
-            return isinstance(tower, TransformerTower) and tower.weights > MOST_WEIGHTS
-        if stage == "rfm":
-            return self._model.region_focus.config.weights > MOST_WEIGHTS
-        return self._model.llm_weights > MOST_WEIGHTS
+
+def asks_int4(stage: StageName, model: Model, options: ExportOptions) -> bool:
+    """Whether a stage with weights of its own is to be rounded to 4 bits."""
+    if stage == "rfm" and (model.rfm is None or model.rfm.of_llm):
+        return False
+    return options.precisions.of(stage) == "int4-weight"
+
+
+def is_large(model: Model, stage: StageName) -> bool:
+    """Whether a stage has more than MOST_WEIGHTS weights, so that nothing is measured of it."""
+    tower = model.vision.tower
+    if stage == "vision":
+        return isinstance(tower, TransformerTower) and tower.weights > MOST_WEIGHTS
+    if stage == "rfm":
+        return model.region_focus.config.weights > MOST_WEIGHTS
+    return model.llm_weights > MOST_WEIGHTS

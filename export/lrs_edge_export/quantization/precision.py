@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from lrs_edge_export.quantization import Calibrator
+from lrs_edge_export.quantization import Calibrator, Rounded
 
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int8-weight", "int4-weight"]
 
@@ -56,6 +56,8 @@ class Plan:
         target: Engine the graph is for.
         symmetric: A static vision graph is one that TensorRT's parser takes (`static_vision`).
         calibrator: Loads what is known of the inputs of matrix products; None where nothing is.
+        rounded: Asked for matrices that are rounded to 4 bits, which it may know already; None
+            rounds them anew.
     """
 
     precision: Precision = "fp32"
@@ -64,6 +66,7 @@ class Plan:
     target: Target = "cpu"
     symmetric: bool = False
     calibrator: Callable[[], Calibrator] | None = None
+    rounded: Rounded | None = None
 
     @property
     def floats(self) -> type[np.floating]:
