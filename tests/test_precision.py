@@ -23,6 +23,7 @@ import lrs_edge
 from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError, UsageError
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export import ExportOptions, Precisions, export_bundle
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
@@ -75,8 +76,14 @@ def embeds() -> np.ndarray:
     return np.random.default_rng(6).standard_normal((LENGTH, HIDDEN)).astype(np.float32)
 
 
+def text(embeds: np.ndarray) -> TokenSequence:
+    """Embeddings at positions from 0."""
+    labels = make_tokens(np.arange(len(embeds), dtype=np.int64), TokenKind.QUESTION)
+    return TokenSequence(embeds, labels)
+
+
 def plan_of(precision: Precision, model: Model, embeds: np.ndarray) -> Plan:
-    calibrator = DecoderCalibrator(model.llm, [embeds], second_moments=True, head=True)
+    calibrator = DecoderCalibrator(model.llm, [text(embeds)], second_moments=True, head=True)
     return Plan(precision, calibrator=lambda: calibrator)
 
 
@@ -217,7 +224,7 @@ def test_scales_reach_what_keys_and_values_reach(
     path = tmp_path / "llm.onnx"
     with WeightFile(tmp_path / "llm.onnx.data") as weights:
         write_llm(model.llm, LanguageHead(model.vocabulary, model.lm_head), path, weights)
-        scales = kv_scales(model.llm, weights, [embeds[:9], embeds])
+        scales = kv_scales(model.llm, weights, [text(embeds[:9]), text(embeds)])
     session = DecoderSession(path, capacity=LENGTH)
     session.run(embeds)
     for name, scale in scales.items():

@@ -97,7 +97,7 @@ def test_decoder_statistics_are_those_of_one_pass(model: Model, data: Calibratio
 
     def run(observe: Observer) -> None:
         for x in data.pruned:
-            text = torch.from_numpy(x)
+            text = torch.from_numpy(x.embeds)
             stages.llm_logits(model.llm, head, text, min(64, len(x)), observe=observe)
 
     wanted = observed(run)
@@ -118,7 +118,7 @@ def test_decoder_statistics_are_those_of_one_pass(model: Model, data: Calibratio
 def test_rfm_statistics_include_the_scoring_layer(model: Model, data: CalibrationData) -> None:
     def run(observe: Observer) -> None:
         for x in data.sequences:
-            stages.rfm_logits(model.region_focus, torch.from_numpy(x), observe=observe)
+            stages.rfm_logits(model.region_focus, torch.from_numpy(x.embeds), observe=observe)
 
     wanted = observed(run)
     calibrator = DecoderCalibrator(model.region_focus, data.sequences, second_moments=True)

@@ -88,8 +88,9 @@ class Asked(Run):
 
     @property
     def positions(self) -> np.ndarray:
-        """Positions int64 [L] of the prompt's tokens."""
-        return self.sequence.tokens["position"].astype(np.int64)
+        """Positions int64 [1, L] of the prompt's tokens, [k, 1, L] where they have k each."""
+        found = self.sequence.positions
+        return found if len(found) == 1 else found[:, None]
 
 
 def seeded(make: Any, config: Any, seed: int = 0) -> Any:
@@ -337,9 +338,11 @@ def continued(model: Any, found: Asked, stops: Mapping[int, Any] | Sequence[int]
         found: The runtime's run; positions are taken as they are, gaps included.
         stops: Ids that end an answer.
     """
-    embeds = torch.from_numpy(found.sequence.embeds)[None]
-    positions = torch.from_numpy(found.positions)[None]
     table, ids, cache, first = model.get_input_embeddings(), [], None, None
+    embeds = torch.from_numpy(found.sequence.embeds)[None]
+    positions = torch.from_numpy(found.positions)
+    more = _added_later(embeds[..., table.embedding_dim :], table.embedding_dim)
+    embeds = embeds[..., : table.embedding_dim]
     with torch.inference_mode():
         for _ in range(STEPS):
             out = model.model.language_model(
@@ -347,7 +350,9 @@ def continued(model: Any, found: Asked, stops: Mapping[int, Any] | Sequence[int]
                 position_ids=positions,
                 cache=cache,
                 use_cache=True,
+                **more,
             )
+            more = {}
             cache = out.past_key_values
             logits = model.lm_head(out.last_hidden_state[0, -1]).float()
             first = logits.numpy() if first is None else first
@@ -355,9 +360,18 @@ def continued(model: Any, found: Asked, stops: Mapping[int, Any] | Sequence[int]
             if ids[-1] in stops:
                 break
             embeds = table(torch.tensor([[ids[-1]]]))
-            positions = positions[:, -1:] + 1
+            positions = positions[..., -1:] + 1
     assert first is not None
     return Run(first, ids)
+
+
+def _added_later(extra: Any, width: int) -> dict[str, Any]:
+    """What Qwen3-VL's first layers add, of values [1, L, n * width] that tokens bring for it."""
+    if not extra.shape[-1]:
+        return {}
+    shown = (extra != 0).any(-1)
+    parts = extra[shown].split(width, dim=-1)
+    return {"visual_pos_masks": shown, "deepstack_visual_embeds": list(parts)}
 
 
 def assert_same(found: Run, wanted: Run, limit: float = 1e-3) -> None:

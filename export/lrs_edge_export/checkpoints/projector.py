@@ -22,6 +22,8 @@ class Projector:
         shuffle: The factor s; 1 joins nothing.
         norm: Name of the layer norm before the linear layers; empty for none.
         eps: Of that norm.
+        inner: Width between two linear layers; 0 where it is that of the tokens.
+        name: Of the projector in graphs and plans, `projector` or `projector.` and more.
     """
 
     tensors: Scoped
@@ -31,10 +33,12 @@ class Projector:
     shuffle: int = 1
     norm: str = ""
     eps: float = 1e-5
+    inner: int = 0
+    name: str = "projector"
 
     def label(self, number: int) -> str:
         """Name of a linear layer in graphs and plans: `projector.0`, `projector.2`."""
-        return f"projector.{2 * number}"
+        return f"{self.name}.{2 * number}"
 
     def check(self, width: int, hidden: int) -> None:
         """Check all tensors against the config.
@@ -51,9 +55,10 @@ class Projector:
         if self.norm:
             shapes = {f"{self.norm}.{part}": (inner,) for part in ("weight", "bias")}
         for name in self.linears:
-            shapes[f"{name}.weight"] = (hidden, inner)
+            outer = hidden if name == self.linears[-1] else self.inner or hidden
+            shapes[f"{name}.weight"] = (outer, inner)
             if self.bias:
-                shapes[f"{name}.bias"] = (hidden,)
-            inner = hidden
+                shapes[f"{name}.bias"] = (outer,)
+            inner = outer
         self.tensors.require(shapes, "projector")
         self.tensors.refuse_others("", set(shapes), "projector")

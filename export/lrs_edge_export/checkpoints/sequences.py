@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.prompt import Prompt
+from lrs_edge.language.sequence import TokenSequence, concatenate
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array
@@ -36,6 +38,19 @@ class TextEmbeddings:
         return found
 
 
+def table_of(model: Model) -> TextEmbeddings:
+    """Embeddings of a checkpoint's tokens, as wide as its graphs take them."""
+    return TextEmbeddings(model.embed_tokens, model.llm.config.width)
+
+
+def followed_by(sequence: TokenSequence, embeds: Array) -> TokenSequence:
+    """A sequence and text after it, float32 [n, width]."""
+    places = sequence.next_position + np.arange(len(embeds), dtype=np.int64)
+    positions = np.tile(places, (len(sequence.positions), 1))
+    after = make_tokens(positions if len(positions) > 1 else places, TokenKind.ANSWER)
+    return concatenate(sequence, TokenSequence(embeds, after))
+
+
 def model_sequences(model: Model) -> SequenceBuilder:
     """The builder for a checkpoint.
 
@@ -45,5 +60,4 @@ def model_sequences(model: Model) -> SequenceBuilder:
     prompt = Prompt(model.tokenizer_json, model.prompt, model.vocabulary)
     config, newline = model.llm.config, model.image_newline()
     newline = np.concatenate([newline, np.zeros(config.width - config.hidden, np.float32)])
-    lookup = TextEmbeddings(model.embed_tokens, config.width).lookup
-    return SequenceBuilder(prompt, lookup, newline)
+    return SequenceBuilder(prompt, table_of(model).lookup, newline)

@@ -226,6 +226,8 @@ class VisionStage:
         stretched: The global view is the image stretched to a square.
         filter: By which the family's image processor resizes.
         pooling: How they are pooled (`lrs_edge.bundle.manifest.VisionSpec`).
+        deepstack: Projectors of the features that stand behind the tower's last ones, as wide as
+            they are; what they make stands behind the tokens' own part in all D.
     """
 
     tower: TransformerTower | EfficientNetTower
@@ -239,6 +241,7 @@ class VisionStage:
     stretched: bool = False
     filter: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
     pooling: Literal["mean", "bilinear"] = "mean"
+    deepstack: tuple[Projector, ...] = ()
 
     @property
     def grid(self) -> int:
@@ -276,4 +279,5 @@ class VisionStage:
                 f"{self.tower.grid} patches along a tile's side cannot be joined by "
                 f"{self.projector.shuffle}; image size, patch size and factor do not fit together"
             )
-        self.projector.check(self.width, self.hidden)
+        for projector in (self.projector, *self.deepstack):
+            projector.check(self.width, self.hidden // (1 + len(self.deepstack)))

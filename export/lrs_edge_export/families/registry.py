@@ -18,6 +18,9 @@ _MODULES = (
     "llava_1_5",
     "llava_next",
     "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
     "nano",
 )
 

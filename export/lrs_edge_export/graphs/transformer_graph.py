@@ -168,7 +168,7 @@ def projected(
     if projector.norm:
         scale, shift = (
             graph.weight(
-                f"projector.norm.{part}", partial(tensors.read, f"{projector.norm}.{part}")
+                f"{projector.name}.norm.{part}", partial(tensors.read, f"{projector.norm}.{part}")
             )
             for part in ("weight", "bias")
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lrs_edge_export.checkpoints.qwen_tower import QwenTower
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.towers import ClipTower, TransformerTower
 from lrs_edge_export.checkpoints.vision import (
@@ -17,6 +18,7 @@ from lrs_edge_export.checkpoints.vision import (
     same_padding,
 )
 from lrs_edge_export.graphs.onnx_writer import GraphWriter
+from lrs_edge_export.graphs.qwen_tower_graph import QwenTransformer
 from lrs_edge_export.graphs.transformer_graph import Transformer, projected
 from lrs_edge_export.graphs.weight_file import WeightFile
 
@@ -31,7 +33,9 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
     """
     graph = GraphWriter("vision", weights)
     pixels = graph.from_float32(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
-    if isinstance(stage.tower, TransformerTower):
+    if isinstance(stage.tower, QwenTower):
+        _project(graph, stage, QwenTransformer(graph, stage.tower).features(pixels))
+    elif isinstance(stage.tower, TransformerTower):
         _project(graph, stage, Transformer(graph, stage.tower).features(pixels))
     else:
         net = _EfficientNet(graph, stage.tower)
@@ -86,7 +90,16 @@ def _project(
     graph: GraphWriter, stage: VisionStage, features: str, context: str | None = None
 ) -> None:
     """The projector, of what a neck gives too; its result is called `tokens`."""
-    tokens = projected(graph, features, stage.projector, stage.tower.grid, stage.width)
+    parts = [features]
+    if stage.deepstack:
+        widths = graph.constant([stage.width] * (1 + len(stage.deepstack)))
+        outs = ("",) * (1 + len(stage.deepstack))
+        parts = graph.nodes("Split", features, widths, outs=outs, axis=-1)
+    made = [
+        projected(graph, part, projector, stage.tower.grid, stage.width)
+        for part, projector in zip(parts, (stage.projector, *stage.deepstack), strict=True)
+    ]
+    tokens = graph.node("Concat", *made, axis=-1) if stage.deepstack else made[0]
     if context is not None and stage.neck is not None:
         linear = stage.neck.projection
         added = graph.linear(context, "projector.neck", lambda: linear.read("weight"))

@@ -19,7 +19,7 @@ import torch
 from lrs_edge.bundle.parity import Figure, Mode, ParityReport, StageParity
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.checkpoints.sequences import TextEmbeddings, model_sequences
+from lrs_edge_export.checkpoints.sequences import model_sequences, table_of
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.graphs.sessions import open_session
@@ -71,13 +71,13 @@ def compare(
     shown, figures = _compare_vision(graphs.vision, model.vision, samples, tokens, vision)
     stages = [StageParity("vision", figures, vision, size_of(graphs.vision), "whole")]
     builder = model_sequences(model)
-    embed = TextEmbeddings(model.embed_tokens).lookup
+    embed = table_of(model).lookup
     asked = [QUESTIONS[i % len(QUESTIONS)] for i in range(len(samples))]
     sequences = [
         PromptSequence(model, builder, part, question=question)
         for part, question in zip(tokens, asked, strict=True)
     ]
-    prompts, scores = [sequence.embeds for sequence in sequences], []
+    prompts, scores = [sequence.whole for sequence in sequences], []
     if graphs.rfm is not None:
         scores, figures = _compare_rfm(model, graphs, sequences, LIMITS[rfm])
         stages.append(StageParity("rfm", figures, rfm, size_of(graphs.rfm), graphs.rfm_mode))
@@ -184,7 +184,7 @@ def _compare_rfm(
     model: Model, graphs: Graphs, sequences: Sequence[PromptSequence], limits: Limits
 ) -> tuple[list[Array], tuple[Figure, ...]]:
     """Scores of the reference for every image, and the figures."""
-    inputs = [sequence.embeds for sequence in sequences]
+    inputs = [sequence.whole for sequence in sequences]
     raw = graphs.rfm_logits(model, inputs)
     exact = parity_layers.reference_scores(model.region_focus, inputs)
     found = [s.local(logits) for s, logits in zip(sequences, raw, strict=True)]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from lrs_edge.bundle.parity import Mode
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.sequences import followed_by, table_of
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.sessions import DecoderSession
 from lrs_edge_export.graphs.weight_file import WeightFile
@@ -81,15 +83,15 @@ class Graphs:
         """How the language model is run."""
         return _mode(self.llm_weights)
 
-    def rfm_logits(self, model: Model, inputs: Sequence[Array]) -> list[Array]:
-        """Logits [H, T] of the RFM for each input [T, D]. Raises ExportError."""
+    def rfm_logits(self, model: Model, inputs: Sequence[TokenSequence]) -> list[Array]:
+        """Logits [H, T] of the RFM for each input. Raises ExportError."""
         if self.rfm_weights is not None and self.rfm_mode != "whole":
             return layers.engine_scores(model.region_focus, self.rfm_weights, inputs)
         assert self.rfm is not None
         return layers.run_decoder(self.rfm, inputs)
 
-    def texts(self, model: Model, prompts: Sequence[Array], embed: Embed) -> list[Text]:
-        """What the language model says after each prompt [T, D].
+    def texts(self, model: Model, prompts: Sequence[TokenSequence], embed: Embed) -> list[Text]:
+        """What the language model says after each prompt.
 
         Whole, it chooses tokens greedily; layer by layer it is given FORCED_TEXT.
 
@@ -99,31 +101,35 @@ class Graphs:
         if self.llm_weights is None or self.llm_mode == "whole":
             return chosen_texts(self.llm, prompts, embed)
         ids = _forced_ids(model)
-        forced = [np.concatenate([prompt, embed(ids)]) for prompt in prompts]
+        forced = [followed_by(prompt, embed(ids)) for prompt in prompts]
         found = layers.engine_logits(model, self.llm_weights, forced, STEPS)
         return [Text(ids, logits) for logits in found]
 
 
-def chosen_texts(llm: Path, prompts: Sequence[Array], embed: Embed) -> list[Text]:
-    """What a language model's graph chooses greedily after each prompt [T, D]."""
+def chosen_texts(llm: Path, prompts: Sequence[TokenSequence], embed: Embed) -> list[Text]:
+    """What a language model's graph chooses greedily after each prompt."""
     session = DecoderSession(llm, capacity=max(map(len, prompts)) + STEPS)
     texts = []
     for prompt in prompts:
         session.length = 0
-        logits = [session.run(prompt)[0]]
-        ids = []
+        logits = [session.run(prompt.embeds, prompt.positions)[0]]
+        ids: list[int] = []
         while len(logits) < STEPS:
             ids.append(int(logits[-1].argmax()))
-            logits.append(session.run(embed(np.array(ids[-1:], np.int64)))[0])
+            place = np.array([prompt.next_position + len(ids) - 1], np.int64)
+            logits.append(session.run(embed(np.array(ids[-1:], np.int64)), place)[0])
         texts.append(Text(np.array(ids, np.int64), np.stack(logits)))
     return texts
 
 
-def reference_logits(model: Model, prompts: Sequence[Array], texts: Sequence[Text]) -> list[Array]:
-    """Logits [STEPS, V] of PyTorch after each prompt [T, D] and each token of the text after it."""
+def reference_logits(
+    model: Model, prompts: Sequence[TokenSequence], texts: Sequence[Text]
+) -> list[Array]:
+    """Logits [STEPS, V] of PyTorch after each prompt and each token of the text after it."""
     # One pass over the engine's text gives the reference's choice at every step.
+    table = table_of(model)
     inputs = [
-        np.concatenate([prompt, model.embed_tokens[text.ids.tolist()]])
+        followed_by(prompt, table.lookup(text.ids))
         for prompt, text in zip(prompts, texts, strict=True)
     ]
     states = layers.reference_states(model.llm, inputs)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.checkpoints.model import DecoderStage, Model
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs import layer_graphs
@@ -27,27 +28,39 @@ from lrs_edge_export.torch_model import stages
 _HEAD_ROWS = 1 << 14
 
 
-def engine_states(stage: DecoderStage, weights: WeightFile, inputs: Sequence[Array]) -> list[Array]:
-    """Output [T, D] of the last full layer for each input [T, D], by the engine.
+def engine_states(
+    stage: DecoderStage, weights: WeightFile, inputs: Sequence[TokenSequence]
+) -> list[TokenSequence]:
+    """Output of the last full layer for each input, by the engine, as the embeddings of the tokens.
 
     Args:
         stage: The stack.
         weights: Its external data, still open, in which all layers are.
-        inputs: float32 [T, D] each.
+        inputs: Sequences.
 
     Raises:
         ExportError: The engine does not take a layer's graph.
     """
-    states = list(inputs)
+    embeds = [torch.from_numpy(x.embeds) for x in inputs]
+    states = [
+        TokenSequence(stages.first_states(stage, x).numpy(), given.tokens)
+        for x, given in zip(embeds, inputs, strict=True)
+    ]
     for layer in range(stage.config.layers):
         with _graph_beside(weights) as path:
             layer_graphs.write_layer(stage, layer, path, weights)
-            states = [found[0] for found in run_decoder(path, states)]
+            found = [torch.from_numpy(out[0]) for out in run_decoder(path, states)]
+        states = [
+            TokenSequence(stages.add_later(stage, layer, out, x).numpy(), given.tokens)
+            for out, x, given in zip(found, embeds, inputs, strict=True)
+        ]
     return states
 
 
-def engine_scores(stage: DecoderStage, weights: WeightFile, inputs: Sequence[Array]) -> list[Array]:
-    """Logits [H, T] of the RFM for each input [T, D], by the engine; see `engine_states`."""
+def engine_scores(
+    stage: DecoderStage, weights: WeightFile, inputs: Sequence[TokenSequence]
+) -> list[Array]:
+    """Logits [H, T] of the RFM for each input, by the engine; see `engine_states`."""
     states = engine_states(stage, weights, inputs)
     with _graph_beside(weights) as path:
         layer_graphs.write_scoring_layer(stage, path, weights)
@@ -55,14 +68,14 @@ def engine_scores(stage: DecoderStage, weights: WeightFile, inputs: Sequence[Arr
 
 
 def engine_logits(
-    model: Model, weights: WeightFile, inputs: Sequence[Array], last: int
+    model: Model, weights: WeightFile, inputs: Sequence[TokenSequence], last: int
 ) -> list[Array]:
-    """Logits [last, V] after the last places of each input [T, D], by the engine.
+    """Logits [last, V] after the last places of each input, by the engine.
 
     Args:
         model: The checkpoint.
         weights: External data of its language model; see `engine_states`.
-        inputs: float32 [T, D] each.
+        inputs: Sequences.
         last: Number of places.
 
     Raises:
@@ -74,18 +87,19 @@ def engine_logits(
         layer_graphs.write_head(model.llm, head, path, weights)
         # Integers are small, and engines multiply them slowly as they are in the file.
         session = open_session(path, lean=weights.plan.of("lm_head") in ("fp32", "fp16"))
-        return [session.run(["logits"], {"states": x[-last:]})[0] for x in states]
+        return [session.run(["logits"], {"states": x.embeds[-last:]})[0] for x in states]
 
 
-def reference_states(stage: DecoderStage, inputs: Sequence[Array]) -> list[Tensor]:
-    """Output [T, D] of the last full layer for each input [T, D], by PyTorch."""
+def reference_states(stage: DecoderStage, inputs: Sequence[TokenSequence]) -> list[Tensor]:
+    """Output [T, D] of the last full layer for each input, by PyTorch."""
     with torch.inference_mode():
-        states = [torch.from_numpy(x) for x in inputs]
-        turns = [stages.rope(stage, len(x)) for x in states]
+        embeds = [torch.from_numpy(x.embeds) for x in inputs]
+        states = [stages.first_states(stage, x) for x in embeds]
+        turns = [stages.turns_of(stage, x) for x in inputs]
         for layer in range(stage.config.layers):
             states = [
-                stages.run_layer(stage, layer, x, turn)
-                for x, turn in zip(states, turns, strict=True)
+                stages.add_later(stage, layer, stages.run_layer(stage, layer, x, turn), given)
+                for x, turn, given in zip(states, turns, embeds, strict=True)
             ]
         return states
 
@@ -102,22 +116,21 @@ def reference_logits(model: Model, states: Tensor) -> Array:
     return logits
 
 
-def reference_scores(stage: DecoderStage, inputs: Sequence[Array]) -> list[Array]:
-    """Logits [H, T] of the RFM for each input [T, D], by PyTorch."""
+def reference_scores(stage: DecoderStage, inputs: Sequence[TokenSequence]) -> list[Array]:
+    """Logits [H, T] of the RFM for each input, by PyTorch."""
     found = []
     with torch.inference_mode():
-        for x in reference_states(stage, inputs):
-            turn = stages.rope(stage, len(x))
-            found.append(stages.scoring_logits(stage, x, turn).numpy())
+        for x, given in zip(reference_states(stage, inputs), inputs, strict=True):
+            found.append(stages.scoring_logits(stage, x, stages.turns_of(stage, given)).numpy())
     return found
 
 
-def run_decoder(path: Path, inputs: Sequence[Array]) -> list[Array]:
-    """First output of a decoder graph for each input [T, D], by one session."""
+def run_decoder(path: Path, inputs: Sequence[TokenSequence]) -> list[Array]:
+    """First output of a decoder graph for each input, by one session."""
     session, found = DecoderSession(path, capacity=max(map(len, inputs))), []
     for x in inputs:
         session.length = 0
-        found.append(session.run(np.ascontiguousarray(x)))
+        found.append(session.run(np.ascontiguousarray(x.embeds), x.positions))
     return found
 
 

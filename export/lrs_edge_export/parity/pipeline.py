@@ -20,7 +20,7 @@ from lrs_edge.bundle.parity import Figure
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.prompt import Prompt
 from lrs_edge_export.checkpoints.model import Model
-from lrs_edge_export.checkpoints.sequences import TextEmbeddings
+from lrs_edge_export.checkpoints.sequences import model_sequences, table_of
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.parity.graphs import Embed, Graphs, Text
 from lrs_edge_export.parity.limits import PIPELINE_LIMITS, PipelineLimits, cosine
@@ -59,7 +59,7 @@ def run(model: Model, graphs: Graphs, tokens: Sequence[Array], questions: Sequen
         PromptSequence(model, builder, part, question=question)
         for part, question in zip(tokens, questions, strict=True)
     ]
-    prompts, scores = [sequence.embeds for sequence in sequences], []
+    prompts, scores = [sequence.whole for sequence in sequences], []
     if graphs.rfm is not None:
         raw = graphs.rfm_logits(model, prompts)
         scores = [token_scores(s.local(x)) for s, x in zip(sequences, raw, strict=True)]
@@ -121,12 +121,10 @@ def _words(model: Model, graphs: Graphs) -> tuple[SequenceBuilder, Embed]:
     text: str = model.tokenizer_json
     if graphs.tokenizer is not None:
         text = graphs.tokenizer.read_text(encoding="utf-8")
-    embed, newline = TextEmbeddings(model.embed_tokens).lookup, None
-    if graphs.embeddings is not None:
-        count = 0 if model.positions is None else model.positions.entries
-        table = Embeddings(graphs.embeddings, model.llm.config.hidden, model.vocabulary, count)
-        embed, newline = table.lookup, table.newline
+    if graphs.embeddings is None:
+        return model_sequences(model), table_of(model).lookup
+    count = 0 if model.positions is None else model.positions.entries
+    config = model.llm.config
+    table = Embeddings(graphs.embeddings, config.hidden, model.vocabulary, count, config.width)
     prompt = Prompt(text, model.prompt, model.vocabulary)
-    if newline is None:
-        newline = model.image_newline()
-    return SequenceBuilder(prompt, embed, newline), embed
+    return SequenceBuilder(prompt, table.lookup, table.newline), table.lookup

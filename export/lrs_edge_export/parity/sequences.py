@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.language.layout import SequenceBuilder
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
 from lrs_edge.pyramid.selection import kept_indices
 from lrs_edge.search.rfm import token_scores
@@ -52,17 +53,17 @@ class PromptSequence:
         self._local = sequences.local(grid, tiles, 0)
 
     @property
-    def embeds(self) -> Array:
-        """float32 [T, D] with all local tokens."""
-        return self._sequences.level(self._prefix, self._local, self._after).embeds
+    def whole(self) -> TokenSequence:
+        """With all local tokens."""
+        return self._sequences.level(self._prefix, self._local, self._after)
 
     def local(self, logits: Array) -> Array:
         """The local tokens' columns of logits [H, T]."""
         start = len(self._prefix)
         return logits[:, start : start + len(self._local)]
 
-    def pruned(self, scores: Array) -> Array:
-        """float32 [T', D] with the top-scored local tokens, and the structure that goes with them.
+    def pruned(self, scores: Array) -> TokenSequence:
+        """With the top-scored local tokens, and the structure that goes with them.
 
         Args:
             scores: float32 [n] of the local tokens.
@@ -70,7 +71,7 @@ class PromptSequence:
         tiles = np.flatnonzero(~self._local.is_structure)
         top = tiles[top_places(scores[tiles])]
         kept = self._local.take(kept_indices(top, self._local.structure_of(top)))
-        return self._sequences.final(self._prefix, kept, self._after, self._note).embeds
+        return self._sequences.final(self._prefix, kept, self._after, self._note)
 
 
 def _level(model: Model, tokens: Array) -> Level:

@@ -22,11 +22,16 @@ from numpy.typing import NDArray
 
 from lrs_edge.errors import ExportError, ImageError, UsageError
 from lrs_edge.evaluation.questions import read_questions
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.pyramid.levels import LevelWindow
 from lrs_edge.raster.raster import Raster
 from lrs_edge_export.checkpoints.model import DecoderStage, Model
-from lrs_edge_export.checkpoints.rows import Rows
-from lrs_edge_export.checkpoints.sequences import model_sequences
+from lrs_edge_export.checkpoints.sequences import (
+    TextEmbeddings,
+    followed_by,
+    model_sequences,
+    table_of,
+)
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.towers import TransformerTower
 from lrs_edge_export.checkpoints.vision import VisionStage
@@ -75,15 +80,15 @@ class CalibrationData:
 
     Attributes:
         tiles: float32 [N, 3, S, S], normalised: of each image its global view, then local tiles.
-        sequences: For the RFM: float32 [T, D] per image, with all local tokens.
-        pruned: For the language model: float32 [T', D] per image, with the tokens that the RFM
-            keeps, and the model's own answer where that is cheap.
+        sequences: For the RFM: one per image, with all local tokens.
+        pruned: For the language model: one per image, with the tokens that the RFM keeps, and the
+            model's own answer where that is cheap.
         described: Words for where the images are from.
     """
 
     tiles: Array
-    sequences: list[Array]
-    pruned: list[Array]
+    sequences: list[TokenSequence]
+    pruned: list[TokenSequence]
     described: str
 
 
@@ -117,7 +122,7 @@ def load_calibration(
         PromptSequence(model, builder, part, question=question)
         for part, question in zip(tokens, questions, strict=True)
     ]
-    sequences = [prompt.embeds for prompt in prompts]
+    sequences = [prompt.whole for prompt in prompts]
     pruned = sequences
     if model.rfm is not None:
         logits = _rfm_logits(model.rfm, sequences)
@@ -126,7 +131,7 @@ def load_calibration(
             for prompt, found in zip(prompts, logits, strict=True)
         ]
     if model.llm_weights <= CHEAP_WEIGHTS:
-        pruned = _answered(model, model.embed_tokens, pruned)
+        pruned = _answered(model, table_of(model), pruned)
     return CalibrationData(tiles, sequences, pruned, f"{len(paths)} images of {described}")
 
 
@@ -263,18 +268,19 @@ def _vision_tokens(stage: VisionStage, tiles: Array) -> Array:
         return tokens
 
 
-def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
+def _rfm_logits(stage: DecoderStage, sequences: Sequence[TokenSequence]) -> list[Array]:
     """Logits [H, T] of each sequence, every layer's weights being read once."""
     weights = KeptTensors(stage.tensors)
     stage = replace(stage, tensors=Scoped(weights, ""))
-    states = [torch.from_numpy(sequence) for sequence in sequences]
-    ropes = [stages.rope(stage, len(x)) for x in states]
+    embeds = [torch.from_numpy(sequence.embeds) for sequence in sequences]
+    states = [stages.first_states(stage, x) for x in embeds]
+    ropes = [stages.turns_of(stage, sequence) for sequence in sequences]
     with torch.inference_mode():
         for layer in range(stage.config.layers):
             weights.forget()
             states = [
-                stages.run_layer(stage, layer, x, rope)
-                for x, rope in zip(states, ropes, strict=True)
+                stages.add_later(stage, layer, stages.run_layer(stage, layer, x, rope), given)
+                for x, rope, given in zip(states, ropes, embeds, strict=True)
             ]
         return [
             stages.scoring_logits(stage, x, rope).numpy()
@@ -282,7 +288,9 @@ def _rfm_logits(stage: DecoderStage, sequences: Sequence[Array]) -> list[Array]:
         ]
 
 
-def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array]:
+def _answered(
+    model: Model, table: TextEmbeddings, prompts: Sequence[TokenSequence]
+) -> list[TokenSequence]:
     """Prompts, each with the reference's own greedy answer after it."""
     stage = replace(model.llm, tensors=Scoped(KeptTensors(model.llm.tensors), ""))
     head, stops = model.lm_head(), set(model.prompt.stop_ids)
@@ -290,9 +298,10 @@ def _answered(model: Model, table: Rows, prompts: Sequence[Array]) -> list[Array
     for prompt in prompts:
         text = prompt
         for _ in range(ANSWER_TOKENS):
-            token = int(stages.llm_logits(stage, head, torch.from_numpy(text), 1)[0].argmax())
+            embeds, places = torch.from_numpy(text.embeds), torch.from_numpy(text.positions)
+            token = int(stages.llm_logits(stage, head, embeds, 1, places)[0].argmax())
             if token in stops:
                 break
-            text = np.concatenate([text, table[[token]]])
+            text = followed_by(text, table.lookup(np.array([token], np.int64)))
         found.append(text)
     return found

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.checkpoints.towers import TransformerTower
@@ -72,7 +73,7 @@ class DecoderCalibrator:
 
     Args:
         stage: The decoder.
-        sequences: Embeddings float32 [T, D] each.
+        sequences: What it is run on.
         second_moments: Whether GPTQ will want second moments.
         head: Whether `lm_head` will be asked for.
         kept: States that an export that was killed has come to, and where this one's are kept.
@@ -81,7 +82,7 @@ class DecoderCalibrator:
     def __init__(
         self,
         stage: DecoderStage,
-        sequences: Sequence[Array],
+        sequences: Sequence[TokenSequence],
         *,
         second_moments: bool,
         head: bool = False,
@@ -128,7 +129,10 @@ class DecoderCalibrator:
 
     def _restart(self) -> None:
         self._layer = -1
-        self._states = [torch.from_numpy(sequence) for sequence in self._sequences]
+        self._states = [
+            stages.first_states(self._stage, torch.from_numpy(sequence.embeds))
+            for sequence in self._sequences
+        ]
         self._found: dict[str, InputStatistics] = {}
 
     def _go_on(self, kept: KeptStates, layer: int) -> None:
@@ -149,9 +153,12 @@ class DecoderCalibrator:
         full = layer < stage.config.layers
         step = _Step(_SAME_INPUT if full else _SAME_SCORING, second_moments=self._moments)
         for i, x in enumerate(self._states):
-            turns = stages.rope(stage, len(x))
+            given = self._sequences[i]
+            turns = stages.turns_of(stage, given)
             if full:
-                self._states[i] = stages.run_layer(stage, layer, x, turns, step.observe)
+                found = stages.run_layer(stage, layer, x, turns, step.observe)
+                added = stages.add_later(stage, layer, found, torch.from_numpy(given.embeds))
+                self._states[i] = added
             elif stage.scoring:
                 stages.scoring_logits(stage, x, turns, step.observe)
             else:

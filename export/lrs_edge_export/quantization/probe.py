@@ -11,6 +11,7 @@ import numpy as np
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.engines.placement import StageName, unpacks_weights
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.bundle.stages import LLM, RFM, VISION
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.sessions import DecoderSession
@@ -62,7 +63,10 @@ class Probe:
         if self._stage == "vision":
             graph = self._vision(path, precision)
             return [graph.run({"pixel_values": tile[None]}, ["tokens"])[0] for tile in self._tiles]
-        return [self._session(path, len(prompt)).run(prompt) for prompt in self._prompts]
+        return [
+            self._session(path, len(prompt)).run(prompt.embeds, prompt.positions)
+            for prompt in self._prompts
+        ]
 
     def seconds(self, path: Path, precision: Precision) -> float:
         """Median time of one tile, or of one prompt with, for the LLM, some decoded tokens."""
@@ -85,13 +89,13 @@ class Probe:
         graph.run({"pixel_values": tile[None]}, ["tokens"])
         return time.perf_counter() - start
 
-    def _timed_prompt(self, session: DecoderSession, prompt: Array) -> float:
+    def _timed_prompt(self, session: DecoderSession, prompt: TokenSequence) -> float:
         session.length = 0
         start = time.perf_counter()
-        session.run(prompt)
+        session.run(prompt.embeds, prompt.positions)
         if self._stage == "llm":
             for _ in range(_DECODED):
-                session.run(prompt[-1:])
+                session.run(prompt.embeds[-1:])
         return time.perf_counter() - start
 
 

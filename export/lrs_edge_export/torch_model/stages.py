@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.checkpoints.model import DecoderStage, layer_shapes
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.torch_model import decoder
@@ -71,6 +72,11 @@ def rope(stage: DecoderStage, length: int, positions: Tensor | None = None) -> R
     elif stage.config.position_axes == 1:
         positions = positions.reshape(-1)
     return decoder.rope(stage.config, positions)
+
+
+def turns_of(stage: DecoderStage, sequence: TokenSequence) -> Rope:
+    """Rotations of a sequence's positions."""
+    return rope(stage, len(sequence), torch.from_numpy(sequence.positions))
 
 
 def first_states(stage: DecoderStage, embeds: Tensor) -> Tensor:

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
-from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.checkpoints.qwen_tower import QwenTower
 from lrs_edge_export.checkpoints.towers import TransformerTower
+from lrs_edge_export.torch_model import qwen_tower
 from lrs_edge_export.torch_model.decoder import Observer
+from lrs_edge_export.torch_model.layers import activation, linear, read
 
 
 def tower_embeddings(tower: TransformerTower, pixels: Tensor) -> Tensor:
     """Input [N, places, W] of the first encoder layer for normalised tiles [N, 3, S, S]."""
+    if isinstance(tower, QwenTower):
+        return qwen_tower.embeddings(tower, pixels)
     name = "embeddings.patch_embedding"
     kernel = read(tower.tensors, f"{name}.weight")
     bias = read(tower.tensors, f"{name}.bias") if tower.patch_bias else None
@@ -31,6 +35,8 @@ def tower_layer(
     tower: TransformerTower, layer: int, x: Tensor, observe: Observer | None = None
 ) -> Tensor:
     """Output [N, places, W] of one encoder layer for x of the same shape."""
+    if isinstance(tower, QwenTower):
+        return qwen_tower.layer(tower, layer, x, observe)
     tensors, name = tower.tensors, f"encoder.layers.{layer}"
     normed = _norm(tower, f"{name}.layer_norm1", x)
     query, key, value = (
@@ -47,31 +53,11 @@ def tower_layer(
 
 def tower_features(tower: TransformerTower, x: Tensor) -> Tensor:
     """Features [N, T, W] in the last layer's output: all but the class token's."""
+    if isinstance(tower, QwenTower):
+        return qwen_tower.features(tower, x)
     if tower.last_norm:
         x = _norm(tower, tower.last_norm, x)
     return x[:, 1:] if tower.class_token else x
-
-
-def activation(name: str, x: Tensor) -> Tensor:
-    """An activation function, by the names that towers and projectors have for them."""
-    if name == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    if name in ("silu", "relu"):
-        return F.silu(x) if name == "silu" else F.relu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-
-
-def linear(tensors: Scoped, name: str, x: Tensor, observe: Observer | None = None) -> Tensor:
-    """A linear layer with the bias that it has, if any; its input is observed under its name."""
-    if observe is not None:
-        observe(name, x)
-    bias = read(tensors, f"{name}.bias") if tensors.has(f"{name}.bias") else None
-    return F.linear(x, read(tensors, f"{name}.weight"), bias)
-
-
-def read(tensors: Scoped, name: str) -> Tensor:
-    """One tensor."""
-    return torch.from_numpy(tensors.read(name))
 
 
 def _norm(tower: TransformerTower, name: str, x: Tensor) -> Tensor:

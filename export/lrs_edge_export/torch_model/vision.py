@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import (
     EfficientNetTower,
@@ -22,14 +23,8 @@ from lrs_edge_export.checkpoints.vision import (
     VisionStage,
 )
 from lrs_edge_export.torch_model.decoder import Observer
-from lrs_edge_export.torch_model.tower import (
-    activation,
-    linear,
-    read,
-    tower_embeddings,
-    tower_features,
-    tower_layer,
-)
+from lrs_edge_export.torch_model.layers import activation, linear, read
+from lrs_edge_export.torch_model.tower import tower_embeddings, tower_features, tower_layer
 
 
 def vision_tokens(stage: VisionStage, pixels: Tensor, observe: Observer | None = None) -> Tensor:
@@ -69,7 +64,23 @@ def vision_features(stage: VisionStage, pixels: Tensor, observe: Observer | None
 def project(stage: VisionStage, features: Tensor, observe: Observer | None = None) -> Tensor:
     """Tokens [N, T, D] of `vision_features`."""
     x, context = features[..., : stage.width], features[..., stage.width :]
-    projector, tensors = stage.projector, stage.projector.tensors
+    tokens = _projected(stage, stage.projector, x, observe)
+    if stage.deepstack:
+        parts = zip(stage.deepstack, context.split(stage.width, dim=-1), strict=True)
+        more = [_projected(stage, projector, part, observe) for projector, part in parts]
+        return torch.cat((tokens, *more), dim=-1)
+    if stage.neck is None:
+        return tokens
+    if observe is not None:
+        observe("projector.neck", context)
+    return tokens + F.linear(context, read(stage.neck.projection, "weight"))
+
+
+def _projected(
+    stage: VisionStage, projector: Projector, x: Tensor, observe: Observer | None
+) -> Tensor:
+    """Tokens [N, T, D] that one projector makes of features [N, places, width]."""
+    tensors = projector.tensors
     if projector.shuffle > 1:
         planes = x.transpose(1, 2).unflatten(2, (stage.tower.grid, stage.tower.grid))
         squares = F.pixel_unshuffle(planes, projector.shuffle).unflatten(1, (stage.width, -1))
@@ -83,12 +94,7 @@ def project(stage: VisionStage, features: Tensor, observe: Observer | None = Non
         if observe is not None:
             observe(projector.label(number), x)
         x = linear(tensors, name, x)
-    tokens = x
-    if stage.neck is None:
-        return tokens
-    if observe is not None:
-        observe("projector.neck", context)
-    return tokens + F.linear(context, read(stage.neck.projection, "weight"))
+    return x
 
 
 def _efficientnet(tower: EfficientNetTower, pixels: Tensor) -> Tensor:
