@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.families.registry import read_model
 from tests import transformers_parity as parity
-from tests.checkpoints import edit_json
+from tests.checkpoints import edit_json, write_json
 from tests.transformers_parity import QUESTION, V4_LLAVA
 
 TILE, PATCH = 56, 14
@@ -145,6 +146,35 @@ def test_a_sentencepiece_model_without_tokenizer_json(
     parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels_of(folder, image)))
 
 
+def test_siglip_qwen2_and_what_transformers_5_writes_of_a_processor(
+    tmp_path: Path, image: Path
+) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    config = transformers.LlavaConfig(
+        vision_config=VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        text_config=TEXT | {"model_type": "qwen2", "eos_token_id": 258},
+        image_token_index=parity.byte_level_tokenizer(folder).token_to_id("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = parity.seeded(transformers.LlavaForConditionalGeneration, config)
+    parity.saved(model, folder)
+    size = {"height": TILE, "width": TILE}
+    made = parity.image_processor(
+        "Clip", folder, size=size, crop_size=size, image_mean=[0.4] * 3, image_std=[0.3] * 3
+    )
+    path = folder / "preprocessor_config.json"
+    write_json(folder / "processor_config.json", {"image_processor": json.loads(path.read_text())})
+    path.unlink()
+    bundle = parity.exported(folder, tmp_path / "bundle")
+    found = parity.asked(bundle, image, max_tiles=0)
+    prompt = f"<|im_start|>user <image>\n{QUESTION}<|im_end|><|im_start|>assistant\n"
+    ids = parity.prompt_ids(folder, prompt, TOKENS)
+    pixels = made(Image.open(image), return_tensors="pt")["pixel_values"]
+    parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels))
+
+
 def test_a_repetition_penalty_counts_the_prompt(tmp_path: Path, image: Path) -> None:
     model, folder = written(tmp_path / "hf")
     edit_json(folder / "generation_config.json", repetition_penalty=1.5)
@@ -201,6 +231,7 @@ def test_tiles_are_further_images_and_pruning_keeps_what_it_keeps(tmp_path: Path
     ("change", "words"),
     [
         ({"vision_feature_select_strategy": "full"}, ("select_strategy", "default")),
+        ({"vision_config": VISION | {"image_size": 60}}, ("patches", "image size")),
         ({"vision_feature_layer": [-2, -3]}, ("vision_feature_layer",)),
         ({"projector_hidden_act": "tanh"}, ("projector_hidden_act",)),
         ({"multimodal_projector_bias": False}, ("projector", "0.bias")),

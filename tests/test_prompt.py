@@ -177,3 +177,14 @@ def test_text_beside_the_image_is_tokenised_as_in_the_whole_prompt(
     assert prompt.encode(":", after_image=True).tolist() == ([3] if scheme == "first" else [0, 3])
     with pytest.raises(BundleError, match="no control token"):
         Prompt(path, PromptSpec(layout, (5,), image_token="W"), 7)
+
+
+def test_rows_without_a_token_have_no_text(tmp_path: Path) -> None:
+    vocabulary = {"a": 0, "<0x41>": 1, "<unk>": 2}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    layout = rows_layout("a", "{question}", separator_id=0)
+    prompt = Prompt(tmp_path / "tokenizer.json", PromptSpec(layout, (2,)), 9)
+    assert prompt.decode([0, 1, 7, 0]) == "aAa"
+    assert prompt.decode([0, 7, 0]) == "aa"

@@ -260,7 +260,8 @@ class Prompt:
                 pieces.append(run.decode("utf-8", errors="replace"))
                 run.clear()
             if token is not None and token not in self._special:
-                pieces.append(str(self._tokenizer.id_to_token(token)))
+                # Rows of the vocabulary may have no token.
+                pieces.append(self._tokenizer.id_to_token(token) or "")
         return str(self._tokenizer.decoder.decode(pieces))
 
     def text_stream(self) -> TextStream:

@@ -107,7 +107,8 @@ def add_rows(
 
 def rounded(sums: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Sums as 8-bit values."""
-    return np.clip(sums >> _BITS, 0, 255).astype(np.uint8)
+    values: NDArray[np.uint8] = np.clip(sums >> _BITS, 0, 255).astype(np.uint8)
+    return values
 
 
 def _bilinear(x: NDArray[np.float64]) -> NDArray[np.float64]:

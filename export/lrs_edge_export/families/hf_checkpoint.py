@@ -65,6 +65,7 @@ TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32,
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
     },
 }
 
@@ -136,23 +137,27 @@ def with_defaults(settings: Settings, kind: str) -> Settings:
     return settings.replaced({**settings.values, **absent, **given, "model_type": kind})
 
 
-def vision_settings(checkpoint: Checkpoint, kind: str, defaults: Mapping[str, Any]) -> Settings:
-    """The tower's config, with what its class takes where the file is silent.
+def vision_settings(
+    checkpoint: Checkpoint, kinds: tuple[str, ...], defaults: Mapping[str, Any]
+) -> Settings:
+    """The tower's config, which names its kind.
 
     Args:
         checkpoint: The folder.
-        kind: Value of `model_type` that the family takes.
+        kinds: Values of `model_type` that the family takes, the default first.
         defaults: Of the tower that the family has where config.json describes none.
 
     Raises:
         ExportError: The kind is another.
     """
     if checkpoint.config.values.get("vision_config") is None:
-        return Settings({**defaults, "model_type": kind}, checkpoint.config.path, "vision_config.")
+        whole = {**defaults, "model_type": kinds[0]}
+        return Settings(whole, checkpoint.config.path, "vision_config.")
     nested = _nested(checkpoint.config, "vision_config")
-    if nested.text("model_type", kind) != kind:
-        raise nested.wrong("model_type", f"must be {kind}: this family has no other tower here")
-    return nested
+    kind = nested.text("model_type", kinds[0])
+    if kind not in kinds:
+        raise nested.wrong("model_type", f"must be {' or '.join(kinds)}")
+    return nested.replaced({**nested.values, "model_type": kind})
 
 
 def _nested(config: Settings, key: str) -> Settings:

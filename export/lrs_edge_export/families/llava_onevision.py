@@ -17,7 +17,7 @@ from lrs_edge_export.families.hf_checkpoint import vision_settings
 from lrs_edge_export.families.llava_transformers import Layout, projector, read_transformers
 from lrs_edge_export.families.parts import MAX_TILE
 from lrs_edge_export.families.templates import Conversation
-from lrs_edge_export.families.towers import SIGLIP_MEAN, SIGLIP_STD, siglip_tower
+from lrs_edge_export.families.towers import SIGLIP, SIGLIP_MEAN, SIGLIP_STD, siglip_tower
 
 _LAYOUT = Layout(rows=True, base_tiles=3)
 
@@ -44,7 +44,7 @@ def _vision(
         raise config.wrong("vision_feature_select_strategy", "must be full: SigLIP has no class")
     if not config.text("vision_aspect_ratio", "anyres_max_9").startswith("anyres_max_"):
         raise config.wrong("vision_aspect_ratio", "must be anyres_max_N")
-    settings = vision_settings(checkpoint, "siglip_vision_model", _SO400M)
+    settings = vision_settings(checkpoint, (SIGLIP,), _SO400M)
     tower = siglip_tower(settings, Scoped(weights, "vision."), config, "vision_feature_layer", -1)
     return VisionStage(
         tower=tower,

@@ -39,13 +39,23 @@ from lrs_edge_export.families.hf_checkpoint import (
     vision_settings,
 )
 from lrs_edge_export.families.parts import (
+    MAX_TILE,
     MAX_TOKENS,
     decoder_config,
     repetition,
     stop_ids,
 )
 from lrs_edge_export.families.templates import Conversation
-from lrs_edge_export.families.towers import CLIP_MEAN, CLIP_STD, clip_tower
+from lrs_edge_export.families.towers import (
+    CLIP,
+    CLIP_MEAN,
+    CLIP_STD,
+    SIGLIP,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+    clip_tower,
+    siglip_tower,
+)
 
 #: Towers and projectors of versions 4 and 5.
 VISION_RULES = (
@@ -177,22 +187,29 @@ def read_transformers(
 def clip_stage(
     checkpoint: Checkpoint, weights: Scoped, processor: Settings, hidden: int
 ) -> VisionStage:
-    """A CLIP tower without its class token, and the projector. Raises ExportError."""
+    """A CLIP tower without its class token, or a SigLIP tower, and the projector.
+
+    Raises:
+        ExportError: The tower is of another kind, or config.json asks for its class token.
+    """
     config = checkpoint.config
-    if config.text("vision_feature_select_strategy", "default") != "default":
-        raise config.wrong("vision_feature_select_strategy", "must be default")
-    settings = vision_settings(checkpoint, "clip_vision_model", _CLIP_L)
-    tensors = Scoped(weights, "vision.")
-    tower = clip_tower(settings, tensors, config, "vision_feature_layer", -2)
+    settings = vision_settings(checkpoint, (CLIP, SIGLIP), _CLIP_L)
+    siglip = settings.text("model_type") == SIGLIP
+    strategy = "full" if siglip else "default"
+    if config.text("vision_feature_select_strategy", "default") != strategy:
+        raise config.wrong("vision_feature_select_strategy", f"must be {strategy} with this tower")
+    make = siglip_tower if siglip else clip_tower
+    tower = make(settings, Scoped(weights, "vision."), config, "vision_feature_layer", -2)
     return VisionStage(
         tower=tower,
         projector=projector(config, weights),
         width=tower.hidden,
         hidden=hidden,
-        tile=tower.grid * tower.patch,
+        tile=settings.integer("image_size", 1, MAX_TILE, default=224),
         local_pool=1,
-        mean=processor.triple("image_mean", CLIP_MEAN),
-        std=processor.triple("image_std", CLIP_STD),
+        mean=processor.triple("image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN),
+        std=processor.triple("image_std", SIGLIP_STD if siglip else CLIP_STD),
+        pooling="bilinear" if siglip else "mean",
     )
 
 

@@ -17,7 +17,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
-_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+#: Kinds of towers by their `model_type`.
+CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 
 #: Names of activations in configs, and in towers.
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -60,8 +61,8 @@ def clip_tower(
     Raises:
         ExportError: Values are absent, out of bounds or not CLIP's.
     """
-    if settings.text("model_type", _CLIP) != _CLIP:
-        raise settings.wrong("model_type", f"must be {_CLIP}: no other tower is supported here")
+    if settings.text("model_type", CLIP) != CLIP:
+        raise settings.wrong("model_type", f"must be {CLIP}: no other tower is supported here")
     # Defaults are those of CLIPVisionConfig, which leaves out of config.json what equals them.
     sizes = _sizes(settings, eps=1e-5, patch=32, activation="quick_gelu")
     whole = sizes.side if side is None else side
@@ -103,8 +104,8 @@ def siglip_tower(
     Raises:
         ExportError: Values are absent, out of bounds or not SigLIP's.
     """
-    if settings.text("model_type", _SIGLIP) != _SIGLIP:
-        raise settings.wrong("model_type", f"must be {_SIGLIP}: no other tower is supported here")
+    if settings.text("model_type", SIGLIP) != SIGLIP:
+        raise settings.wrong("model_type", f"must be {SIGLIP}: no other tower is supported here")
     # Defaults are those of SiglipVisionConfig.
     sizes = _sizes(settings, eps=1e-6, patch=16, activation="gelu_pytorch_tanh")
     return SiglipTower(
