@@ -31,9 +31,9 @@ from lrs_edge.objects.detections import Detections
 from lrs_edge.pyramid.levels import Level, LevelWindow, Pyramid, TileIndex, build_pyramid
 from lrs_edge.raster.image_thread import Stop
 from lrs_edge.raster.raster import Raster
+from lrs_edge.raster.window import Resampling
 from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.clock import Clock
-from lrs_edge.requests.options import Resampling
 from lrs_edge.vision.encoder import FeatureCache, Features, VisionEncoder
 from lrs_edge.vision.positions import ImagePositions
 from lrs_edge.vision.tiles import TileSession, TileSource

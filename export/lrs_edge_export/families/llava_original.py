@@ -8,10 +8,7 @@ projector, and how tiles are merged (`mm_patch_merge_type`), tell them apart.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from lrs_edge.bundle.layout import (
     GlobalView,
@@ -48,6 +45,7 @@ from lrs_edge_export.families.parts import (
     MAX_TILE,
     MAX_TOKENS,
     decoder_config,
+    newline_vector,
     repetition,
     stop_ids,
 )
@@ -163,10 +161,6 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
     check_vocabulary(inner, vocabulary)
     tokens = tokens_of(checkpoint, whole=False)
-    newline = partial(np.zeros, decoder.hidden, np.float32)
-    if merge.newline:
-        inner.require({"image_newline": (decoder.hidden,)}, "newline vector")
-        newline = partial(inner.read, "image_newline")
     tied = not weights.has("lm_head.weight") and settings.flag("tie_word_embeddings")
     head = (inner, "embed_tokens.weight") if tied else (weights, "lm_head.weight")
     return Model(
@@ -176,7 +170,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
         llm=DecoderStage(decoder, inner),
         embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
         lm_head=first_rows(*head, vocabulary, decoder.hidden),
-        image_newline=newline,
+        image_newline=newline_vector(inner, decoder.hidden, needed=merge.newline),
         vocabulary=vocabulary,
         tokenizer_json=tokens.file.text,
         prompt=PromptSpec(

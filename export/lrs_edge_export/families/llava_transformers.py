@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-
-import numpy as np
 
 from lrs_edge.bundle.layout import (
     GlobalView,
@@ -24,7 +21,7 @@ from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabulary
 from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
-from lrs_edge_export.checkpoints.tensors import Array, Scoped
+from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.hf_checkpoint import (
     Tokens,
@@ -42,6 +39,7 @@ from lrs_edge_export.families.parts import (
     MAX_TILE,
     MAX_TOKENS,
     decoder_config,
+    newline_vector,
     repetition,
     stop_ids,
 )
@@ -159,7 +157,7 @@ def read_transformers(
     tied = checkpoint.config.flag("tie_word_embeddings") or settings.flag("tie_word_embeddings")
     if head is None and not tied:
         weights.require({"lm_head.weight": (vocabulary, decoder.hidden)}, "vocabulary")
-    newline = _newline(inner, decoder.hidden, needed=layout.rows)
+    newline = newline_vector(inner, decoder.hidden, needed=layout.rows)
     return Model(
         family=family,
         vision=stage,
@@ -222,14 +220,6 @@ def projector(config: Settings, weights: Scoped) -> Projector:
     return Projector(
         Scoped(weights, "projector."), activation=_ACTIVATIONS[named], bias=bias is not False
     )
-
-
-def _newline(weights: Scoped, hidden: int, *, needed: bool) -> Callable[[], Array]:
-    """Reads the newline vector; zeros where a layout has no newlines. Raises ExportError."""
-    if not needed:
-        return partial(np.zeros, hidden, np.float32)
-    weights.require({"image_newline": (hidden,)}, "newline vector")
-    return partial(weights.read, "image_newline")
 
 
 def _stops(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from lrs_edge_export.checkpoints.checkpoint import Settings
 from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage, Repetition
-from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.families.decoder_fields import (
     require_plain_decoder,
     require_plain_generation,
@@ -71,6 +74,23 @@ def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> Decod
     if not 1 <= listed <= MAX_LAYERS:
         raise config.wrong("llm_layer_list", f"must list 1..{MAX_LAYERS} layers")
     return DecoderStage(replace(llm, layers=listed), Scoped(weights, _PRUNER), scoring=True)
+
+
+def newline_vector(weights: Scoped, hidden: int, *, needed: bool) -> Callable[[], Array]:
+    """What reads the newline vector, float32 [D]; zeros where a layout has no newlines.
+
+    Args:
+        weights: Scoped to the language model.
+        hidden: Width D.
+        needed: Whether rows end with newlines.
+
+    Raises:
+        ExportError: It is missing, or of another width.
+    """
+    if not needed:
+        return lambda: np.zeros(hidden, np.float32)
+    weights.require({"image_newline": (hidden,)}, "newline vector")
+    return lambda: weights.read("image_newline")
 
 
 def stop_ids(config: Settings, generation: Settings, vocabulary: int) -> tuple[int, ...]:
