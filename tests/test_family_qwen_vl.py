@@ -179,6 +179,10 @@ def random_image(folder: Path, rows: int, cols: int) -> tuple[Path, np.ndarray]:
     return path, np.asarray(Image.open(path))
 
 
+def test_its_section_in_the_documentation(made: Any) -> None:
+    parity.assert_documented(made[2])
+
+
 def test_one_image_of_a_tiles_size(made: Any, tmp_path: Path) -> None:
     kind, model, folder, bundle = made
     tile = SIDE * 2 * patch_of(kind)

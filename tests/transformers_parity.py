@@ -400,9 +400,9 @@ def _part_line(part: Part, view: str) -> str:
         return view
     if isinstance(part, LocalRows):
         line = "rows with newlines" if part.newline else "rows"
-        return f"{_quoted(part.before)}{line}{_quoted(part.after)}"
+        return f"{line} {_quoted(part.before)} {_quoted(part.after)}".strip()
     if isinstance(part, LocalTiles):
-        return f"tiles {_quoted(part.before)}{_quoted(part.after)}".strip()
+        return f"tiles {_quoted(part.before)} {_quoted(part.after)}".strip()
     return {Text: "text", Separator: "separator", Objects: "objects"}.get(type(part), "question")
 
 

@@ -176,7 +176,7 @@ def read_qwen_vl(checkpoint: Checkpoint, vision_tower: str | None, variant: Vari
         ),
         base_side=_BASE_TILES * stage.tile,
         limits=Limits(max_length=length, max_positions=length),
-        repetition=repetition(settings, generation, vocabulary),
+        repetition=repetition(settings, generation, vocabulary, prompt=True),
         folders=(checkpoint.path,),
         notes=tuple(notes),
     )
