@@ -367,7 +367,8 @@ def test_int8_of_a_decoder_is_dynamic(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert run(["export", "x", "-o", str(tmp_path / "b"), *arguments]) == 2
+    write_qwen(tmp_path / "x")
+    assert run(["export", str(tmp_path / "x"), "-o", str(tmp_path / "b"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
