@@ -139,15 +139,21 @@ def written_data(data: CalibrationData) -> dict[str, NDArray[Any]]:
     """Calibration data as arrays by name."""
     arrays: dict[str, NDArray[Any]] = {"tiles": data.tiles, "described": np.array(data.described)}
     for name, sequences in (("sequence", data.sequences), ("pruned", data.pruned)):
-        arrays |= {f"{name}{number}": x for number, x in enumerate(sequences)}
+        for number, sequence in enumerate(sequences):
+            arrays[f"{name}{number}"] = sequence.embeds
+            arrays[f"{name}{number}.tokens"] = sequence.tokens
     return arrays
 
 
 def read_data(arrays: Mapping[str, NDArray[Any]]) -> CalibrationData:
     """What `written_data` was given."""
-    count = sum(name.startswith("pruned") for name in arrays)
+    count = sum(name.startswith("pruned") for name in arrays) // 2
     sequences, pruned = (
-        [arrays[f"{name}{number}"] for number in range(count)] for name in ("sequence", "pruned")
+        [
+            TokenSequence(arrays[f"{name}{number}"], arrays[f"{name}{number}.tokens"])
+            for number in range(count)
+        ]
+        for name in ("sequence", "pruned")
     )
     return CalibrationData(arrays["tiles"], sequences, pruned, str(arrays["described"]))
 
