@@ -260,6 +260,19 @@ def test_an_image_processor_of_another_size(checkpoint: Path, tmp_path: Path) ->
         read_model(find_checkpoint(str(folder)))
 
 
+@pytest.mark.parametrize(("number", "name"), [(1, "lanczos"), (2, "bilinear"), (None, "bicubic")])
+def test_the_filter_that_images_are_resized_by(
+    checkpoint: Path, tmp_path: Path, number: int | None, name: str
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(checkpoint, folder)
+    edit_json(folder / "preprocessor_config.json", resample=number)
+    assert read_model(find_checkpoint(str(folder))).vision.filter == name
+    edit_json(folder / "preprocessor_config.json", resample=0)
+    with pytest.raises(ExportError, match="resample"):
+        read_model(find_checkpoint(str(folder)))
+
+
 def test_weights_that_nothing_reads(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(checkpoint, folder)

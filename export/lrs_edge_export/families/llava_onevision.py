@@ -17,7 +17,13 @@ from lrs_edge_export.families.hf_checkpoint import vision_settings
 from lrs_edge_export.families.llava_transformers import Layout, projector, read_transformers
 from lrs_edge_export.families.parts import MAX_TILE
 from lrs_edge_export.families.templates import Conversation
-from lrs_edge_export.families.towers import SIGLIP, SIGLIP_MEAN, SIGLIP_STD, siglip_tower
+from lrs_edge_export.families.towers import (
+    SIGLIP,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+    resize_filter,
+    siglip_tower,
+)
 
 _LAYOUT = Layout(rows=True, base_tiles=3)
 
@@ -57,6 +63,7 @@ def _vision(
         std=processor.triple("image_std", SIGLIP_STD),
         stretched=True,
         pooling="bilinear",
+        filter=resize_filter(processor),
     )
 
 

@@ -58,6 +58,7 @@ from lrs_edge_export.families.towers import (
     SIGLIP_STD,
     clip_tower,
     normalising,
+    resize_filter,
     siglip_tower,
 )
 
@@ -248,6 +249,7 @@ def _vision(
         mean=processor.triple("image_mean", mean),
         std=processor.triple("image_std", std),
         pooling="bilinear" if isinstance(tower, SiglipTower) else "mean",
+        filter=resize_filter(processor),
     )
     return stage, folders
 

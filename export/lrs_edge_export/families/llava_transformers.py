@@ -52,6 +52,7 @@ from lrs_edge_export.families.towers import (
     SIGLIP_MEAN,
     SIGLIP_STD,
     clip_tower,
+    resize_filter,
     siglip_tower,
 )
 
@@ -208,6 +209,7 @@ def clip_stage(
         mean=processor.triple("image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN),
         std=processor.triple("image_std", SIGLIP_STD if siglip else CLIP_STD),
         pooling="bilinear" if siglip else "mean",
+        filter=resize_filter(processor),
     )
 
 

@@ -41,6 +41,7 @@ from lrs_edge_export.families.parts import (
     MAX_TOKENS,
     MAX_WIDTH,
     decoder_config,
+    newline_vector,
     repetition,
     stop_ids,
 )
@@ -168,7 +169,7 @@ def read_qwen_vl(checkpoint: Checkpoint, vision_tower: str | None, variant: Vari
         lm_head=first_rows(
             *_head(checkpoint.config, settings, weights), vocabulary, decoder.hidden
         ),
-        image_newline=partial(np.zeros, decoder.hidden, np.float32),
+        image_newline=newline_vector(inner, decoder.hidden, needed=False),
         vocabulary=vocabulary,
         tokenizer_json=tokens.file.text,
         prompt=PromptSpec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Settings
@@ -19,6 +20,10 @@ SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 #: Kinds of towers by their `model_type`.
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+
+#: Filters of an image processor, and Pillow's numbers for them.
+Filter = Literal["bilinear", "bicubic", "lanczos"]
+_FILTERS: dict[int, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 #: Names of activations in configs, and in towers.
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -151,6 +156,20 @@ def _layers(count: int, config: Settings, select: str, layer: int | None) -> int
     chosen = config.integer(select, -count - 1, count, default=layer)
     # hidden_states holds one entry more than there are layers: the embeddings come first.
     return chosen if chosen >= 0 else count + 1 + chosen
+
+
+def resize_filter(processor: Settings, default: Filter = "bicubic") -> Filter:
+    """The filter by which an image processor resizes, by Pillow's number for it.
+
+    Raises:
+        ExportError: It is another than those that `--resampling processor` has.
+    """
+    found = processor.values.get("resample")
+    if found is None:
+        return default
+    if isinstance(found, bool) or found not in _FILTERS:
+        raise processor.wrong("resample", "must be 1 (lanczos), 2 (bilinear) or 3 (bicubic)")
+    return _FILTERS[found]
 
 
 def normalising(processor: Settings) -> Settings:
