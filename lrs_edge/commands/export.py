@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -222,7 +222,7 @@ def _options(values: dict[str, Any]) -> ExportOptions:
     from lrs_edge_export import AccuracyCheck, ExportOptions, Precisions
 
     every = values.pop("precision")
-    layers = None
+    layers: int | Literal["default"] | None = None
     if isinstance(values["rfm"], int) or values["rfm"] == FROM_LLM:
         layers = "default" if values["rfm"] == FROM_LLM else values["rfm"]
         values["rfm"] = None
