@@ -173,6 +173,16 @@ def test_one_linear_layer_and_resized_positions_of_geochat(
     assert len(parity.asked(bundle, image, max_tiles=0).sequence) > 36
 
 
+def test_a_resampler_is_not_left_out(tmp_path: Path) -> None:
+    _, folder = write_1_5(tmp_path / "hf")
+    rewritten(folder, "LlavaLlamaForCausalLM", inside=False)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.vision_resampler.query"] = torch.ones(2)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ExportError, match=r"vision_resampler\.query"):
+        read_model(find_checkpoint(str(folder)))
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -78,6 +78,15 @@ LANGUAGE_RULES = (
     (r"(?:model\.)?image_newline$", "model.image_newline"),
 )
 
+#: Starts of the names of a language model, in the form that they are brought to.
+LANGUAGE = (
+    "model.embed_tokens.",
+    "model.layers.",
+    "model.norm.",
+    "model.image_newline",
+    "lm_head.",
+)
+
 #: Weights of a table that is computed anew.
 _COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 

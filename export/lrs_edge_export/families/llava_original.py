@@ -32,6 +32,7 @@ from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.hf_checkpoint import (
+    LANGUAGE,
     Tokens,
     longest,
     refuse_unread,
@@ -153,7 +154,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     length = min(length, config.integer("tokenizer_model_max_length", 1, MAX_TOKENS, length))
     merge = _merge(config)
     weights = checkpoint.tensors()
-    refuse_unread(weights, ("model.", "lm_head."))
+    refuse_unread(weights, (*LANGUAGE, _TOWER, _PROJECTOR))
     decoder = decoder_config(settings, qkv_bias=kind == "qwen2" or settings.flag("attention_bias"))
     notes: list[str] = []
     stage, folders = _vision(checkpoint, weights, vision_tower, decoder.hidden, notes)

@@ -24,6 +24,7 @@ from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.hf_checkpoint import (
+    LANGUAGE,
     Tokens,
     canonical_names,
     conversation,
@@ -64,7 +65,7 @@ VISION_RULES = (
 )
 
 #: Starts of the names that are read.
-_READ = ("model.", "lm_head.", "vision.", "projector.")
+_READ = (*LANGUAGE, "vision.", "projector.")
 
 #: The tower of LlavaConfig and LlavaNextConfig, where config.json describes none.
 _CLIP_L = {
