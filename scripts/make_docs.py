@@ -1,7 +1,7 @@
-"""Write the documentation that is generated: `docs/cli.md` and `docs/answer.schema.json`.
+"""Write what is generated: `docs/cli.md`, `docs/answer.schema.json` and `docs/devices.md`.
 
-python scripts/make_docs.py            # write
-python scripts/make_docs.py --check    # exit 1 where a file is not up to date
+python -m scripts.make_docs            # write
+python -m scripts.make_docs --check    # exit 1 where a file is not up to date
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 
 from lrs_edge.answer.report import json_schema
 from lrs_edge.commands.main import PROGRAM, cli
+from scripts.device_docs import device_docs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -47,7 +48,11 @@ def main() -> int:
 
 def generated() -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    return {DOCS / "cli.md": cli_reference(), DOCS / "answer.schema.json": json_schema()}
+    return {
+        DOCS / "cli.md": cli_reference(),
+        DOCS / "answer.schema.json": json_schema(),
+        DOCS / "devices.md": device_docs(),
+    }
 
 
 def cli_reference() -> str:

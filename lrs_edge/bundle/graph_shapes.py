@@ -34,6 +34,10 @@ _FREE_FOLDED = 1 << 24
 #: Integer tensors up to this size have values.
 _MAX_VALUES = 4096
 _MAX_RANK = 16
+#: Operators of those below whose output is their input's memory, and others whose output is not:
+#: engines write what goes element by element in place.
+_VIEWS = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+_COPIES = frozenset(("Softmax",))
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,23 @@ def check_sizes(facts: GraphFacts) -> None:
         _Pass(facts, new, past).run()
 
 
+def peak_elements(facts: GraphFacts, new: int, past: int) -> int:
+    """Elements of all tensors that are alive at a time, without inputs and constants.
+
+    Args:
+        facts: The graph.
+        new: New tokens, of a decoder.
+        past: Places that are filled before them.
+
+    Raises:
+        WireError: As `check_sizes`.
+        ValueError: Shapes do not fit together.
+    """
+    one = _Pass(facts, new, past)
+    one.run()
+    return one.peak
+
+
 class _Pass:
     """One pass over a graph at fixed sizes."""
 
@@ -73,6 +94,7 @@ class _Pass:
         self._values: dict[str, Value] = {"": Value(())}
         self._weights = sum(prod(c.shape) for c in facts.constants.values())
         self._products = self._elements = self._folded = self._alive = 0
+        self.peak = 0
 
     def run(self) -> None:
         facts = self._facts
@@ -110,9 +132,12 @@ class _Pass:
         constant = all(self._values[name].constant for name in node.inputs if name)
         for name, value in zip(node.outputs, made, strict=False):
             self._keep(node, name, replace(value, constant=constant), used=name in last)
+        if node.op in _COPIES or (node.op in _FUNCTIONS and node.op not in _VIEWS):
+            self.peak = max(self.peak, self._alive)
         for name in dict.fromkeys(node.inputs):
             if last[name] == place and name and not self._values[name].constant:
                 self._alive -= self._values[name].size
+        self.peak = max(self.peak, self._alive)
 
     def _keep(self, node: Node, name: str, value: Value, *, used: bool) -> None:
         if name and name in self._values:

@@ -10,7 +10,8 @@ computes. Field numbers are those of onnx.proto3 (onnx 1.23).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.bundle.files import is_inside, read_limited
-from lrs_edge.bundle.graph_shapes import check_sizes
+from lrs_edge.bundle.graph_shapes import check_sizes, peak_elements
 from lrs_edge.bundle.wire_format import (
     BYTES,
     FIXED32,
@@ -143,6 +144,21 @@ class GraphFacts:
     constants: dict[str, Constant] = field(default_factory=dict)
     inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     outputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+    #: Bytes of constants outside of the graph file, by file of the bundle.
+    stored: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GraphRun:
+    """What one run of a graph takes.
+
+    Attributes:
+        stored: Bytes of weights by file of the bundle.
+        peak: Numbers in all tensors that are alive at a time, without weights and buffers.
+    """
+
+    stored: Mapping[str, int]
+    peak: int
 
 
 def check_graph(root: Path, name: str, sizes: Mapping[str, int]) -> None:
@@ -156,10 +172,38 @@ def check_graph(root: Path, name: str, sizes: Mapping[str, int]) -> None:
     Raises:
         BundleError: The file is not an ONNX graph, or holds what no graph of a bundle may hold.
     """
-    path = root / name
+    with _refused(root / name):
+        check_sizes(_read(root, name, sizes))
+
+
+def graph_run(root: Path, name: str, sizes: Mapping[str, int], new: int, past: int) -> GraphRun:
+    """What one run of a graph of a bundle reads and makes.
+
+    Args:
+        root: The bundle's folder.
+        name: Path of the graph in it.
+        sizes: Bytes of the files that the manifest lists.
+        new: New tokens, of a decoder.
+        past: Places that are filled before them.
+
+    Raises:
+        BundleError: As `check_graph`.
+    """
+    with _refused(root / name):
+        facts = _read(root, name, sizes)
+        return GraphRun(facts.stored, peak_elements(facts, new, past))
+
+
+def _read(root: Path, name: str, sizes: Mapping[str, int]) -> GraphFacts:
+    data = read_limited(root / name, MAX_GRAPH_BYTES)
+    return read_graph(data, PurePosixPath(name).parent, sizes)
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turns whatever a bad graph provokes into one error."""
     try:
-        facts = read_graph(read_limited(path, MAX_GRAPH_BYTES), PurePosixPath(name).parent, sizes)
-        check_sizes(facts)
+        yield
     # Besides the errors of reading: inputs or attributes that are missing, or of another kind.
     except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -195,7 +239,9 @@ def read_graph(data: bytes, folder: PurePosixPath, sizes: Mapping[str, int]) -> 
         raise WireError("it has no graph")
     parts = reader.message(_span(model[7][0]), _GRAPH)
     facts = GraphFacts()
-    _read_constants(reader, parts, facts, _External(folder, sizes))
+    external = _External(folder, sizes)
+    _read_constants(reader, parts, facts, external)
+    facts.stored = external.taken
     for number, values in ((11, facts.inputs), (12, facts.outputs), (13, {})):
         for value in parts.get(number, []):
             found, shape = _read_value(reader, _span(value))
@@ -326,6 +372,11 @@ class _External:
         if left < 0:
             raise WireError(f"its constants are more than {location[:100]!r} holds")
         self._left[file] = left
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """Bytes of each file that constants lie in."""
+        return {file: self._sizes[file] - left for file, left in self._left.items()}
 
     def _listed(self, location: str) -> str:
         """Path in the bundle of a file that constants name. Raises WireError."""

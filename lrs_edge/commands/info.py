@@ -22,7 +22,7 @@ from lrs_edge.commands.common import (
     write_json,
     write_result,
 )
-from lrs_edge.errors import BundleError
+from lrs_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from lrs_edge.bundle.bundle import Bundle
@@ -32,9 +32,24 @@ if TYPE_CHECKING:
 
 _MANIFEST = "manifest.json"
 
+#: No model here has a longer context.
+MOST_CONTEXT = 1 << 20
+
 
 @click.command()
-@click.argument("path", metavar="IMAGE|BUNDLE", type=ImagePath())
+@click.argument("path", metavar="IMAGE|BUNDLE|CHECKPOINT", type=ImagePath())
+@click.option(
+    "--memory",
+    is_flag=True,
+    help="What a bundle takes in memory while it answers, stage by stage, and which devices hold "
+    "it; of a checkpoint, or the name of a recipe, what it would take at each precision.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1, MOST_CONTEXT),
+    metavar="N",
+    help="With --memory: tokens in the language model's cache; default: as many as it may have.",
+)
 @click.option(
     "-m",
     "--model",
@@ -52,6 +67,8 @@ _MANIFEST = "manifest.json"
 @debug_option
 def info(
     path: Path,
+    memory: bool,
+    context: int | None,
     bundle: Path | None,
     bands: tuple[int, ...] | None,
     crs: str | None,
@@ -61,8 +78,20 @@ def info(
     """Show what lrs-edge knows about IMAGE or BUNDLE.
 
     For an image: its size, bands and place, and the levels that a search would visit. For a bundle:
-    its files, precisions, limits, and how exactly it agrees with its checkpoint.
+    its files, precisions, limits, and how exactly it agrees with its checkpoint. With --memory: what
+    a bundle or a checkpoint takes in memory, of whose weights none is read.
     """
+    if memory:
+        from lrs_edge.commands.memory_table import memory_facts, memory_lines
+
+        facts = memory_facts(path, context)
+        if output_format == "json":
+            write_json(facts)
+        else:
+            write_result(printable("\n".join(memory_lines(facts))) + "\n", None)
+        return
+    if context is not None:
+        raise UsageError("--context says how much memory a model takes; add --memory")
     if path.is_dir() or path.name == _MANIFEST:
         facts = _bundle_facts(path.parent if path.name == _MANIFEST else path)
     else:

@@ -164,11 +164,11 @@ def _read(
     found = find_checkpoint(name, find_family, progress)
     tower = options.vision_tower or (recipe.vision_tower if recipe else None)
     progress(f"reading {found.path}")
+    if recipe:
+        _check_recipe(recipe, found)
     model = read_model(found, tower)
     for note in model.notes:
         progress(f"note: {note}")
-    if recipe and recipe.family != model.family:
-        raise ExportError(f"{found.path} is of family {model.family}, not {recipe.family}")
     if options.local_pool is not None:
         model = replace(model, vision=model.vision.with_local_pool(options.local_pool))
     if options.rfm_layers is not None:
@@ -287,6 +287,16 @@ def _check_cuts(cuts: tuple[int, ...], config: DecoderConfig) -> None:
 def _source_name(checkpoint: Checkpoint) -> str:
     """Hub name, or a local folder's own name: paths of this machine are nobody else's business."""
     return checkpoint.name if checkpoint.from_hub else checkpoint.path.resolve().name
+
+
+def _check_recipe(recipe: Recipe, found: Checkpoint) -> None:
+    """Refuse a checkpoint that is another than the recipe's. Raises ExportError."""
+    architectures = found.config.values.get("architectures")
+    if architectures != [recipe.architecture]:
+        raise ExportError(
+            f"{found.path} has architectures {str(architectures)[:80]}, the recipe {recipe.name} "
+            f"is for {recipe.architecture}; name the folder to export it nevertheless"
+        )
 
 
 def _licence(options: ExportOptions, recipe: Recipe | None) -> str:
