@@ -1,9 +1,9 @@
 """Memory of a bundle's process, beside what is reckoned of it (`lrs-edge info --memory`).
 
-Exports a random checkpoint (by default 6 layers of width 1024 and a CLIP tower of ViT-L/14-336's
-size) at each precision without parity, and runs each stage alone in a fresh process: the memory that
-its session takes, and what one run over `--context` tokens takes besides. The embedded bundle's
-whole process, asking about a real scene, comes last.
+Exports a random checkpoint (6 layers of width 1024 and a CLIP tower of ViT-L/14-336's size) at each
+precision without parity, and runs each stage alone in a fresh process: the memory that its session
+takes, and what one run over `--context` tokens takes besides. The embedded bundle's whole process,
+asking about a real scene, comes last.
 
     python -m benchmarks.memory [--precision fp32 int8-dynamic] [--context 1024] [--work DIR]
 """

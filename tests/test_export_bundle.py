@@ -250,7 +250,7 @@ def test_recipes(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert manifest.name == "llava-largeimg-Qwen2-7B"
     assert "see the checkpoint's page" in manifest.licence
     places["ll-13/llava-largeimg-Vicuna-7B"] = qwen
-    with pytest.raises(ExportError, match="LlavaQwenForCausalLM.*is for LlavaLlamaForCausalLM"):
+    with pytest.raises(ExportError, match=r"LlavaQwenForCausalLM.*is for LlavaLlamaForCausalLM"):
         export_bundle("llava-largeimg-vicuna-7b", tmp_path / "other", NO_PARITY)
 
 

@@ -15,7 +15,7 @@ from lrs_edge_export.families.recipes import Recipe, all_recipes, find_recipe
 from lrs_edge_export.families.sizes import DECODERS, read_sizes
 from lrs_edge_export.families.tower_sizes import ANY_SIZE_TILE, DEFAULTS
 
-#: One of each architecture, and of each kind of size; InternVL's bias of positions and so on differ.
+#: One of each architecture, and both towers of Qwen3-VL.
 CHECKED = (
     "smolvlm-256m",
     "smolvlm-2.2b",
@@ -96,7 +96,9 @@ def test_weights_are_those_of_transformers(name: str) -> None:
         elif not any(part in weight for part in ("language_model", "text_model.", "lm_head")) or (
             "vision" in weight
         ):
-            unread = any(part in weight for part in UNREAD) and "idefics3" not in config["model_type"]
+            unread = (
+                any(part in weight for part in UNREAD) and "idefics3" not in config["model_type"]
+            )
             vision += 0 if unread else tensor.numel()
     assert vision == size.vision.matrices + size.vision.others
     assert language == size.llm.layer

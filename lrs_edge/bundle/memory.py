@@ -41,10 +41,7 @@ _TILES_KEPT = 64
 _MOST_KEPT = 256 << 20
 
 #: Bytes that onnxruntime's allocator takes for a byte that is needed at a time.
-_ALLOCATED, _ALLOCATED_FIXED = 1.2, 2.2
-
-#: Flavour of what follows an RFM that is the language model's first layers.
-_REST = "gqa-rest"
+_ALLOCATED, _ALLOCATED_FIXED = 2.5, 2.2
 
 #: Ends the names of files of weights.
 _DATA = ".data"
@@ -52,11 +49,19 @@ _DATA = ".data"
 #: Bytes of a float that is computed.
 FLOAT: Mapping[Device, int] = {"cpu": 4, "cuda": 2}
 
-#: Bytes in memory for a byte of weights on disk, on a CPU, by precision.
+#: Bytes in memory for a byte of weights on disk, on a CPU, by precision. Weight-only formats are
+#: held as the file has them and as the engine's products want them; those of vision encoders are
+#: unpacked to floats (`engines/placement.py`).
 _UNPACKED: Mapping[str, float] = {
-    "fp32": 1.0, "fp16": 2.0, "int8-dynamic": 1.0, "int8-static": 1.0, "int8-weight": 2.0,
+    "fp16": 2.1,
+    "int8-weight": 2.3,
     "int4-weight": 2.0,
-}  # fmt: skip
+}
+_UNPACKED_VISION: Mapping[str, float] = {
+    "fp16": 3.0,
+    "int8-weight": 4.7,
+    "int4-weight": 7.4,
+}
 
 
 @dataclass(frozen=True)
@@ -211,9 +216,12 @@ def workspace_bytes(numbers: int, device: Device, *, tiles: bool = False) -> int
     return int(most * (_ALLOCATED_FIXED if tiles else _ALLOCATED))
 
 
-def weights_in_memory(file: int, precision: str, device: Device) -> int:
-    """Bytes in memory of weights that take so many on disk."""
-    return int(file * _UNPACKED.get(precision, 1.0)) if device == "cpu" else file
+def weights_in_memory(file: int, stage: str, precision: str, device: Device) -> int:
+    """Bytes in memory of a stage's weights that take so many on disk."""
+    if device != "cpu":
+        return file
+    unpacked = _UNPACKED_VISION if stage == "vision" else _UNPACKED
+    return int(file * unpacked.get(precision, 1.0))
 
 
 def held_bytes(size: int) -> int:
@@ -281,13 +289,13 @@ class _Reader:
         """The region focus module."""
         caches = self._lengths.base, self._lengths.level
         # Layers of the language model run the scoring layer's attention as well.
-        keys = 2 if self._bundle.manifest.llm.has(_REST) else 1
+        keys = 2 if self._bundle.manifest.llm.has(Flavour.GQA_REST) else 1
         return self._decoder("rfm", spec, spec.path(Flavour.GQA), caches, keys)
 
     def llm(self) -> Stage:
         """The language model, or what follows an RFM that is its first layers."""
         spec = self._bundle.manifest.llm
-        flavour = _REST if spec.has(_REST) else Flavour.GQA
+        flavour = Flavour.GQA_REST if spec.has(Flavour.GQA_REST) else Flavour.GQA
         return self._decoder("llm", spec, spec.path(flavour), (self._lengths.llm,), 0)
 
     def _decoder(
@@ -311,5 +319,5 @@ class _Reader:
         file = sum(
             entry.size for path, entry in own.items() if entry.role == name and path.endswith(_DATA)
         )
-        weights = weights_in_memory(read, spec.precision, self._device)
+        weights = weights_in_memory(read, name, spec.precision, self._device)
         return Stage(name, spec.precision, file, weights, kv, workspace)

@@ -1,4 +1,4 @@
-"""What a model would take that is not exported yet: the arithmetic of `memory.py` over its sizes."""
+"""What a model that is not exported yet would take: the arithmetic of `memory.py` over sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from lrs_edge.bundle.memory import (
 )
 
 #: What `lrs-edge export --precision` makes, and the device that its bundle is for: fp16 is made
-#: with `--target cuda`.
+#: with `--target cuda`, and int4-weight with `--vision int8`, since weights of a vision encoder
+#: that are only small in the file are unpacked.
 PRECISIONS: Mapping[str, Device] = {
     "fp32": "cpu",
     "int8": "cpu",
@@ -177,9 +178,9 @@ class _Plan:
 
     def vision(self, size: VisionSize, out: int) -> Stage:
         """The vision encoder: the larger of attention and MLP."""
-        attention = size.patches * 5 * size.hidden + 2 * size.heads * size.patches**2
-        mlp = size.patches * (2 * size.hidden + 2 * size.intermediate)
-        numbers = max(attention, mlp) + size.tokens * out
+        attention = 2 * size.patches * size.hidden + 2 * size.heads * size.patches**2
+        mlp = size.patches * (size.hidden + 2 * size.intermediate)
+        numbers = max(attention, mlp, size.patches * size.hidden + size.tokens * out)
         workspace = workspace_bytes(numbers, self.device, tiles=True)
         return self._stage("vision", size.matrices, size.others, 0, workspace)
 
@@ -198,7 +199,8 @@ class _Plan:
         return self._stage(name, size.layers * size.layer + more, norms, kv, workspace)
 
     def _stage(self, name: str, matrices: int, others: int, kv: int, workspace: int) -> Stage:
-        precision = "int8-dynamic" if self.precision == "int8" else self.precision
+        small = self.precision == "int8" or (self.precision, name) == ("int4-weight", "vision")
+        precision = "int8-dynamic" if small else self.precision
         file = int(matrices * _BYTES[precision] + others * FLOAT[self.device])
-        weights = weights_in_memory(file, precision, self.device)
+        weights = weights_in_memory(file, name, precision, self.device)
         return Stage(name, precision, file, weights, kv, workspace)

@@ -78,8 +78,8 @@ def info(
     """Show what lrs-edge knows about IMAGE or BUNDLE.
 
     For an image: its size, bands and place, and the levels that a search would visit. For a bundle:
-    its files, precisions, limits, and how exactly it agrees with its checkpoint. With --memory: what
-    a bundle or a checkpoint takes in memory, of whose weights none is read.
+    its files, precisions, limits, and how exactly it agrees with its checkpoint. With --memory:
+    what a bundle, or a checkpoint by its config.json alone, takes in memory.
     """
     if memory:
         from lrs_edge.commands.memory_table import memory_facts, memory_lines

@@ -106,7 +106,7 @@ def memory_lines(facts: dict[str, Any]) -> list[str]:
         lines += ["", f"{need['precision']} on {where}", _row("", *_COLUMNS)]
         for stage in need["stages"]:
             numbers = (stage[key] for key in ("file", "weights", "kv_cache", "workspace", "total"))
-            lines.append(_row(stage["stage"], *map(_mb, numbers)))
+            lines.append(_row(f"{stage['stage']}, {stage['precision']}", *map(_mb, numbers)))
         others = need["embeddings"] + need["kept_tokens"] + need["process"]
         lines.append(_row("others", "", "", "", "", _mb(others)))
         lines.append(_row("total", "", "", "", "", _mb(need["total"])))
@@ -124,7 +124,7 @@ _COLUMNS = ("on disk", "weights", "KV cache", "workspace", "total")
 
 
 def _row(name: str, *cells: str) -> str:
-    return f"  {name:<7}" + "".join(cell.rjust(11) for cell in cells)
+    return f"  {name:<20}" + "".join(cell.rjust(11) for cell in cells)
 
 
 def _mb(size: int) -> str:

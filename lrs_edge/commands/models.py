@@ -67,7 +67,12 @@ def verify(bundle: Path | None) -> None:
 
 
 @models.command()
-@click.option("--fits", type=click.IntRange(min=1), metavar="GB", help="Only what a device of so much memory holds.")
+@click.option(
+    "--fits",
+    type=click.IntRange(min=1),
+    metavar="GB",
+    help="Only what a device of so much memory holds.",
+)
 @format_option("text", "json")
 @debug_option
 def recipes(fits: int | None, output_format: str) -> None:

@@ -10,9 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn import functional as F  # noqa: N812 (torch's own convention)
-
 from lrs_edge_export.checkpoints.tensors import Array, Scoped, Shapes
 
 
@@ -132,6 +129,10 @@ class ClipTower(TransformerTower):
         table = super().positions()
         if self.position_rows == self.places:
             return table
+        # Only here: what families take can be told without it.
+        import torch
+        from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
         side = self.table_grid
         plane = torch.from_numpy(table[1:]).reshape(1, side, side, self.hidden).permute(0, 3, 1, 2)
         resized = F.interpolate(

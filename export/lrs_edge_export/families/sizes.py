@@ -77,7 +77,12 @@ def read_sizes(config: Settings, name: str) -> ModelSize:
 
 
 def _model(
-    config: Settings, text: Settings, vision: Callable[[int], VisionSize], name: str, *, rfm: int = 0
+    config: Settings,
+    text: Settings,
+    vision: Callable[[int], VisionSize],
+    name: str,
+    *,
+    rfm: int = 0,
 ) -> ModelSize:
     decoder, vocabulary = _decoder(text)
     longest = config.integer("tokenizer_model_max_length", 1, MAX_TOKENS, default=_LONGEST)
@@ -117,7 +122,7 @@ def _decoder(config: Settings) -> tuple[DecoderSize, int]:
 
 
 def _llava(config: Settings, name: str) -> ModelSize:
-    """transformers' LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision."""
+    """Transformers' LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision."""
     onevision = "Onevision" in config.values["architectures"][0]
     tower = read_tower(_part(config, "vision_config"))
     selected = config.integer("vision_feature_layer", -99, 99, default=-1 if onevision else -2)
@@ -135,7 +140,9 @@ def _original_llava(config: Settings, name: str) -> ModelSize:
     selected = config.integer("mm_vision_select_layer", -99, 99, default=-2)
     authors = config.text("mm_projector_type", "") == _WITH_RFM
     rfm = len(config.integers("llm_layer_list")) if authors else 0
-    vision = _projected(tower, selected, pool=2 if authors else 1)
+    # OneVision's tower: its odd grid is pooled.
+    pool = 2 if authors or tower.kind == "siglip_vision_model" else 1
+    vision = _projected(tower, selected, pool=pool)
     return _model(config, config, vision, name, rfm=rfm)
 
 
@@ -190,7 +197,12 @@ _READERS: Mapping[str, Callable[[Settings, str], ModelSize]] = {
         _llava,
     ),
     **dict.fromkeys(
-        ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"),
+        (
+            "LlavaLlamaForCausalLM",
+            "LlavaMistralForCausalLM",
+            "LlavaQwenForCausalLM",
+            "GeoChatLlamaForCausalLM",
+        ),
         _original_llava,
     ),
     **dict.fromkeys(

@@ -67,6 +67,7 @@ class Tower:
         patch: Of a patch in pixels.
         rows: Entries of a table of positions that config.json states, else 0.
         deepstack: Layers that give tokens of their own.
+        biased: Whether query, key and value have biases.
     """
 
     kind: str
@@ -78,6 +79,7 @@ class Tower:
     patch: int
     rows: int = 0
     deepstack: int = 0
+    biased: bool = True
 
     @property
     def patches(self) -> int:
@@ -99,7 +101,7 @@ class Tower:
         hidden, patch = self.hidden, 3 * self.patch**2 * self.hidden
         norms = 2 * hidden if self.kind == "qwen2_5_vl" else 4 * hidden
         wide = 2 if self.kind == "qwen2_5_vl" else 1
-        layer = norms + 4 * hidden + wide * self.intermediate + hidden
+        layer = norms + (5 if self.biased else 2) * hidden + wide * self.intermediate
         if self.kind == "internvl_vision":
             layer += 2 * hidden  # Both branches are scaled.
         found = layers * layer + patch * (_FRAMES if self.qwen else 1)
@@ -143,8 +145,17 @@ def read_tower(config: Settings) -> Tower:
         rows=config.integer("num_position_embeddings", 1, 1 << 20, default=2304)
         if kind == "qwen3_vl"
         else 0,
+        biased=kind != "internvl_vision" or _biased(config),
         deepstack=len(deepstack) if kind == "qwen3_vl" and isinstance(deepstack, list) else 0,
     )
+
+
+def _biased(config: Settings) -> bool:
+    """Of InternVL's layers, under the names that its config had; as released, they have biases."""
+    if "attention_bias" in config.values:
+        return config.flag("attention_bias")
+    released = config.text("model_type", "") == "intern_vit_6b"
+    return config.flag("qkv_bias") if "qkv_bias" in config.values else released
 
 
 def _side(config: Settings, key: str, default: int) -> int:
