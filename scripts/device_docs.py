@@ -25,9 +25,9 @@ what takes at most {USABLE:.0%} of its memory. Contexts are as long as the model
 stage.
 
 `int8` and `int4-weight` (with `--vision int8`) are for CPUs, `fp16` (with `--target cuda`) is for
-CUDA. On a Jetson the GPU's memory is the system's. `lrs-edge models recipes` also marks layouts that
-`export` does not take yet; `lrs-edge export NAME -o BUNDLE --precision int8` exports one that it
-takes.
+CUDA. On a Jetson the GPU's memory is the system's. `lrs-edge models recipes` also marks layouts
+that `export` does not take yet; `lrs-edge export NAME -o BUNDLE --precision int8` exports one that
+it takes.
 """
 
 _DEVICES = {
