@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ _MAX_TEMPLATE = 1 << 16
 #: Files that hold a template, in the order in which transformers takes them.
 _JINJA, _JSON = "chat_template.jinja", "chat_template.json"
 _SETTINGS = ("processor_config.json", "tokenizer_config.json")
+
+#: Marks what an assistant said, for training; transformers has a tag of its own for it.
+_TRAINING = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 #: Stands for the question while a template is rendered: no template changes such a word.
 _ASKED = "QUESTIONxQUESTION"
@@ -69,13 +73,15 @@ def render(template: str, image: str, tokens: dict[str, str]) -> Conversation:
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     content = [{"type": "image"}, {"type": "text", "text": _ASKED}]
     messages = [{"role": "user", "content": content}]
     try:
-        text = environment.from_string(template).render(
+        text = environment.from_string(_TRAINING.sub("", template)).render(
             messages=messages, add_generation_prompt=True, **tokens
         )
     # A template may provoke any error of Python, too.
