@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from lrs_edge_export.checkpoints.tensors import Array, Shapes
 from lrs_edge_export.checkpoints.towers import TransformerTower, affine
@@ -94,6 +92,10 @@ class QwenTower(TransformerTower):
     def positions(self) -> Array:
         """Learned positions float32 [grid * grid, hidden], row after row, as they are added."""
         side = self.table_grid
+        # Only here: what families take can be told without it.
+        import torch
+        from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
         plane = torch.from_numpy(self.tensors.read(_POSITIONS)).view(1, side, side, -1)
         resized = F.interpolate(
             plane.permute(0, 3, 1, 2), (self.grid, self.grid), mode="bilinear", align_corners=True
