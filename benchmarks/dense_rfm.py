@@ -107,8 +107,8 @@ def load_cases(bundle: Path | None, threads: int) -> Callable[[int, int], Case]:
             along * tile, along * tile, tile=tile, base_side=manifest.search.base_side
         )
         level = pyramid.levels[-1]
-        prefix = stages.sequences.prefix(session.global_tokens(pyramid.global_view))
-        after = stages.embeddings.lookup(prompt.after)
+        view = session.global_tokens(pyramid.global_view)
+        prefix, after = stages.sequences.prefix(view), stages.sequences.after(prompt.after, view)
         features = session.local_tokens(level, spread(level.tiles(), selected))
         grid = token_grid(level, stages.vision.per_tile, (level.height, level.width))
         compact = stages.sequences.local(grid, features, 1)

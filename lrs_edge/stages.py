@@ -106,7 +106,9 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     prompt = Prompt(bundle.file(manifest.tokenizer), manifest.prompt, vocabulary)
     if manifest.vision.objects is not None:
         prompt.check_labels(manifest.vision.objects.labels)
-    sequences = SequenceBuilder(prompt, embeddings.lookup, embeddings.newline)
+    sequences = SequenceBuilder(
+        prompt, embeddings.lookup, embeddings.newline, manifest.vision.grid**2
+    )
     vision = VisionEncoder(
         graphs.stage("vision"), manifest.vision, manifest.llm.width, embeddings.positions
     )
@@ -143,7 +145,7 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
             max_length=manifest.limits.max_length,
             max_positions=manifest.limits.max_positions,
             gapless=manifest.vision.positions > 0,
-            generic=_generic(manifest, prompt, embeddings),
+            generic=_generic(manifest, prompt),
         ),
         provider=str(placement),
         meter=meter,
@@ -154,15 +156,13 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     )
 
 
-def _generic(
-    manifest: Manifest, prompt: Prompt, embeddings: Embeddings
-) -> NDArray[np.float32] | None:
-    """Embeddings of the instruction that scores are relative to. Raises BundleError."""
+def _generic(manifest: Manifest, prompt: Prompt) -> NDArray[np.int64] | None:
+    """Token ids of the instruction that scores are relative to. Raises BundleError."""
     text = manifest.search.relative_to
     if not text:
         return None
     try:
-        return embeddings.lookup(prompt.tokens(text).after)
+        return prompt.tokens(text).after
     except QuestionError as error:
         raise BundleError(
             f"search.relative_to of the bundle cannot be asked ({error}); export it again"

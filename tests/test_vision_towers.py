@@ -48,14 +48,13 @@ class InMemory:
         return self._tensors[name][start:stop]
 
 
-def scoped(module: torch.nn.Module, drop: str = "") -> Scoped:
+def scoped(module: torch.nn.Module) -> Scoped:
     """A module's weights, which are made other than the ones and zeros they start as."""
     with torch.no_grad():
         for name, value in module.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 value.add_(torch.randn_like(value), alpha=0.3)
-    state = {name.removeprefix(drop): value for name, value in module.state_dict().items()}
-    return Scoped(InMemory(state), "")
+    return Scoped(InMemory(module.state_dict()), "")
 
 
 def linears(width: int, hidden: int) -> Projector:
@@ -113,7 +112,7 @@ def test_siglip_is_that_of_transformers(
     side: int, patch: int, layers: int, final: bool, tmp_path: Path
 ) -> None:
     model = siglip(side, patch)
-    tensors = scoped(model, "vision_model.")
+    tensors = scoped(model)
     tower = SiglipTower(
         tensors, layers, 24, 3, 40, patch, side // patch, 1e-6, "gelu_tanh", final_norm=final
     )
@@ -133,7 +132,7 @@ def test_clips_positions_for_another_grid_are_those_of_transformers(tmp_path: Pa
         image_size=20, patch_size=4, initializer_factor=4.0,
     )  # fmt: skip
     model = transformers.CLIPVisionModel(config).eval()
-    tensors = scoped(model, "vision_model.")
+    tensors = scoped(model)
     tower = ClipTower(tensors, 2, 24, 3, 40, 4, 7, config.layer_norm_eps, "quick_gelu", 5)
     stage = stage_of(tower, linears(24, 16), 28, 16)
     pixels = torch.randn(2, 3, 28, 28)
@@ -151,7 +150,7 @@ def test_clips_positions_for_another_grid_are_those_of_transformers(tmp_path: Pa
 
 def test_a_pixel_shuffle_joins_squares_as_transformers_does(tmp_path: Path) -> None:
     model = siglip(24, 4)
-    tower = SiglipTower(scoped(model, "vision_model."), 3, 24, 3, 40, 4, 6, 1e-6, "gelu_tanh")
+    tower = SiglipTower(scoped(model), 3, 24, 3, 40, 4, 6, 1e-6, "gelu_tanh")
     config = transformers.Idefics3Config(
         vision_config={"hidden_size": 24},
         text_config={"hidden_size": 16, "num_attention_heads": 2},
@@ -169,17 +168,15 @@ def test_a_pixel_shuffle_joins_squares_as_transformers_does(tmp_path: Path) -> N
 
 
 def test_a_grid_that_cannot_be_joined_is_refused() -> None:
-    tower = SiglipTower(scoped(siglip(20, 4), "vision_model."), 3, 24, 3, 40, 4, 5, 1e-6, "gelu")
+    tower = SiglipTower(scoped(siglip(20, 4)), 3, 24, 3, 40, 4, 5, 1e-6, "gelu")
     with pytest.raises(ExportError, match="5 patches along a tile's side cannot be joined by 2"):
         stage_of(tower, Projector(Scoped(InMemory({}), ""), ("proj",), shuffle=2), 20, 16)
 
 
 def test_tensors_that_would_be_left_out_are_refused() -> None:
     model = siglip(20, 4)
-    state = model.state_dict() | {
-        "vision_model.encoder.layers.0.layer_scale1": torch.ones(24),
-    }
-    tensors = Scoped(InMemory(state), "vision_model.")
+    scale = {"encoder.layers.0.layer_scale1": torch.ones(24)}
+    tensors = Scoped(InMemory(model.state_dict() | scale), "")
     tower = SiglipTower(tensors, 3, 24, 3, 40, 4, 5, 1e-6, "gelu_tanh")
     with pytest.raises(ExportError, match="layer_scale1, which the exported model would leave out"):
         tower.check()

@@ -247,7 +247,7 @@ def image_processor(kind: str, folder: Path | None = None, **settings: Any) -> A
         folder: Gets its preprocessor_config.json.
         **settings: Of the processor.
     """
-    module = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
+    module = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", kind).lower()
     place = f"transformers.models.{module}.image_processing_pil_{module}"
     found = vars(__import__(place, fromlist=["_"])).items()
     make = next(v for k, v in found if k.lower() == f"{kind}ImageProcessorPil".lower())
@@ -343,9 +343,11 @@ def continued(model: Any, found: Asked, stops: Mapping[int, Any] | Sequence[int]
     positions = torch.from_numpy(found.positions)
     more = _added_later(embeds[..., table.embedding_dim :], table.embedding_dim)
     embeds = embeds[..., : table.embedding_dim]
+    # SmolVLM's model calls its language model by another name.
+    inner = getattr(model.model, "language_model", None) or model.model.text_model
     with torch.inference_mode():
         for _ in range(STEPS):
-            out = model.model.language_model(
+            out = inner(
                 inputs_embeds=embeds,
                 position_ids=positions,
                 cache=cache,
@@ -402,7 +404,8 @@ def _part_line(part: Part, view: str) -> str:
         line = "rows with newlines" if part.newline else "rows"
         return f"{line} {_quoted(part.before)} {_quoted(part.after)}".strip()
     if isinstance(part, LocalTiles):
-        return f"tiles {_quoted(part.before)} {_quoted(part.after)}".strip()
+        texts = part.before, part.after, part.row, part.end
+        return " ".join(["tiles", *filter(None, map(_quoted, texts))])
     return {Text: "text", Separator: "separator", Objects: "objects"}.get(type(part), "question")
 
 

@@ -40,7 +40,13 @@ class Trace:
 
     def add_prompt(self, tokens: PromptTokens) -> None:
         """`input_ids`, with -200 for the image."""
-        ids = np.concatenate([tokens.before, [IMAGE_TOKEN], tokens.after])
+        parts = (
+            tokens.before,
+            tokens.after[: tokens.view],
+            [IMAGE_TOKEN],
+            tokens.after[tokens.view :],
+        )
+        ids = np.concatenate(parts)
         self.put("input_ids", ids.astype(np.int64))
 
     def add_pyramid(self, pyramid: Pyramid) -> None:

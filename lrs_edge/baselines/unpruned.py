@@ -104,7 +104,7 @@ class Unpruned:
         if len(shown.tiles) < len(tiles):
             result.end_by("timeout", index)
         if shown.tiles:
-            result.passes.append(_take_all(shown, len(context.global_places)))
+            result.passes.append(_take_all(shown, context.views))
             result.send_kept()
             result.final_scores = spread_scores(len(result.final))
         return result
@@ -156,7 +156,7 @@ def _take_all(shown: Shown, views: int) -> LevelPass:
     count = len(shown.local)
     logits = TokenLogits(np.zeros((1, count), np.float32), np.zeros((1, views), np.float32))
     tiles = np.flatnonzero(~shown.local.is_structure)
-    structure = np.flatnonzero(shown.local.is_structure)
+    structure = shown.local.structure_of(tiles)
     return as_pass(shown, logits, token_scores(logits.local), tiles, structure, is_scored=False)
 
 

@@ -233,7 +233,8 @@ class EngineBench:
             for place in range(tiles)
         }
         local = stages.sequences.local(grid, features, 0, close_gaps=True)
-        after = stages.embeddings.lookup(stages.prompt.tokens(_QUESTION, "").after)
+        asked = stages.prompt.tokens(_QUESTION, "").after
+        after = stages.sequences.after(asked, self._random(stages.vision.spec.grid**2, hidden))
         return concatenate(*stages.sequences.behind(prefix, local, after))
 
     def _most_tiles(self) -> int:

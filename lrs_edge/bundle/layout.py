@@ -11,15 +11,17 @@ part is an object whose `part` names its kind:
     {"part": "local_rows", "newline": true}          tokens of the tiles, in rows across all tiles;
                                                      `before` and `after` are text around them
     {"part": "local_tiles", "before": "\n<tile {number}>", "after": ""}
-                                                     tokens of the tiles, tile after tile
+                                                     tokens of the tiles, tile after tile; `row` and
+                                                     `end` are text between their rows and behind
     {"part": "objects", "text": "\nSeen: {objects}"} what the vision stage's detector found
     {"part": "question", "text": "\n{question} ASSISTANT:", "newline": true}
 
-There is one global view, then one of `local_rows` and `local_tiles`, then one question. Right after
-the local tokens there may be `objects`, for the language model alone: the region focus module never
+There is one global view, one of `local_rows` and `local_tiles`, then one question. Right after the
+local tokens there may be `objects`, for the language model alone: the region focus module never
 sees it, and a layout has it if and only if the bundle's vision stage has a detector. All parts
 before the local tokens are the prefix, which is the same for every level of the search and for
-every question, and whose keys and values are reused.
+every question, and whose keys and values are reused. The global view may come after the local
+tokens, where a model was trained so: it is then run with every level and every question.
 """
 
 from __future__ import annotations
@@ -83,10 +85,17 @@ class LocalTiles(_Part, frozen=True, tag="local_tiles"):
     Attributes:
         before: Text before a tile's tokens, in which `{row}`, `{col}` and `{number}` are replaced.
         after: The same after them.
+        row: Text between rows of tiles.
+        end: Text after the last tile, where there are tokens of tiles at all.
+        most: Rows and columns of tiles that the model has marks for, 0 for any number. Of a level
+            with more, `{row}` and `{col}` say in which of so many parts of it a tile begins.
     """
 
     before: str = ""
     after: str = ""
+    row: str = ""
+    end: str = ""
+    most: int = 0
 
 
 class Objects(_Part, frozen=True, tag="objects"):
@@ -203,8 +212,10 @@ def problems(parts: tuple[Part, ...]) -> str:
     if any(len(found) != 1 for found in places):
         return "must have one global_view, one of local_rows and local_tiles, and one question"
     (view,), (local,), (question,) = places
-    if not view < local < question:
-        return "must have its global_view before its local tokens, and its question after them"
+    if not max(view, local) < question:
+        return "must have its question after its global_view and its local tokens"
+    if view > local and any(isinstance(part, Objects) for part in parts):
+        return "must have its global_view before its local tokens where it has objects"
     if any(isinstance(part, Separator) for part in parts[local:]):
         return "must have a separator before its local tokens only"
     if any(isinstance(p, Objects) for p in (*parts[: local + 1], *parts[local + 2 :])):

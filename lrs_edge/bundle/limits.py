@@ -250,6 +250,10 @@ def _tokens(name: str, ids: tuple[int, ...], vocabulary: int) -> Iterator[str]:
         yield from _within(name, token, 0, vocabulary - 1)
 
 
+def _view_is_last(prompt: PromptSpec) -> bool:
+    return prompt.view_place > prompt.local_place
+
+
 def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
     if len(prompt.parts) > MAX_PARTS:
         yield f"prompt.parts must be at most {MAX_PARTS}"
@@ -259,6 +263,9 @@ def _prompt(prompt: PromptSpec, vocabulary: int) -> Iterator[str]:
         texts = [part.text] if isinstance(part, Text | Objects | Question) else []
         if isinstance(part, LocalRows | LocalTiles):
             texts = [part.before, part.after]
+        if isinstance(part, LocalTiles):
+            texts += [part.row, part.end]
+            yield from _within("most of local_tiles", part.most, 0, MAX_BASE_TILES)
         if any(len(text) > MAX_TEMPLATE for text in texts):
             yield f"texts of prompt.parts must have at most {MAX_TEMPLATE} characters each"
         if isinstance(part, TokenIds | Separator):
@@ -276,5 +283,7 @@ def _axes(prompt: PromptSpec) -> Iterator[str]:
     if prompt.position_axes not in POSITION_AXES:
         yield "prompt.position_axes must be 1 or 3: this lrs-edge builds no other sequences"
     rows = [part for part in prompt.parts if isinstance(part, LocalRows)]
+    if prompt.position_axes > 1 and problems(prompt.parts) == "" and _view_is_last(prompt):
+        yield "prompt.parts must have their global_view first where position_axes is 3"
     if prompt.position_axes > 1 and any(part.newline for part in rows):
         yield "prompt.parts must have no newline in local_rows where position_axes is 3"

@@ -30,7 +30,7 @@ from lrs_edge.bundle.layout import (
     Separator,
 )
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
-from lrs_edge.language.local_plan import Plan, as_image, block, framed, plan_rows
+from lrs_edge.language.local_plan import Plan, TilePieces, as_image, block, framed, plan_rows
 from lrs_edge.language.prompt import Prompt
 from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
@@ -41,9 +41,6 @@ Embeds = NDArray[np.float32]
 #: Embeddings float32 [n, D] of token ids int64 [n].
 Lookup = Callable[[NDArray[np.int64]], Embeds]
 
-#: Places in the sequence of a whole level count so many for each marked tile, more than it has.
-_TILE_STRIDE = 1 << 32
-
 
 class SequenceBuilder:
     """Builds sequences of one model.
@@ -53,10 +50,12 @@ class SequenceBuilder:
         lookup: Embeddings of tokens. Any width and type will do: training gives the tokens' numbers
             instead, and embeds them later.
         newline: float32 [D], ends rows of local tokens.
+        views: Tokens of the global view; only asked for where it comes after the local tokens.
     """
 
-    def __init__(self, prompt: Prompt, lookup: Lookup, newline: Embeds) -> None:
+    def __init__(self, prompt: Prompt, lookup: Lookup, newline: Embeds, views: int = 0) -> None:
         self.prompt = prompt
+        self._views = views
         self._lookup = lookup
         self._newline = newline
         self._marks: dict[str, NDArray[np.int64]] = {}
@@ -74,7 +73,7 @@ class SequenceBuilder:
         """All parts before the local tokens, at positions from 0.
 
         Args:
-            global_tokens: float32 [T, D].
+            global_tokens: float32 [T, D]; not among them where the view comes last (`after`).
         """
         embeds, kinds, positions = [], [], []
         start = 0
@@ -96,6 +95,9 @@ class SequenceBuilder:
             else:
                 positions.append(self._text_positions(start, len(embeds[-1])))
                 start += len(embeds[-1])
+        if not embeds:
+            embeds, kinds = [global_tokens[:0]], [np.zeros(0, np.int8)]
+            positions = [self._text_positions(0, 0)]
         labels = make_tokens(np.concatenate(positions, axis=-1), np.concatenate(kinds))
         return TokenSequence(np.concatenate(embeds), labels)
 
@@ -109,10 +111,45 @@ class SequenceBuilder:
         places = first + np.arange(count, dtype=np.int64)
         return places if self.axes == 1 else np.tile(places, (self.axes, 1))
 
+    def after(self, ids: NDArray[np.int64], global_tokens: Embeds) -> Embeds:
+        """Everything after the local tokens, float32 [a, D].
+
+        Args:
+            ids: Text after the local tokens (`PromptTokens.after`), int64 [n].
+            global_tokens: float32 [T, D]; among it where the view comes last.
+        """
+        text = self._lookup(ids)
+        if not self._view_is_last:
+            return text
+        place = len(self.prompt.between)
+        return np.concatenate([text[:place], global_tokens, text[place:]])
+
+    @property
+    def views_after(self) -> int:
+        """Tokens of the global view that stand after the local tokens."""
+        return self._views if self._view_is_last else 0
+
+    @property
+    def _view_is_last(self) -> bool:
+        return self.spec.view_place > self.spec.local_place
+
     def suffix(self, after: Embeds, first_position: int) -> TokenSequence:
-        """Text after the local tokens, float32 [a, D], at positions from `first_position`."""
+        """What stands after the local tokens, float32 [a, D], at positions from `first_position`.
+
+        Args:
+            after: See `after`; or text alone that is shorter than what always stands there.
+            first_position: Of its first token.
+        """
         positions = self._text_positions(first_position, len(after))
-        return TokenSequence(after, make_tokens(positions, TokenKind.QUESTION))
+        kinds = np.full(len(after), TokenKind.QUESTION, np.int8)
+        if self._view_is_last:
+            place = len(self.prompt.between)
+            kinds[place : place + self._views] = TokenKind.GLOBAL
+        return TokenSequence(after, make_tokens(positions, kinds))
+
+    def without_local(self, prefix: TokenSequence, after: Embeds) -> TokenSequence:
+        """The prompt of the global view alone."""
+        return concatenate(prefix, self.suffix(after, prefix.next_position))
 
     def level(self, prefix: TokenSequence, local: LocalTokens, after: Embeds) -> TokenSequence:
         """A level as it is scored: its tokens at their places, gaps where tiles were not looked at.
@@ -120,7 +157,7 @@ class SequenceBuilder:
         Args:
             prefix: See `prefix`.
             local: See `local`.
-            after: float32 [a, D], embeddings of the text after the local tokens.
+            after: float32 [a, D], see `after`.
         """
         return concatenate(prefix, *self.behind(prefix, local, after))
 
@@ -167,8 +204,10 @@ class SequenceBuilder:
             around = len(self._text_ids(part.before)) + len(self._text_ids(part.after))
             return around + (grid.count if part.newline else grid.rows * grid.cols)
         last = TileIndex(max(grid.tile_rows - 1, 0), max(grid.tile_cols - 1, 0))
-        most = sum(len(self._mark(text, grid, last)) for text in (part.before, part.after))
-        return grid.rows * grid.cols + grid.tile_rows * grid.tile_cols * most
+        most = sum(map(len, self._marks_of(part, grid, last)))
+        rows = max(grid.tile_rows - 1, 0) * len(self._text_ids(part.row))
+        marks = grid.tile_rows * grid.tile_cols * most + rows + len(self._text_ids(part.end))
+        return grid.rows * grid.cols + marks
 
     def span(self, grid: TokenGrid) -> int:
         """Positions that a whole level takes up, as `count` counts its tokens."""
@@ -220,77 +259,52 @@ class SequenceBuilder:
     ) -> Plan:
         part = self.spec.local
         if isinstance(part, LocalTiles):
-            return self._marked_tiles(part, grid, tuple(tiles), level)
+            plan = self._marked_tiles(part, grid, tuple(tiles), level)
+            if len(plan.source) == 0 or not part.end:
+                return plan
+            return framed(plan, self._text_ids(""), self._text_ids(part.end))
         plan = plan_rows(part, grid, tuple(tiles), level, close_gaps=close_gaps)
         if self.axes > 1:
             plan = replace(plan, tokens=as_image(plan.tokens, grid, close_gaps=close_gaps))
         if len(plan.source) == 0 or not (part.before or part.after):
             return plan
-        return framed(plan, grid, self._text_ids(part.before), self._text_ids(part.after))
+        return framed(plan, self._text_ids(part.before), self._text_ids(part.after), grid.count)
 
     def _marked_tiles(
         self, part: LocalTiles, grid: TokenGrid, tiles: tuple[TileIndex, ...], level: int
     ) -> Plan:
-        marks: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        cells, sources, indices, owners = [], [], [], []
-        blocks: list[NDArray[np.int64]] = []
-        taken = span = 0
+        pieces, row = TilePieces(grid, self.axes), 0
         for place, tile in sorted(enumerate(tiles), key=lambda item: item[1]):
-            inside, within = grid_indices(grid, tile)
-            if len(inside) == 0:
+            if len(grid_indices(grid, tile)[0]) == 0:
                 continue
-            before, after = (self._mark(text, grid, tile) for text in (part.before, part.after))
-            count = len(before) + len(inside) + len(after)
-            numbers = -2 - taken - np.arange(len(before) + len(after), dtype=np.int64)
-            marks += [before, after]
-            taken += len(numbers)
-            own = place * grid.per_tile**2 + within
-            sources.append(np.concatenate([numbers[: len(before)], own, numbers[len(before) :]]))
-            cell = np.full(count, -1, np.int64)
-            cell[len(before) : len(before) + len(inside)] = inside
-            cells.append(cell)
-            number = tile.row * grid.tile_cols + tile.col
-            indices.append(number * _TILE_STRIDE + np.arange(count, dtype=np.int64))
-            owners.append(np.tile(np.array([[tile.row], [tile.col]], np.int64), count))
-            if self.axes > 1:
-                rows, cols = within // grid.per_tile, within % grid.per_tile
-                shown = span + len(before)
-                end = shown + int(max(rows.max(), cols.max())) + 1
-                blocks += [
-                    self._text_positions(span, len(before)),
-                    shown + block(rows, cols),
-                    self._text_positions(end, len(after)),
-                ]
-                span = end + len(after)
-        empty = np.zeros(0, np.int64)
-        joined = np.concatenate([empty, *indices])
-        rows, cols = np.concatenate([np.zeros((2, 0), np.int64), *owners], axis=1)
-        offsets = np.arange(len(joined), dtype=np.int64)
-        if self.axes > 1:
-            offsets = np.concatenate([np.zeros((self.axes, 0), np.int64), *blocks], axis=1)
-        tokens = LocalTokens(
-            embeds=np.zeros((len(joined), 0), np.float32),
-            indices=joined,
-            cells=np.concatenate([empty, *cells]),
-            offsets=offsets,
-            span=span if self.axes > 1 else len(joined),
-            tile_rows=rows,
-            tile_cols=cols,
-            hidden=np.zeros(len(joined), bool),
-            level=level,
-        )
-        return Plan(tokens, np.concatenate([empty, *sources]), np.concatenate(marks))
+            if tile.row > row:
+                pieces.add_row(tile.row, self._text_ids(part.row))
+                row = tile.row
+            before, after = self._marks_of(part, grid, tile)
+            pieces.add_tile(tile, place, before, after)
+        return pieces.plan(level)
 
-    def _mark(self, text: str, grid: TokenGrid, tile: TileIndex) -> NDArray[np.int64]:
-        """Token ids int64 [m] of the text that marks a tile."""
+    def _marks_of(
+        self, part: LocalTiles, grid: TokenGrid, tile: TileIndex
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids int64 [m] of the texts before and after a tile."""
+
+        def counted(place: int, tiles: int) -> int:
+            known = min(part.most or tiles, tiles)
+            return place * known // max(tiles, 1) + 1
+
         values = {
-            ROW: tile.row + 1,
-            COL: tile.col + 1,
+            ROW: counted(tile.row, grid.tile_rows),
+            COL: counted(tile.col, grid.tile_cols),
             NUMBER: tile.row * grid.tile_cols + tile.col + 1,
         }
-        for name, value in values.items():
-            text = text.replace(name, str(value))
-        return self._text_ids(text)
+
+        def filled(text: str) -> str:
+            for name, value in values.items():
+                text = text.replace(name, str(value))
+            return text
+
+        return self._text_ids(filled(part.before)), self._text_ids(filled(part.after))
 
     def _text_ids(self, text: str) -> NDArray[np.int64]:
         """Token ids int64 [m] of a text among the local tokens."""

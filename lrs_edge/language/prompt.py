@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from lrs_edge.bundle.layout import (
     OBJECTS,
     QUESTION,
-    GlobalView,
+    LocalTiles,
     Part,
     PromptSpec,
     Question,
@@ -36,10 +36,18 @@ IMAGE_TOKEN = -200
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids int64 of the text before the global view, and after the local tokens."""
+    """Token ids of the text around the image.
+
+    Attributes:
+        before: int64, before the first of global view and local tokens.
+        after: int64, after the local tokens.
+        view: Where in `after` the global view stands that comes after the local tokens; 0 where it
+            comes before them.
+    """
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
+    view: int = 0
 
 
 class Prompt:
@@ -95,8 +103,11 @@ class Prompt:
                 f"{path} has no control token {spec.image_token!r}, which prompt.image_token "
                 "names; export the bundle again"
             )
-        view = next(i for i, part in enumerate(spec.parts) if isinstance(part, GlobalView))
-        self._before = self.ids(spec.parts[:view])
+        first, second = sorted((spec.view_place, spec.local_place))
+        self._before = self.ids(spec.parts[:first])
+        self._between = np.zeros(0, np.int64)
+        if second == spec.view_place:
+            self._between = self.ids(spec.parts[first + 1 : second], after_image=True)
 
     @property
     def spec(self) -> PromptSpec:
@@ -105,8 +116,13 @@ class Prompt:
 
     @property
     def before(self) -> NDArray[np.int64]:
-        """Token ids before the global view; the same for every question."""
+        """Token ids before the image; the same for every question."""
         return self._before
+
+    @property
+    def between(self) -> NDArray[np.int64]:
+        """Token ids after the local tokens and before the global view, where that comes last."""
+        return self._between
 
     def tokens(self, question: str, end_str: str = "") -> PromptTokens:
         """Tokenise the prompt for a question.
@@ -127,6 +143,7 @@ class Prompt:
             self.ids(
                 self._spec.parts[self._spec.local_place + 1 :], text, end_str, after_image=True
             ),
+            len(self._between),
         )
 
     def seen(self, tokens: PromptTokens) -> tuple[int, ...]:
@@ -136,7 +153,10 @@ class Prompt:
         """
         spec = self._spec
         between = self.ids(spec.parts[spec.view_place + 1 : spec.local_place], after_image=True)
-        marks = [text for text in (spec.local.before, spec.local.after) if "{" not in text]
+        texts = [spec.local.before, spec.local.after]
+        if isinstance(spec.local, LocalTiles):
+            texts += [spec.local.row, spec.local.end]
+        marks = [text for text in texts if "{" not in text]
         beside = [self.encode(text, after_image=True) for text in marks]
         image = [] if not spec.image_token else [self._tokenizer.token_to_id(spec.image_token)]
         every = np.concatenate([tokens.before, between, *beside, tokens.after, image])

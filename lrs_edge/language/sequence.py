@@ -67,7 +67,7 @@ class LocalTokens:
             tokens have k positions, int64 [k, n]: time, row and column of an image.
         span: Positions that the level takes up; the text after the image starts after them.
         tile_rows: int64 [n], -1 for newlines and for text around all rows.
-        tile_cols: int64 [n], the same.
+        tile_cols: int64 [n], the same; -1 for text before a row of tiles, too.
         hidden: bool [n], zero tokens that only the reference's dense pass computes.
         level: Index of the search level.
     """
@@ -101,24 +101,41 @@ class LocalTokens:
         return self.is_mark & self.is_newline
 
     @property
+    def is_break(self) -> NDArray[np.bool_]:
+        """True for the text before a row of tiles, bool [n]: it has no column."""
+        return self.is_mark & (self.tile_cols < 0) & (self.tile_rows >= 0)
+
+    @property
     def is_structure(self) -> NDArray[np.bool_]:
         """True for newlines and marks, bool [n]: no score chooses them."""
         return self.is_newline | self.is_mark
 
     def groups(self, grid: TokenGrid) -> NDArray[np.int64]:
-        """What each token stands in, int64 [n]: its token row; its tile where tiles have marks."""
+        """What each token stands in, int64 [n]: its token row; its tile where tiles have marks.
+
+        Text before a row of tiles stands in none.
+        """
         if (self.is_mark & ~self.is_frame).any():
-            return self.tile_rows * grid.tile_cols + self.tile_cols
+            tiles = self.tile_rows * grid.tile_cols + self.tile_cols
+            return np.where(self.is_break, -2 - self.tile_rows, tiles)
         return self.cells // grid.width
 
     def structure_of(self, top: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places of the structure that is kept with the tile tokens at places `top`.
 
-        All newlines, what stands around all rows, and the marks of tiles of which a token is kept.
+        All newlines, what stands around all rows, the marks of tiles of which a token is kept, and
+        the text between rows of such tiles.
         """
         tiles = self.tile_rows << 32 | self.tile_cols
         kept = self.is_newline | (self.is_mark & np.isin(tiles, tiles[top]))
-        return np.flatnonzero(kept)
+        return np.flatnonzero(kept | self.breaks(top))
+
+    def breaks(self, top: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Text between the rows in which tokens at places `top` lie, bool [n]."""
+        if len(top) == 0:
+            return np.zeros(len(self), bool)
+        rows = self.tile_rows[top]
+        return self.is_break & np.isin(self.tile_rows, rows) & (self.tile_rows > rows.min())
 
     def take(self, places: NDArray[np.int64]) -> LocalTokens:
         """A part of the tokens, by ascending places."""

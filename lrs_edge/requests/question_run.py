@@ -22,7 +22,7 @@ from lrs_edge.baselines.tower import CompressedTiles
 from lrs_edge.errors import ReadStoppedError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
-from lrs_edge.language.sequence import TokenSequence
+from lrs_edge.language.sequence import TokenSequence, global_places
 from lrs_edge.requests.answer_confidence import AnswerConfidence
 from lrs_edge.requests.budget import FIRST_TOKENS, Budget
 from lrs_edge.requests.clock import Clock
@@ -141,12 +141,11 @@ class QuestionRun:
         self._compressed = compressed_tiles(
             self._stages, self._raster, self._options, self._clock, self._progress.on_tile
         )
-        after = self._stages.embeddings.lookup(self._prompt.after)
-        budget.asked(len(after))
+        budget.asked(len(self._prompt.after) + self._stages.sequences.views_after)
         if self._compressed is None:
             budget.noted(self._note.most_tokens())
         try:
-            prefix = self._prefix()
+            prefix, after = self._around()
             if self._compressed is None:
                 caches.expect(len(prefix))
             if budget.is_timed:
@@ -267,7 +266,7 @@ class QuestionRun:
         except _PrefillCutError as cut:
             sequence = self._cut_short(prefix, after, result, cut.places - len(prefix))
             logits = llm.prefill(cache, sequence.embeds, sequence.tokens, shared)
-        self._apply_kv_budget(cache, prefix, result)
+        self._apply_kv_budget(cache, sequence, len(prefix), result)
         return cache, logits
 
     def _cut_short(
@@ -286,7 +285,8 @@ class QuestionRun:
         result.final = result.final.take(kept)
         return self._final_sequence(prefix, after, result)
 
-    def _prefix(self) -> TokenSequence:
+    def _around(self) -> tuple[TokenSequence, NDArray[np.float32]]:
+        """What stands before and after the local tokens."""
         stages = self._stages
         self._progress.tell("encode")
         shown = self._tiles if self._compressed is None else self._compressed
@@ -297,7 +297,7 @@ class QuestionRun:
             self._trace.add_prompt(self._prompt)
             self._trace.add_pyramid(self._pyramid)
             self._trace.add_global(global_tokens)
-        return prefix
+        return prefix, stages.sequences.after(self._prompt.after, global_tokens)
 
     def _final_sequence(
         self, prefix: TokenSequence, after: NDArray[np.float32], result: SearchResult
@@ -320,17 +320,20 @@ class QuestionRun:
         self._text_tokens, self._sent = int(text), len(whole) - int(text)
         return whole
 
-    def _apply_kv_budget(self, cache: KVCache, prefix: TokenSequence, result: SearchResult) -> None:
+    def _apply_kv_budget(
+        self, cache: KVCache, sequence: TokenSequence, start: int, result: SearchResult
+    ) -> None:
+        """Drop the lowest-scored vision tokens of a prompt whose local tokens begin at `start`."""
         budget = self._options.kv_budget
         if budget is None or len(cache) <= budget:
             return
         scores = np.zeros(len(cache), np.float32)
         if result.passes:
-            views = np.flatnonzero(prefix.tokens["kind"] == TokenKind.GLOBAL)
+            views = global_places(sequence)
             inside = views < len(cache)
             scores[views[inside]] = token_scores(result.passes[-1].global_logits)[inside]
             kept = result.final_scores
-            scores[len(prefix) : len(prefix) + len(kept)] = kept
+            scores[start : start + len(kept)] = kept
         self._evicted = cache.evict(scores, budget)
         if len(cache) > budget:
             self._warnings.append(

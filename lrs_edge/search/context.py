@@ -37,8 +37,9 @@ class SearchModel:
         max_positions: Longest sequence whose positions the RFM was made for.
         gapless: Levels of which some tiles are left out have positions without gaps: the model was
             trained so, because its tokens carry their place in the image (`vision/positions.py`).
-        generic: float32 [g, D], text after the image with a generic instruction in place of the
-            question, where scores are relative to those under it (`SearchSpec.relative_to`).
+        generic: Token ids int64 [g], text after the local tokens with a generic instruction in
+            place of the question, where scores are relative to those under it
+            (`SearchSpec.relative_to`).
     """
 
     focus: RegionFocus | None
@@ -50,7 +51,7 @@ class SearchModel:
     max_length: int
     max_positions: int
     gapless: bool = False
-    generic: NDArray[np.float32] | None = None
+    generic: NDArray[np.int64] | None = None
 
     @property
     def trained_rows(self) -> int:
@@ -88,7 +89,7 @@ class SearchContext:
         pyramid: Levels of the image under the policy.
         tiles: Gives tokens of tiles.
         prefix: Text before the image, global view, separator.
-        after: float32 [a, D], embeddings of the text after the image.
+        after: float32 [a, D], what stands after the local tokens (`SequenceBuilder.after`).
         options: Policy, way to prune, budgets.
         budget: What the question may still cost.
         on_level: Progress.
@@ -113,9 +114,9 @@ class SearchContext:
         return no_tiles(self.model, self.pyramid)
 
     @property
-    def global_places(self) -> NDArray[np.int64]:
-        """Places int64 [T] of the global view's tokens in the prefix."""
-        return global_places(self.prefix)
+    def views(self) -> int:
+        """Tokens T of the global view."""
+        return len(global_places(self.model.sequences.without_local(self.prefix, self.after)))
 
     def remaining_tiles(self, looked_at: int | None = None) -> int | None:
         """Tiles that may still be looked at; None for no limit.

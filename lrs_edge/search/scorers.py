@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.layout import SequenceBuilder
-from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate, global_places
+from lrs_edge.language.sequence import LocalTokens, TokenSequence, global_places
 from lrs_edge.requests.budget import Budget
 from lrs_edge.requests.options import Prune
 from lrs_edge.search.context import SearchContext
@@ -74,7 +75,7 @@ class RfmScorer:
         sequences: Builds the prompt's sequences.
         caches: The scene's.
         prefix: Text before the image, global view, separator.
-        after: float32 [a, D], embeddings of the text after the image.
+        after: float32 [a, D], what stands after the local tokens.
         budget: Time is counted as `prefix` and `score`; asked whether to go on.
         generic: float32 [g, D], embeddings of a generic instruction in place of the question, where
             scores are relative to those under it; None where they are not.
@@ -98,7 +99,6 @@ class RfmScorer:
         self._prefix = prefix
         self._after = after
         self._budget = budget
-        self._views = global_places(prefix)
 
     def local(self, local: LocalTokens) -> TokenLogits:
         """One pass of the RFM; hidden tokens are masked as keys (the reference's dense pass)."""
@@ -124,7 +124,8 @@ class RfmScorer:
             if local.level == 0:
                 ends.append(len(whole))
         logits = self._logits(whole, ends, bias, stays=local.level == 0 and bias is None)
-        return TokenLogits(logits[:, start : start + len(local)], logits[:, self._views])
+        views = global_places(whole)
+        return TokenLogits(logits[:, start : start + len(local)], logits[:, views])
 
     def global_view(self) -> NDArray[np.float32]:
         """One pass of the RFM over the question alone."""
@@ -132,9 +133,8 @@ class RfmScorer:
         return asked if self._generic is None else relative_logits(asked, self._view(self._generic))
 
     def _view(self, after: NDArray[np.float32]) -> NDArray[np.float32]:
-        start = len(self._prefix)
-        whole = concatenate(self._prefix, self._sequences.suffix(after, start))
-        return self._logits(whole, [start], None)[:, self._views]
+        whole = self._sequences.without_local(self._prefix, after)
+        return self._logits(whole, [len(self._prefix)], None)[:, global_places(whole)]
 
     def unseen(self, local: int) -> int:
         """What the scene's cache does not hold."""
@@ -175,13 +175,13 @@ class RandomScorer:
 
     Args:
         seed: The request's seed.
-        prefix: Text before the image, global view, separator.
+        alone: The prompt without local tokens.
         after: float32 [a, D]; every question draws numbers of its own, the same every time.
     """
 
-    def __init__(self, seed: int, prefix: TokenSequence, after: NDArray[np.float32]) -> None:
+    def __init__(self, seed: int, alone: TokenSequence, after: NDArray[np.float32]) -> None:
         self._random = np.random.default_rng([seed, zlib.crc32(after.tobytes())])
-        self._views = len(global_places(prefix))
+        self._views = len(global_places(alone))
 
     def local(self, local: LocalTokens) -> TokenLogits:
         """New numbers at every call."""
@@ -203,11 +203,11 @@ class NormScorer:
     """L2 norm of a token's embedding: saliency that knows no question.
 
     Args:
-        prefix: Text before the image, global view, separator.
+        alone: The prompt without local tokens.
     """
 
-    def __init__(self, prefix: TokenSequence) -> None:
-        self._views = _log_norms(prefix.embeds[global_places(prefix)])
+    def __init__(self, alone: TokenSequence) -> None:
+        self._views = _log_norms(alone.embeds[global_places(alone)])
 
     def local(self, local: LocalTokens) -> TokenLogits:
         """Logarithms of the norms."""
@@ -240,13 +240,17 @@ def make_scorer(context: SearchContext, caches: ScoringCaches | None) -> Scorer:
     """
     options, model, prefix = context.options, context.model, context.prefix
     after, budget = context.after, context.budget
+    alone = partial(model.sequences.without_local, prefix, after)
     makers: dict[Prune, Callable[[], Scorer]] = {
-        "random": lambda: RandomScorer(options.seed, prefix, after),
-        "norm": lambda: NormScorer(prefix),
+        "random": lambda: RandomScorer(options.seed, alone(), after),
+        "norm": lambda: NormScorer(alone()),
     }
     if model.focus is not None and caches is not None:
         # The authors' code knows no relative scores.
-        generic = None if options.policy == "reference" else model.generic
+        generic = None
+        if model.generic is not None and options.policy != "reference":
+            whole = alone()
+            generic = model.sequences.after(model.generic, whole.embeds[global_places(whole)])
         rfm = RfmScorer(model.focus, model.sequences, caches, prefix, after, budget, generic)
         makers["rfm"] = lambda: rfm
     if options.prune not in makers:

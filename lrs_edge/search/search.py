@@ -77,9 +77,11 @@ class Search:
         context = self._context
         reference = context.options.policy == "reference"
         if self._room.length < 0 and not reference:
-            most = context.model.max_length - len(context.prefix) - 1
+            whole = context.model.sequences.without_local(context.prefix, context.after)
+            asked = int((whole.tokens["kind"] == TokenKind.QUESTION).sum())
+            most = context.model.max_length - (len(whole) - asked) - 1
             raise UsageError(
-                f"the question has {len(context.after)} tokens; with the global view the model can "
+                f"the question has {asked} tokens; with the global view the model can "
                 f"take {most}; ask a shorter question"
             )
         result = self._strategy().run()
@@ -127,7 +129,8 @@ def _room(context: SearchContext) -> _Room:
 
 def _fixed_vision_tokens(context: SearchContext) -> int:
     """Vision tokens that are always sent: the global view and the separator."""
-    kinds = context.prefix.tokens["kind"]
+    whole = context.model.sequences.without_local(context.prefix, context.after)
+    kinds = whole.tokens["kind"]
     return int(np.isin(kinds, (TokenKind.GLOBAL, TokenKind.SEPARATOR)).sum())
 
 
@@ -148,7 +151,7 @@ def trim(result: SearchResult, budget: int, limit: str, end: SearchEnd) -> None:
     if wanted <= budget:
         return
     last = result.passes[-1]
-    groups, frame = final.groups(last.grid), final.is_frame
+    groups, frame = final.groups(last.grid), final.is_frame | final.is_break
     stays, inner = frame.copy(), ~frame
     stays[inner] = trim_to_budget(
         groups[inner],
@@ -161,6 +164,7 @@ def trim(result: SearchResult, budget: int, limit: str, end: SearchEnd) -> None:
     marks = final.is_mark & inner
     stays[marks] &= np.isin(groups, groups[shown])[marks]
     stays[frame] &= shown.any()
+    stays[final.is_break] = final.breaks(np.flatnonzero(shown))[final.is_break]
     result.final = final.take(np.flatnonzero(stays))
     result.final_scores = result.final_scores[stays]
     if result.end == "finest_level":

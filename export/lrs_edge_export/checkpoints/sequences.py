@@ -60,4 +60,4 @@ def model_sequences(model: Model) -> SequenceBuilder:
     prompt = Prompt(model.tokenizer_json, model.prompt, model.vocabulary)
     config, newline = model.llm.config, model.image_newline()
     newline = np.concatenate([newline, np.zeros(config.width - config.hidden, np.float32)])
-    return SequenceBuilder(prompt, table_of(model).lookup, newline)
+    return SequenceBuilder(prompt, table_of(model).lookup, newline, model.vision.grid**2)

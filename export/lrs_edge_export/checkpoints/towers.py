@@ -52,6 +52,26 @@ class TransformerTower:
         return ""
 
     @property
+    def attention_bias(self) -> bool:
+        """Query, key and value projections have a bias."""
+        return True
+
+    @property
+    def attention_norm(self) -> bool:
+        """Queries and keys pass an RMS norm each, over all heads together."""
+        return False
+
+    @property
+    def rms_norms(self) -> bool:
+        """Norms of the layers are RMS norms."""
+        return False
+
+    #: Of the norms of queries and keys.
+    attention_eps: ClassVar[float] = 1e-6
+    #: What attention and MLP give is multiplied by `layer_scale1` and `layer_scale2`.
+    layer_scale: ClassVar[bool] = False
+
+    @property
     def places(self) -> int:
         """Length of a tile's sequence in the tower."""
         return self.grid**2 + self.class_token
@@ -65,20 +85,33 @@ class TransformerTower:
         """Position embeddings float32 [places, hidden], as they are added."""
         return self.tensors.read("embeddings.position_embedding.weight")
 
+    def first_place(self) -> Array:
+        """The class token's embedding, float32 [hidden]."""
+        return self.tensors.read("embeddings.class_embedding").reshape(self.hidden)
+
     @property
     def position_rows(self) -> int:
         """Rows of the checkpoint's table of positions."""
         return self.places
+
+    @property
+    def table_axes(self) -> tuple[int, ...]:
+        """Axes that class embedding and table of positions have before their own."""
+        return ()
 
     def check(self) -> None:
         """Check all tensors against the config. Raises ExportError."""
         hidden = self.hidden
         shapes: Shapes = {
             "embeddings.patch_embedding.weight": (hidden, 3, self.patch, self.patch),
-            "embeddings.position_embedding.weight": (self.position_rows, hidden),
+            "embeddings.position_embedding.weight": (
+                *self.table_axes[:1],
+                self.position_rows,
+                hidden,
+            ),
         }
         if self.class_token:
-            shapes["embeddings.class_embedding"] = (hidden,)
+            shapes["embeddings.class_embedding"] = (*self.table_axes, hidden)
         if self.patch_bias:
             shapes["embeddings.patch_embedding.bias"] = (hidden,)
         for norm in filter(None, (self.first_norm, self.last_norm)):
@@ -93,9 +126,16 @@ class TransformerTower:
     def layer_shapes(self) -> Shapes:
         """Shapes of one layer's tensors, by names such as `self_attn.q_proj.weight`."""
         hidden, wide = self.hidden, self.intermediate
-        shapes = affine("layer_norm1", (hidden,)) | affine("layer_norm2", (hidden,))
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= affine(f"self_attn.{part}", (hidden, hidden))
+        shapes: Shapes = {}
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes |= affine(norm, (hidden,), bias=not self.rms_norms)
+        for part in ("q_proj", "k_proj", "v_proj"):
+            shapes |= affine(f"self_attn.{part}", (hidden, hidden), bias=self.attention_bias)
+        shapes |= affine("self_attn.out_proj", (hidden, hidden))
+        if self.attention_norm:
+            shapes |= {f"self_attn.{part}_norm.weight": (hidden,) for part in ("q", "k")}
+        if self.layer_scale:
+            shapes |= {f"layer_scale{number}": (hidden,) for number in (1, 2)}
         shapes |= affine("mlp.fc1", (wide, hidden)) | affine("mlp.fc2", (hidden, wide))
         return shapes
 
@@ -158,16 +198,81 @@ class SiglipTower(TransformerTower):
     Attributes:
         final_norm: `post_layernorm` comes after the last layer. Families that take the model's
             last output have it, those that take a hidden state do not.
+        rounded: A patch's row and column are found from shares of the side in float32, as Idefics3
+            does, whose rounding gives some patches of some grids their neighbour's position.
     """
 
     final_norm: bool = False
+    rounded: bool = False
 
     @property
     def last_norm(self) -> str:
         """Norm after the last layer; empty for none."""
         return "post_layernorm" if self.final_norm else ""
 
+    def positions(self) -> Array:
+        """Position embeddings float32 [places, hidden], as they are added."""
+        table = super().positions()
+        if not self.rounded:
+            return table
+        side = self.grid
+        shares = torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))
+        edges = torch.arange(1 / side, 1.0, 1 / side)
+        found = torch.bucketize(shares.clamp(max=1.0 - 1e-6), edges, right=True).numpy()
+        places: Array = table[(found[:, None] * side + found[None, :]).ravel()]
+        return places
 
-def affine(name: str, shape: tuple[int, ...]) -> Shapes:
-    """Shapes of a weight and of a bias as long as its first axis."""
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+@dataclass(frozen=True)
+class InternVitTower(TransformerTower):
+    """InternViT: what attention and MLP give is scaled channel by channel.
+
+    Attributes:
+        qkv_bias: Query, key and value projections have a bias.
+        qk_norm: Queries and keys pass an RMS norm each, over all heads together.
+        rms: Norms of the layers are RMS norms.
+        final_norm: A layer norm comes after the last layer.
+    """
+
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    rms: bool = False
+    final_norm: bool = False
+
+    class_token: ClassVar[bool] = True
+    layer_scale: ClassVar[bool] = True
+
+    @property
+    def attention_bias(self) -> bool:
+        """Query, key and value projections have a bias."""
+        return self.qkv_bias
+
+    @property
+    def attention_norm(self) -> bool:
+        """Queries and keys pass an RMS norm each, over all heads together."""
+        return self.qk_norm
+
+    @property
+    def rms_norms(self) -> bool:
+        """Norms of the layers are RMS norms."""
+        return self.rms
+
+    @property
+    def last_norm(self) -> str:
+        """Norm after the last layer; empty for none."""
+        return "post_layernorm" if self.final_norm else ""
+
+    @property
+    def table_axes(self) -> tuple[int, ...]:
+        """Axes that class embedding and table of positions have before their own."""
+        return (1, 1)
+
+    def positions(self) -> Array:
+        """Position embeddings float32 [places, hidden], as they are added."""
+        return super().positions().reshape(self.places, self.hidden)
+
+
+def affine(name: str, shape: tuple[int, ...], *, bias: bool = True) -> Shapes:
+    """Shapes of a weight, and of a bias as long as its first axis."""
+    weight: Shapes = {f"{name}.weight": shape}
+    return weight | {f"{name}.bias": shape[:1]} if bias else weight

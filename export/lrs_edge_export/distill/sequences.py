@@ -149,9 +149,10 @@ class Assembler:
 
     def _build(self, group: QuestionGroup, tokens: ImageTokens) -> GroupInput:
         level = tokens.pyramid.levels[group.level]
-        prefix = self._sequences.prefix(tokens.global_tokens())
+        view = tokens.global_tokens()
+        prefix = self._sequences.prefix(view)
         asked = [*(self._after[number] for number in group.questions), *self._generic]
-        texts = [self._sequences.text(ids) for ids in asked]
+        texts = [self._sequences.after(ids, view) for ids in asked]
         search = SearchContext(
             model=self._search_model,
             pyramid=tokens.pyramid,

@@ -78,7 +78,12 @@ _CLIP_L = {
 }
 
 #: Activations of a projector by the names that configs have.
-_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "relu": "relu"}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "relu": "relu",
+}
 
 
 #: The vision stage of a checkpoint, its weights, the image processor's settings, and the width D.
@@ -103,13 +108,17 @@ class Layout:
 
     def parts(self, tokens: Tokens, text: Conversation) -> tuple[Part, ...]:
         """The prompt's layout."""
-        first: tuple[Part, ...] = ()
-        starts = text.before.startswith(tokens.special.get("bos_token") or "\0")
-        if tokens.bos is not None and not starts:
-            first = (TokenIds((tokens.bos,)),)
-        before = (Text(text.before),) if text.before else ()
         local = LocalRows() if self.rows else LocalTiles(before="\n")
-        return (*first, *before, GlobalView(), local, Question(text.after))
+        return (*opening(tokens, text), GlobalView(), local, Question(text.after))
+
+
+def opening(tokens: Tokens, text: Conversation) -> tuple[Part, ...]:
+    """What stands before the image: the token before every text, and text."""
+    first: tuple[Part, ...] = ()
+    starts = text.before.startswith(tokens.special.get("bos_token") or "\0")
+    if tokens.bos is not None and not starts:
+        first = (TokenIds((tokens.bos,)),)
+    return (*first, Text(text.before)) if text.before else first
 
 
 def read_transformers(
@@ -121,8 +130,11 @@ def read_transformers(
     layout: Layout,
     vision: MakeVision,
     default: MakeConversation,
+    rules: tuple[tuple[str, str], ...] = VISION_RULES,
+    check: Callable[[Settings, int], None] = require_tile,
+    tied: bool = False,
 ) -> Model:
-    """Read a LLaVA checkpoint in the layout of transformers.
+    """Read a checkpoint in the layout of transformers, one that has LLaVA's parts.
 
     Args:
         checkpoint: The folder.
@@ -132,6 +144,10 @@ def read_transformers(
         layout: How it shows an image.
         vision: Makes the vision stage.
         default: Makes the family's conversation.
+        rules: For names of tensors of the tower and the projector, and of the language model where
+            they are not LLaVA's.
+        check: Refuses settings of an image processor that do not fit the tile's side.
+        tied: Embeddings are tied where config.json says nothing.
 
     Raises:
         ExportError: The checkpoint is not usable.
@@ -142,21 +158,23 @@ def read_transformers(
     settings, length = longest(text_settings(checkpoint, kinds))
     kind = settings.text("model_type")
     generation = checkpoint.side_file("generation_config.json")
-    weights = canonical_names(checkpoint, VISION_RULES)
+    weights = canonical_names(checkpoint, rules)
     refuse_unread(weights, _READ)
     decoder = decoder_config(settings, qkv_bias=kind == "qwen2" or settings.flag("attention_bias"))
     processor = image_processor(checkpoint)
     if not processor.values:
         notes.append("no preprocessor_config.json in the checkpoint: the family's values are used")
     stage = vision(checkpoint, weights, processor, decoder.hidden)
-    require_tile(processor, stage.tile)
+    check(processor, stage.tile)
     inner = Scoped(weights, "model.")
     vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
     check_vocabulary(inner, vocabulary)
     tokens = tokens_of(checkpoint)
     text = conversation(checkpoint, tokens, default(kind, tokens), notes)
     head = (weights, "lm_head.weight") if weights.has("lm_head.weight") else None
-    tied = checkpoint.config.flag("tie_word_embeddings") or settings.flag("tie_word_embeddings")
+    if "tie_word_embeddings" in checkpoint.config.values:
+        tied = checkpoint.config.flag("tie_word_embeddings")
+    tied = tied or settings.flag("tie_word_embeddings")
     if head is None and not tied:
         weights.require({"lm_head.weight": (vocabulary, decoder.hidden)}, "vocabulary")
     newline = newline_vector(inner, decoder.hidden, needed=layout.rows)
@@ -216,13 +234,20 @@ def clip_stage(
 
 def projector(config: Settings, weights: Scoped) -> Projector:
     """Two linear layers with an activation between them. Raises ExportError."""
+    bias = config.values.get("multimodal_projector_bias")
+    return Projector(
+        Scoped(weights, "projector."),
+        activation=projector_activation(config),
+        bias=bias is not False,
+    )
+
+
+def projector_activation(config: Settings) -> str:
+    """What stands between a projector's linear layers. Raises ExportError."""
     named = config.text("projector_hidden_act", "gelu")
     if named not in _ACTIVATIONS:
         raise config.wrong("projector_hidden_act", f"must be one of {', '.join(_ACTIVATIONS)}")
-    bias = config.values.get("multimodal_projector_bias")
-    return Projector(
-        Scoped(weights, "projector."), activation=_ACTIVATIONS[named], bias=bias is not False
-    )
+    return _ACTIVATIONS[named]
 
 
 def _stops(

@@ -21,6 +21,8 @@ _MODULES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "idefics3",
+    "internvl",
     "nano",
 )
 

@@ -86,16 +86,35 @@ class Transformer:
         if tower.class_token:
             batch = graph.node("Shape", pixels, start=0, end=1)
             shape = graph.node("Concat", batch, graph.constant([1, tower.hidden]), axis=0)
-            first = graph.node("Expand", self._weight("embeddings.class_embedding"), shape)
+            row = graph.weight("embeddings.class_embedding", tower.first_place)
+            first = graph.node("Expand", row, shape)
             rows = graph.node("Concat", first, rows, axis=1)
         positions = graph.weight("embeddings.position_embedding.weight", tower.positions)
         return graph.node("Add", rows, positions)
 
     def _norm(self, x: str, name: str) -> str:
+        if self._tower.rms_norms and name != self._tower.last_norm:
+            return self._rms(x, name, self._tower.eps)
         scale, shift = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
         return self._graph.node(
             "LayerNormalization", x, scale, shift, axis=-1, epsilon=self._tower.eps
         )
+
+    def _rms(self, x: str, name: str, eps: float) -> str:
+        scale = self._weight(f"{name}.weight")
+        return self._graph.node("RMSNormalization", x, scale, axis=-1, epsilon=eps)
+
+    def _projected(self, x: str, name: str) -> str:
+        """A query, key or value projection; its norm, if it has one."""
+        tower, tensors = self._tower, self._tower.tensors
+        bias = partial(tensors.read, f"{name}.bias") if tower.attention_bias else None
+        y = self._graph.linear(x, name, partial(tensors.read, f"{name}.weight"), bias)
+        if tower.attention_norm and not name.endswith("v_proj"):
+            return self._rms(y, name.replace("_proj", "_norm"), tower.attention_eps)
+        return y
+
+    def _scaled(self, x: str, name: str) -> str:
+        return self._graph.node("Mul", x, self._weight(name)) if self._tower.layer_scale else x
 
     def _linear(self, x: str, name: str) -> str:
         return affine(self._graph, x, self._tower.tensors, name, name)
@@ -104,16 +123,17 @@ class Transformer:
         graph = self._graph
         normed = self._norm(x, f"{name}.layer_norm1")
         mixed = self._linear(self._attention(normed, name), f"{name}.self_attn.out_proj")
-        x = graph.node("Add", x, mixed)
+        x = graph.node("Add", x, self._scaled(mixed, f"{name}.layer_scale1"))
         wide = self._linear(self._norm(x, f"{name}.layer_norm2"), f"{name}.mlp.fc1")
-        return graph.node("Add", x, self._linear(self._activated(wide), f"{name}.mlp.fc2"))
+        narrow = self._linear(self._activated(wide), f"{name}.mlp.fc2")
+        return graph.node("Add", x, self._scaled(narrow, f"{name}.layer_scale2"))
 
     def _attention(self, x: str, name: str) -> str:
         graph, tower = self._graph, self._tower
         scale = graph.real(self._head_dim**-0.5)
-        query = self._heads(self._linear(x, f"{name}.self_attn.q_proj"), [0, 2, 1, 3])
-        key = self._heads(self._linear(x, f"{name}.self_attn.k_proj"), [0, 2, 3, 1])
-        value = self._heads(self._linear(x, f"{name}.self_attn.v_proj"), [0, 2, 1, 3])
+        query = self._heads(self._projected(x, f"{name}.self_attn.q_proj"), [0, 2, 1, 3])
+        key = self._heads(self._projected(x, f"{name}.self_attn.k_proj"), [0, 2, 3, 1])
+        value = self._heads(self._projected(x, f"{name}.self_attn.v_proj"), [0, 2, 1, 3])
         products = graph.node("MatMul", graph.node("Mul", query, scale), key)
         weights = graph.node("Softmax", products, axis=-1)
         self._last = weights, key

@@ -127,4 +127,5 @@ def _words(model: Model, graphs: Graphs) -> tuple[SequenceBuilder, Embed]:
     config = model.llm.config
     table = Embeddings(graphs.embeddings, config.hidden, model.vocabulary, count, config.width)
     prompt = Prompt(text, model.prompt, model.vocabulary)
-    return SequenceBuilder(prompt, table.lookup, table.newline), table.lookup
+    views = model.vision.grid**2
+    return SequenceBuilder(prompt, table.lookup, table.newline, views), table.lookup

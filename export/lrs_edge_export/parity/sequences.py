@@ -40,7 +40,8 @@ class PromptSequence:
         tokens, level = positioned(model, tokens), _level(model, tokens)
         self._sequences = sequences
         self._prefix = sequences.prefix(tokens[0])
-        self._after = sequences.text(sequences.prompt.tokens(question).after)
+        asked = sequences.prompt.tokens(question).after
+        self._after = sequences.after(asked, tokens[0])
         self._note = sequences.text(sequences.prompt.note(FOUND))
         stage = model.vision
         short = -(-stage.grid // stage.local_pool)

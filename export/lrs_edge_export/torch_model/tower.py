@@ -25,7 +25,7 @@ def tower_embeddings(tower: TransformerTower, pixels: Tensor) -> Tensor:
     bias = read(tower.tensors, f"{name}.bias") if tower.patch_bias else None
     x = F.conv2d(pixels, kernel, bias, stride=tower.patch).flatten(2).transpose(1, 2)
     if tower.class_token:
-        first = read(tower.tensors, "embeddings.class_embedding").expand(len(pixels), 1, -1)
+        first = torch.from_numpy(tower.first_place()).expand(len(pixels), 1, -1)
         x = torch.cat((first, x), dim=1)
     x = x + torch.from_numpy(tower.positions())
     return _norm(tower, tower.first_norm, x) if tower.first_norm else x
@@ -40,15 +40,30 @@ def tower_layer(
     tensors, name = tower.tensors, f"encoder.layers.{layer}"
     normed = _norm(tower, f"{name}.layer_norm1", x)
     query, key, value = (
-        linear(tensors, f"{name}.self_attn.{part}_proj", normed, observe)
+        _projected(tower, f"{name}.self_attn.{part}", normed, observe)
         .view(len(x), -1, tower.heads, tower.hidden // tower.heads)
         .transpose(1, 2)
         for part in ("q", "k", "v")
     )
     mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    x = x + linear(tensors, f"{name}.self_attn.out_proj", mixed, observe)
+    mixed = linear(tensors, f"{name}.self_attn.out_proj", mixed, observe)
+    x = x + _scaled(tower, f"{name}.layer_scale1", mixed)
     wide = linear(tensors, f"{name}.mlp.fc1", _norm(tower, f"{name}.layer_norm2", x), observe)
-    return x + linear(tensors, f"{name}.mlp.fc2", activation(tower.activation, wide), observe)
+    narrow = linear(tensors, f"{name}.mlp.fc2", activation(tower.activation, wide), observe)
+    return x + _scaled(tower, f"{name}.layer_scale2", narrow)
+
+
+def _projected(tower: TransformerTower, name: str, x: Tensor, observe: Observer | None) -> Tensor:
+    """Queries, keys or values [N, places, W]: a linear layer, and an RMS norm if there is one."""
+    y = linear(tower.tensors, f"{name}_proj", x, observe)
+    if not tower.attention_norm or name.endswith("v"):
+        return y
+    weight = read(tower.tensors, f"{name}_norm.weight")
+    return F.rms_norm(y, (tower.hidden,), weight, tower.attention_eps)
+
+
+def _scaled(tower: TransformerTower, name: str, x: Tensor) -> Tensor:
+    return x * read(tower.tensors, name) if tower.layer_scale else x
 
 
 def tower_features(tower: TransformerTower, x: Tensor) -> Tensor:
@@ -61,5 +76,8 @@ def tower_features(tower: TransformerTower, x: Tensor) -> Tensor:
 
 
 def _norm(tower: TransformerTower, name: str, x: Tensor) -> Tensor:
-    weight, bias = (read(tower.tensors, f"{name}.{part}") for part in ("weight", "bias"))
+    weight = read(tower.tensors, f"{name}.weight")
+    if tower.rms_norms and name != tower.last_norm:
+        return F.rms_norm(x, (tower.hidden,), weight, tower.eps)
+    bias = read(tower.tensors, f"{name}.bias")
     return F.layer_norm(x, (tower.hidden,), weight, bias, tower.eps)
