@@ -156,7 +156,7 @@ def test_what_the_folder_does_not_hold(tmp_path: Path) -> None:
         ({"downsample_ratio": 0.3}, "downsample_ratio"),
         ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
         ({"vision_config": VISION | PLAIN | {"image_size": [56, 28]}}, "image_size"),
-        ({"vision_config": VISION}, "q_proj.bias, which the exported model would leave out"),
+        ({"vision_config": VISION}, "k_proj.bias, which the exported model would leave out"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, values: dict[str, Any], words: str) -> None:
