@@ -215,6 +215,8 @@ class SiglipTower(TransformerTower):
         table = super().positions()
         if not self.rounded:
             return table
+        import torch
+
         side = self.grid
         shares = torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))
         edges = torch.arange(1 / side, 1.0, 1 / side)
