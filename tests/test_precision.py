@@ -131,8 +131,14 @@ def test_blocks_of_weights_read_back(model: Model, tmp_path: Path, precision: Pr
     weight = model.llm.read(1, "mlp.down_proj.weight")
     integers, scales = held[f"{name}.int{bits}"], held[f"{name}.scale{bits}"]
     assert integers.shape == weight.T.shape
-    rounded = integers.astype(np.float32) * np.repeat(scales, block, axis=0)[: len(integers)]
-    wanted = dequantize(round_to_nearest(weight, bits, block), block)
+    steps = integers.astype(np.float32)
+    assert (f"{name}.zero{bits}" in held) == (bits == 4)
+    if bits == 4:
+        zeros = held[f"{name}.zero{bits}"].astype(np.float32)
+        assert zeros.shape == scales.shape
+        steps -= np.repeat(zeros, block, axis=0)[: len(integers)]
+    rounded = steps * np.repeat(scales, block, axis=0)[: len(integers)]
+    wanted = dequantize(round_to_nearest(weight, bits, block, zero_points=bits == 4), block)
     np.testing.assert_allclose(rounded.T, wanted, rtol=1e-6, atol=1e-7)
 
 

@@ -138,3 +138,50 @@ def test_searched_scales_are_better_than_the_largest_weight_s() -> None:
     naive = np.clip(np.rint(weight / largest), -8, 7) * largest
     found = dequantize(round_to_nearest(weight, 4, 128), 128)
     assert np.square(found - weight).sum() < 0.8 * np.square(naive - weight).sum()
+
+
+# -- zero points ---------------------------------------------------------------------------------
+
+
+def test_zero_points_bring_grids_to_where_weights_are() -> None:
+    rng = np.random.default_rng(7)
+    # Every block lies on one side of zero, more or less.
+    offsets = np.repeat(rng.standard_normal((24, 8)), 32, axis=1)
+    weight = (rng.standard_normal((24, 256)) + 2 * offsets).astype(np.float32)
+    x = inputs(rng, 500, 256, correlated=False)
+    plain = round_to_nearest(weight, 4, 32)
+    found = round_to_nearest(weight, 4, 32, zero_points=True)
+    assert plain.zeros is None
+    assert found.zeros is not None
+    assert found.zeros.shape == found.scales.shape == (24, 8)
+    assert found.zeros.min() >= -8
+    assert found.zeros.max() <= 7
+    assert (found.scales > 0).all()
+    assert output_error(weight, found, 32, x) < 0.8 * output_error(weight, plain, 32, x)
+
+
+def test_gptq_with_zero_points_is_better_still() -> None:
+    ratios = []
+    for seed in range(8, 14):
+        rng = np.random.default_rng(seed)
+        weight = rng.standard_normal((48, 256)).astype(np.float32)
+        x = inputs(rng, 2000, 256, correlated=True)
+        seen, held_out = moments(x[:1000]), x[1000:]
+        plain, zeros = (
+            output_error(weight, gptq(weight, 4, 32, seen, zero_points=way), 32, held_out)
+            for way in (False, True)
+        )
+        ratios.append(zeros / plain)
+    assert np.mean(ratios) < 0.97
+    exact = [np.eye(256, dtype=np.float32)]
+    same = gptq(weight, 4, 32, exact, zero_points=True)
+    rounded = round_to_nearest(weight, 4, 32, zero_points=True)
+    assert np.array_equal(same.integers, rounded.integers)
+
+
+def test_blocks_of_zeros_stay_zeros() -> None:
+    weight = np.zeros((4, 40), np.float32)
+    weight[1, :3] = 2.5
+    found = round_to_nearest(weight, 4, 32, zero_points=True)
+    assert np.isfinite(found.scales).all()
+    assert dequantize(found, 32) == pytest.approx(weight, abs=1e-6)

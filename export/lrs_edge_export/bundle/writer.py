@@ -42,6 +42,7 @@ from lrs_edge_export.families.recipes import Recipe, resolve
 from lrs_edge_export.families.registry import find_family, read_model
 from lrs_edge_export.parity import check as parity
 from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
+from lrs_edge_export.parity.graphs import Graphs
 from lrs_edge_export.quantization.kv_scales import kv_scales
 from lrs_edge_export.quantization.planning import Planned, Planner, asks_int4, is_large
 from lrs_edge_export.quantization.work_folder import WorkFolder, digest_of_files
@@ -248,7 +249,7 @@ class _Parts:
     def compare(self) -> ParityReport:
         """Compare with PyTorch. Raises ExportError above a limit."""
         self._progress("comparing with PyTorch")
-        graphs = parity.Graphs(
+        graphs = Graphs(
             vision=self._folder / VISION,
             rfm=None if self._model.rfm is None else self._folder / RFM,
             llm=self._folder / LLM,

@@ -6,7 +6,7 @@ A matrix passes through in chunks of rows, so that no more than one chunk is eve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ class Stored:
 
     Attributes:
         precision: It is stored at.
-        tensors: The weight itself; or integers and scales.
+        tensors: The weight itself; or integers and scales, and zero points if blocks have any.
         block: Inputs that share a scale; 0 for one scale per output channel.
         inputs: What is known of the inputs, for `int8-static`.
     """
@@ -194,10 +194,12 @@ class WeightFile:
         """Integers [K, N] with scales [ceil(K / block), N]."""
         (rows, cols), floats = shape, self.plan.floats
         bits, block = (4, INT4_BLOCK) if precision == "int4-weight" else (8, INT8_BLOCK)
+        zero_points = bits == 4 and self.plan.zero_points
 
         def rounded(chunk: Array) -> Quantized:
             known = self._inputs(name) if bits == 4 else None
-            return _quantized(chunk, bits, block, [] if known is None else known.second_moments)
+            moments = [] if known is None else known.second_moments
+            return _quantized(chunk, bits, block, moments, zero_points=zero_points)
 
         def parts() -> Iterator[tuple[NDArray[Any], ...]]:
             for number, chunk in enumerate(chunks):
@@ -206,15 +208,19 @@ class WeightFile:
                     made = self.plan.rounded(name, number, shape, partial(rounded, chunk))
                 else:
                     made = rounded(chunk)
-                yield made.integers.T, made.scales.astype(floats).T
+                both = made.integers.T, made.scales.astype(floats).T
+                yield both if made.zeros is None else (*both, made.zeros.T)
 
-        weight = f"{name}.weight"
+        weight, blocks = f"{name}.weight", -(-cols // block)
         kind = np.dtype(np.int8)
-        names = (
+        names = [
             (f"{weight}.int{bits}", kind, (cols, rows)),
-            (f"{weight}.scale{bits}", np.dtype(floats), (-(-cols // block), rows)),
-        )
-        return Stored(precision, self._columns(names, parts(), packed=bits == 4), block=block)
+            (f"{weight}.scale{bits}", np.dtype(floats), (blocks, rows)),
+        ]
+        if zero_points:
+            names.append((f"{weight}.zero{bits}", kind, (blocks, rows)))
+        packed = (0, 2) if bits == 4 else ()
+        return Stored(precision, self._columns(names, parts(), packed=packed), block=block)
 
     def _inputs(self, name: str) -> InputStatistics | None:
         return None if self.plan.calibrator is None else self.plan.calibrator().inputs(name)
@@ -224,31 +230,31 @@ class WeightFile:
         tensors: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]],
         parts: Iterator[tuple[NDArray[Any], ...]],
         *,
-        packed: bool = False,
+        packed: Collection[int] = (),
     ) -> tuple[TensorProto, ...]:
         """Write tensors [K, N] that come as blocks of columns [K, n], or [N] as [n].
 
         Args:
             tensors: Name, type and shape of each.
             parts: One array per tensor at a time; all but the last have an even number of columns.
-            packed: The first holds two 4-bit integers per byte.
+            packed: Numbers of those that hold two 4-bit integers per byte.
         """
         places = []
         for number, (_, kind, shape) in enumerate(tensors):
             count = int(np.prod(shape))
-            size = -(-count // 2) if packed and number == 0 else count * kind.itemsize
+            size = -(-count // 2) if number in packed else count * kind.itemsize
             places.append((self._reserve(size), size))
         start = 0
         for part in parts:
             for number, array in enumerate(part):
                 offset, (_, kind, shape) = places[number][0], tensors[number]
-                halved = packed and number == 0
+                halved = number in packed
                 self._put(offset, array.astype(kind, copy=False), shape, start, halved=halved)
             start += part[0].shape[-1]
         made = []
         for number, (name, kind, shape) in enumerate(tensors):
             element = helper.np_dtype_to_tensor_dtype(kind)
-            if packed and number == 0:
+            if number in packed:
                 element = TensorProto.INT4
             made.append(self._external(name, element, shape, *places[number]))
         return tuple(made)
@@ -344,10 +350,12 @@ def _channels(chunk: Array) -> tuple[NDArray[Any], ...]:
     return integers.T, scales
 
 
-def _quantized(chunk: Array, bits: int, block: int, moments: Sequence[Array]) -> Quantized:
+def _quantized(
+    chunk: Array, bits: int, block: int, moments: Sequence[Array], *, zero_points: bool
+) -> Quantized:
     if moments:
-        return gptq(chunk, bits, block, moments)
-    return round_to_nearest(chunk, bits, block)
+        return gptq(chunk, bits, block, moments, zero_points=zero_points)
+    return round_to_nearest(chunk, bits, block, zero_points=zero_points)
 
 
 def _packed(integers: NDArray[np.int8], width: int) -> NDArray[np.uint8]:

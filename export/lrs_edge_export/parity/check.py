@@ -77,7 +77,8 @@ def compare(
         PromptSequence(model, builder, part, question=question)
         for part, question in zip(tokens, asked, strict=True)
     ]
-    prompts, scores = [sequence.whole for sequence in sequences], []
+    prompts = [sequence.whole for sequence in sequences]
+    scores: list[Array] = []
     if graphs.rfm is not None:
         scores, figures = _compare_rfm(model, graphs, sequences, LIMITS[rfm])
         stages.append(StageParity("rfm", figures, rfm, size_of(graphs.rfm), graphs.rfm_mode))

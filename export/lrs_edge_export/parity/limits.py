@@ -90,13 +90,16 @@ class PipelineLimits:
     overlap: float
 
 
+#: Between what right and broken bundles have. In `int8-dynamic`, right ones of the embedded model,
+#: of a golden and of a tiny checkpoint had divergences of 0.007 to 0.011 and cosines from 0.996 on;
+#: with RoPE's base of the language model ten times as large 0.20, with two heads exchanged 0.36.
 PIPELINE_LIMITS: dict[Precision, PipelineLimits] = {
     "fp32": PipelineLimits(0.9995, 1e-3, 0.9, 0.95),
     "fp16": PipelineLimits(0.999, 0.01, 0.85, 0.9),
-    "int8-dynamic": PipelineLimits(0.9, 0.5, 0.6, 0.7),
-    "int8-static": PipelineLimits(0.9, 0.5, 0.6, 0.7),
-    "int8-weight": PipelineLimits(0.9, 0.5, 0.6, 0.7),
-    "int4-weight": PipelineLimits(0.8, 1.0, 0.3, 0.6),
+    "int8-dynamic": PipelineLimits(0.98, 0.15, 0.7, 0.7),
+    "int8-static": PipelineLimits(0.97, 0.2, 0.65, 0.65),
+    "int8-weight": PipelineLimits(0.98, 0.15, 0.7, 0.7),
+    "int4-weight": PipelineLimits(0.9, 0.5, 0.35, 0.6),
 }
 
 

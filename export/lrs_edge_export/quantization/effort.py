@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ class Effort:
 
     def __init__(
         self,
-        work: dict[StageName, tuple[Sequence[Shape], int]],
+        work: Mapping[StageName, tuple[Sequence[Shape], int]],
         speed: Speed,
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrs_edge_export.checkpoints.tensors import Array
-from lrs_edge_export.quantization.rounding import CHUNK, Quantized, block_scales, limits, row_chunks
+from lrs_edge_export.quantization.rounding import CHUNK, Quantized, find_grids, limits
 
 #: Inputs whose errors are gathered before the rest of the block is corrected at once.
 _BATCH = 128
@@ -31,6 +31,8 @@ def gptq(
     block: int,
     second_moments: Sequence[Array],
     damping: float = 0.01,
+    *,
+    zero_points: bool = False,
 ) -> Quantized:
     """Quantize a weight so that its output on known inputs changes little.
 
@@ -43,6 +45,7 @@ def gptq(
         block: Inputs that share a scale.
         second_moments: Diagonal blocks of X^T X / n for inputs X [n, K], float32, together K.
         damping: Share of the mean second moment that is added to each.
+        zero_points: Whether blocks have zero points, too.
 
     Raises:
         ValueError: The moments do not fit the weight, or are not finite.
@@ -56,10 +59,8 @@ def gptq(
     diagonal = torch.from_numpy(np.concatenate([moments.diagonal() for moments in second_moments]))
     if not bool(torch.isfinite(diagonal).all()):
         raise ValueError("second moments are not finite; look for inputs that are not")
-    scales = np.empty((rows, -(-columns // block)), np.float32)
-    for part in row_chunks(weight.shape):
-        scale = block_scales(torch.from_numpy(weight[part]), bits, block, diagonal)
-        scales[part] = scale.numpy()
+    grids = find_grids(weight, bits, block, diagonal, zero_points=zero_points)
+    scales, zeros = grids
     integers = np.empty(weight.shape, np.int8)
     start = 0
     for moments in second_moments:
@@ -73,11 +74,14 @@ def gptq(
             some = slice(first, first + step)
             wide = torch.from_numpy(np.ascontiguousarray(weight[some, place].T))[order]
             scale = torch.from_numpy(np.ascontiguousarray(scales[some].T[groups]))
+            zero = None
+            if zeros is not None:
+                zero = torch.from_numpy(zeros[some].T[groups].astype(np.float32))
             found = torch.empty(wide.shape, dtype=torch.int8)
-            found[order] = _round_in_order(wide, scale, factor, limits(bits))
+            found[order] = _round_in_order(wide, scale, zero, factor, limits(bits))
             integers[some, place] = found.T.numpy()
         start += len(moments)
-    return Quantized(integers, scales)
+    return Quantized(integers, *grids)
 
 
 def _inverse_factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
@@ -102,13 +106,18 @@ def _inverse_factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
 
 
 def _round_in_order(
-    weight: Tensor, scale: Tensor, factor: Tensor, bounds: tuple[int, int]
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    factor: Tensor,
+    bounds: tuple[int, int],
 ) -> Tensor:
     """Integers [B, n] of weights [B, n], input by input; overwrites the weights.
 
     Args:
         weight: Inputs first, in the order of rounding.
         scale: [B, n].
+        zero: Zero points [B, n], floats; None for 0.
         factor: [B, B], upper.
         bounds: Smallest and largest integer.
     """
@@ -118,8 +127,13 @@ def _round_in_order(
         end = min(start + _BATCH, count)
         errors = torch.empty(end - start, weight.shape[1])
         for i in range(start, end):
-            rounded = (weight[i] / scale[i]).round_().clamp_(*bounds)
+            steps = weight[i] / scale[i]
+            if zero is not None:
+                steps += zero[i]
+            rounded = steps.round_().clamp_(*bounds)
             found[i] = rounded.to(torch.int8)
+            if zero is not None:
+                rounded -= zero[i]
             error = (weight[i] - rounded * scale[i]) / factor[i, i]
             errors[i - start] = error
             weight[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)

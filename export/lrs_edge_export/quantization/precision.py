@@ -7,7 +7,7 @@
 | `int8-dynamic` | int8, one scale per output channel        | int8; inputs scaled as they come   |
 | `int8-static`  | int8, one scale per output channel        | int8; inputs' ranges calibrated    |
 | `int8-weight`  | int8, one scale per 128 inputs            | float, or int8 inside the engine   |
-| `int4-weight`  | int4, one scale per 32 inputs, GPTQ       | float, or int8 inside the engine   |
+| `int4-weight`  | int4, scale and zero per 32 inputs, GPTQ  | float, or int8 inside the engine   |
 
 Which is best differs by stage and engine, and is found by measuring (`choice.py`); `int8` in
 `lrs-edge export` stands for the better of the first two.
@@ -33,6 +33,9 @@ Target = Literal["cpu", "cuda"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REQUESTS: tuple[str, ...] = (*PRECISIONS, "int8")
+
+#: Targets whose kernels of MatMulNBits take zero points of blocks in 4 bits.
+ZERO_POINTS: dict[Target, bool] = {"cpu": True, "cuda": True}
 
 #: Inputs that share a scale.
 INT8_BLOCK, INT4_BLOCK = 128, 32
@@ -86,6 +89,11 @@ class Plan:
     def alone(self, *names: str) -> Plan:
         """The plan that quantizes these weights only."""
         return replace(self, only=frozenset(names))
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether blocks of 4 bits have zero points: where the target takes them."""
+        return ZERO_POINTS[self.target]
 
     @property
     def needs_calibration(self) -> bool:

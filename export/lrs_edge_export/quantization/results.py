@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,19 +87,23 @@ class KeptStates:
         self._folder.put({"layer": np.array(layer), **arrays}, *self._name)
 
 
-def _written(made: Quantized) -> dict[str, NDArray[np.generic]]:
-    """Integers two to a byte, and scales."""
+def _written(made: Quantized) -> dict[str, NDArray[Any]]:
+    """Integers two to a byte, scales, and zero points if there are any."""
     flat = made.integers.view(np.uint8).ravel() & 15
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))
-    return {"integers": flat[0::2] | flat[1::2] << 4, "scales": made.scales}
+    halves = flat[0::2] | flat[1::2] << 4
+    kept: dict[str, NDArray[Any]] = {"integers": halves, "scales": made.scales}
+    return kept if made.zeros is None else kept | {"zeros": made.zeros}
 
 
-def _read(kept: dict[str, NDArray[np.generic]], shape: tuple[int, int]) -> Quantized | None:
+def _read(kept: dict[str, NDArray[Any]], shape: tuple[int, int]) -> Quantized | None:
     """What `_written` was given; None where it is of another shape."""
     count = shape[0] * shape[1]
-    if kept.keys() != {"integers", "scales"} or len(kept["integers"]) != -(-count // 2):
+    if not {"integers", "scales"} <= kept.keys() or len(kept["integers"]) != -(-count // 2):
         return None
     halves = np.stack([kept["integers"] & 15, kept["integers"] >> 4], axis=1).ravel()[:count]
     signed = (halves.astype(np.int8) ^ 8) - 8
-    return Quantized(signed.astype(np.int8).reshape(shape), kept["scales"].astype(np.float32))
+    zeros = kept["zeros"].astype(np.int8) if "zeros" in kept else None
+    scales = kept["scales"].astype(np.float32)
+    return Quantized(signed.astype(np.int8).reshape(shape), scales, zeros)

@@ -4,11 +4,14 @@ A block is `block` consecutive inputs of one output; the last may be shorter. A 
 integer times its block's scale. For few bits a scale may be negative, as in ggml's Q4_0: so the
 block's largest weight is on the side of -8, whatever its own sign. (TensorRT takes positive scales
 only; for it a block has to be negated together with its scale, and -8 clipped to -7.)
+
+With zero points a weight is its integer less the block's zero point, times the scale: the grid
+reaches as far above zero as the block's weights do, and as far below.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,10 +37,12 @@ class Quantized(NamedTuple):
     Attributes:
         integers: int8 [N, K].
         scales: float32 [N, ceil(K / block)], never 0; all positive for more than 4 bits.
+        zeros: int8 [N, ceil(K / block)], in the integers' range; None where all are 0.
     """
 
     integers: NDArray[np.int8]
     scales: Array
+    zeros: NDArray[np.int8] | None = None
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -52,30 +57,69 @@ def limits(bits: int) -> tuple[int, int]:
     return (-most - 1 if bits <= _SEARCHED_BITS else -most), most
 
 
-def round_to_nearest(weight: Array, bits: int, block: int) -> Quantized:
+def round_to_nearest(
+    weight: Array, bits: int, block: int, *, zero_points: bool = False
+) -> Quantized:
     """Round every weight to the nearest integer of its block's scale.
 
     Args:
         weight: float32 [N, K].
         bits: 2 to 8. Up to 4, each scale is the one of a grid with the smallest squared error.
         block: Inputs that share a scale; K or more for one scale per output.
+        zero_points: Whether blocks have zero points, too.
     """
     integers = np.empty(weight.shape, np.int8)
-    scales = np.empty((len(weight), -(-weight.shape[1] // block)), np.float32)
+    grids = find_grids(weight, bits, block, zero_points=zero_points)
+    for rows in row_chunks(weight.shape):
+        steps = torch.from_numpy(weight[rows] / _wide(grids.scales[rows], block, weight.shape[1]))
+        if grids.zeros is not None:
+            steps += torch.from_numpy(_wide(grids.zeros[rows], block, weight.shape[1]))
+        integers[rows] = steps.round_().clamp_(*limits(bits)).to(torch.int8).numpy()
+    return Quantized(integers, *grids)
+
+
+class Grids(NamedTuple):
+    """Scales float32, and zero points int8 if any, of all blocks, [N, ceil(K / block)] each."""
+
+    scales: Array
+    zeros: NDArray[np.int8] | None
+
+
+def find_grids(
+    weight: Array,
+    bits: int,
+    block: int,
+    importance: Tensor | None = None,
+    *,
+    zero_points: bool,
+) -> Grids:
+    """Grids of a whole matrix [N, K]; see `block_scales` and `block_grids`."""
+    shape = len(weight), -(-weight.shape[1] // block)
+    scales, zeros = np.empty(shape, np.float32), np.zeros(shape, np.int8)
     for rows in row_chunks(weight.shape):
         part = torch.from_numpy(weight[rows])
-        scale = block_scales(part, bits, block)
-        wide = scale.repeat_interleave(block, 1)[:, : weight.shape[1]]
-        integers[rows] = (part / wide).round_().clamp_(*limits(bits)).to(torch.int8).numpy()
+        if zero_points:
+            scale, zero = block_grids(part, bits, block, importance)
+            zeros[rows] = zero.to(torch.int8).numpy()
+        else:
+            scale = block_scales(part, bits, block, importance)
         scales[rows] = scale.numpy()
-    return Quantized(integers, scales)
+    return Grids(scales, zeros if zero_points else None)
+
+
+def _wide(values: NDArray[Any], block: int, columns: int) -> NDArray[Any]:
+    """Values of blocks for each input, [n, K]."""
+    return np.repeat(values, block, axis=1)[:, :columns]
 
 
 def dequantize(quantized: Quantized, block: int) -> Array:
     """The weight float32 [N, K] that integers and scales stand for."""
-    integers, scales = quantized
-    wide = np.repeat(scales, block, axis=1)[:, : integers.shape[1]]
-    weight: Array = integers * wide
+    integers, scales, zeros = quantized
+    count = integers.shape[1]
+    steps = integers.astype(np.float32)
+    if zeros is not None:
+        steps -= np.repeat(zeros, block, axis=1)[:, :count]
+    weight: Array = steps * np.repeat(scales, block, axis=1)[:, :count]
     return weight
 
 
@@ -120,6 +164,46 @@ def block_scales(weight: Tensor, bits: int, block: int, importance: Tensor | Non
         better = loss < best
         best, chosen = torch.where(better, loss, best), torch.where(better, scale, chosen)
     return chosen * sign
+
+
+def block_grids(
+    weight: Tensor, bits: int, block: int, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale, always positive, and zero point of every block, [N, ceil(K / block)] each.
+
+    Of grids that reach from the block's smallest weight to its largest, or less far, that with the
+    smallest squared error.
+
+    Args:
+        weight: float32 [N, K].
+        bits: 2 to 8.
+        block: Inputs that share a grid.
+        importance: As for `block_scales`.
+    """
+    rows, columns = weight.shape
+    block = min(block, columns)
+    count = -(-columns // block)
+    blocks = F.pad(weight, (0, count * block - columns)).view(rows, count, block)
+    low, high = limits(bits)
+    counts = torch.ones(()) if importance is None else _padded(importance, count, block)
+    # Zero is on every grid: inputs that are padded, and weights that are 0, stay what they are.
+    least, most = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0)
+    whole = (most - least) / (high - low)
+    whole = torch.where(whole > 0, whole, torch.ones(()))
+    best = torch.full((rows, count), torch.inf)
+    chosen, zeros = whole, torch.zeros(rows, count)
+    for factor in SHRINK:
+        scale = whole * factor
+        # What is cut off is cut off at both ends alike. More freedom than that serves the inputs
+        # that count most, and what GPTQ feeds back to the others then lies beyond their grids.
+        zero = ((low + high - (least + most) / scale) / 2).round().clamp(low, high)
+        steps = (blocks / scale[:, :, None] + zero[:, :, None]).round_().clamp_(low, high)
+        error = steps.sub_(zero[:, :, None]).mul_(scale[:, :, None]).sub_(blocks)
+        loss = error.square_().mul_(counts).sum(2)
+        better = loss < best
+        best, chosen = torch.where(better, loss, best), torch.where(better, scale, chosen)
+        zeros = torch.where(better, zero, zeros)
+    return chosen, zeros
 
 
 def _padded(importance: Tensor, count: int, block: int) -> Tensor:

@@ -7,6 +7,7 @@ was not measured alone has its share of what its kind has: independent errors ad
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -147,13 +148,13 @@ def kind_of(name: str) -> str:
 
 def _share(error: float, layers: int) -> float:
     """Error of one of some layers that are alike, of which together it is known."""
-    return error / max(layers, 1) ** 0.5
+    return error / math.sqrt(max(layers, 1))
 
 
 def _rest(layers: Sequence[str], alone: Mapping[str, float], together: float) -> float:
     """Error of each of a kind's layers that were not measured alone."""
     known = [alone[name] for name in layers if name in alone]
-    left = max(together**2 - sum(error**2 for error in known), 0.0) ** 0.5
+    left = math.sqrt(max(together**2 - sum(error**2 for error in known), 0.0))
     return _share(left, len(layers) - len(known))
 
 

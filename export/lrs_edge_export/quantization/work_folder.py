@@ -22,7 +22,7 @@ from lrs_edge.errors import ExportError
 from lrs_edge.files import replacing
 
 #: Part of every hash: results of another way to quantize are other results.
-FORMAT = 1
+FORMAT = 2
 
 _SUFFIX = ".npz"
 
@@ -65,11 +65,11 @@ class WorkFolder:
         Raises:
             ExportError: The folder cannot be written to.
         """
-        place = self._place(name)
+        place, named = self._place(name), dict[str, Any](arrays)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with replacing(place) as stream:
-                np.savez(stream, **dict(arrays))
+                np.savez(stream, **named)
         except OSError as error:
             raise ExportError(
                 f"{self.path} cannot be written to ({error}); free some space, or name another "

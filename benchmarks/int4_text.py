@@ -1,0 +1,99 @@
+"""How far 4-bit weights move a language model: divergence from fp32 on a fixed text, in one run.
+
+The language model is written to 4 bits with GPTQ on the calibration data, without zero points and
+with them, down projections at 8 bits or not, and rounded without GPTQ for comparison. Each is run
+over the text below, layer by layer as parity does it, and its next-token distributions are compared
+with those of fp32 at every place: mean Kullback-Leibler divergence in nats, and the share of equal
+first choices. Bits are those of the file, scales and zero points included.
+
+Without `--checkpoint` the weights are those of the embedded bundle.
+
+    python -m benchmarks.int4_text [--checkpoint DIR]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from benchmarks.embedded_checkpoint import write_checkpoint
+from benchmarks.measure import head, parser_for
+from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.language.sequence import TokenSequence
+from lrs_edge_export.bundle.stages import LLM, StageWriter, calibrated
+from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.checkpoints.model import Model
+from lrs_edge_export.checkpoints.sequences import table_of
+from lrs_edge_export.families.registry import read_model
+from lrs_edge_export.parity import layers
+from lrs_edge_export.parity.pipeline import divergence
+from lrs_edge_export.quantization import CalibrationData, load_calibration, precision
+from lrs_edge_export.quantization.precision import Plan
+
+TEXT = """A harbour lies in the north of the image, with three long piers and about forty boats.
+East of it runs a road with two lanes, which crosses the river on a bridge near the centre. What is
+on the left bank? Warehouses with flat roofs, some of them rusty, and a car park that is half empty.
+How many storage tanks can be seen? There are nine white ones, four of them large. South of the
+river, fields follow each other: wheat, maize, and meadows with single trees between. Is there an
+airport? No, but the straight strip beside the forest may be a runway for small planes. The houses
+of the village stand close together around a church, and their gardens reach down to the water. In
+the lower right corner, a train of twelve waggons waits at a station with two platforms."""
+
+#: Rows of the table: their name, whether GPTQ is used, zero points, and down projections at 8 bits.
+WAYS = (
+    ("rounded to nearest", False, False, False),
+    ("rounded to nearest, zero points", False, True, False),
+    ("GPTQ", True, False, False),
+    ("GPTQ, zero points", True, True, False),
+    ("GPTQ, down projections at 8 bits", True, False, True),
+    ("GPTQ, zero points, down projections at 8 bits", True, True, True),
+)
+
+
+def measure(
+    model: Model, data: CalibrationData, folder: Path
+) -> Iterator[tuple[str, float, float, float]]:
+    """Name, bits of a weight, divergence and agreement of every way."""
+    ids = Tokenizer.from_str(model.tokenizer_json).encode(TEXT, add_special_tokens=False).ids
+    embeds = table_of(model).lookup(np.array(ids, np.int64))
+    places = np.tile(np.arange(len(ids), dtype=np.int64), (model.llm.config.position_axes, 1))
+    text = TokenSequence(embeds, make_tokens(places, TokenKind.QUESTION))
+    states = layers.reference_states(model.llm, [text])
+    wanted = layers.reference_logits(model, states[0])
+    down = frozenset(f"layers.{i}.mlp.down_proj" for i in range(model.llm.config.layers))
+    for number, (name, feeds_back, zero_points, keeps) in enumerate(WAYS):
+        place = folder / str(number)
+        place.mkdir()
+        precision.ZERO_POINTS["cpu"] = zero_points
+        plan = Plan("int4-weight", higher=down if keeps else frozenset())
+        if feeds_back:
+            plan = calibrated(plan, "llm", model, lambda: data)
+        with StageWriter(model, place) as writer:
+            writer.write("llm", plan)
+            weights = writer.weights["llm"]
+            (found,) = layers.engine_logits(model, weights, [text], len(ids))
+            bits = 8 * (place / f"{LLM}.data").stat().st_size / sum(weights.sizes.values())
+        agreed = float((found.argmax(1) == wanted.argmax(1)).mean())
+        yield name, bits, divergence(found, wanted), agreed
+
+
+def main() -> None:
+    """Print the table."""
+    parser = parser_for(__doc__)
+    parser.add_argument("--checkpoint", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        checkpoint = arguments.checkpoint or write_checkpoint(None, folder / "checkpoint")
+        model = read_model(find_checkpoint(str(checkpoint)), None)
+        print(head(("4-bit weights", "bits of a weight", "divergence, nats", "same choice")))
+        for name, bits, apart, agreed in measure(model, load_calibration(None, model), folder):
+            print(f"| {name} | {bits:.2f} | {apart:.4f} | {agreed:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
