@@ -97,6 +97,15 @@ def parts(
     ]
 
 
+FOUND = {"part": "objects", "text": "{objects}"}
+#: A layout whose global view comes after the local tokens.
+VIEW_LAST = [
+    {"part": "local_tiles"},
+    {"part": "global_view"},
+    {"part": "question", "text": "{question}"},
+]
+
+
 @pytest.mark.parametrize(
     ("part", "values"),
     [
@@ -133,6 +142,12 @@ def parts(
         ("prompt", {"parts": [{"part": "video"}, *parts()]}),
         ("prompt", {"parts": parts(local={"part": "local_tiles", "before": "x" * 5000})}),
         ("prompt", {"parts": parts(local={"part": "local_rows", "end": 1})}),
+        ("prompt", {"parts": parts(local={"part": "local_tiles", "row": "x" * 5000})}),
+        ("prompt", {"parts": parts(local={"part": "local_tiles", "end": "x" * 5000})}),
+        ("prompt", {"parts": parts(local={"part": "local_tiles", "most": -1})}),
+        ("prompt", {"parts": parts(local={"part": "local_tiles", "most": 1 << 40})}),
+        ("prompt", {"parts": VIEW_LAST, "position_axes": 3}),
+        ("prompt", {"parts": [VIEW_LAST[0], FOUND, *VIEW_LAST[1:]]}),
         ("prompt", {"position_axes": 3}),
         ("prompt", {"position_axes": 2, "parts": parts(local={"part": "local_tiles"})}),
         ("prompt", {"position_axes": 10**9, "parts": parts(local={"part": "local_tiles"})}),
