@@ -265,4 +265,4 @@ def _report(result: ExportResult) -> str:
 
 
 def _row(stage: str, row: Figure) -> str:
-    return f"  {stage:<7} {row.measure:<17} {row.shown:<10} (limit: {row.sign} {row.limit:g})"
+    return f"  {stage:<8} {row.measure:<17} {row.shown:<10} (limit: {row.sign} {row.limit:g})"

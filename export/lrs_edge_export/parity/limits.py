@@ -99,7 +99,7 @@ PIPELINE_LIMITS: dict[Precision, PipelineLimits] = {
     "int8-dynamic": PipelineLimits(0.98, 0.15, 0.7, 0.7),
     "int8-static": PipelineLimits(0.97, 0.2, 0.65, 0.65),
     "int8-weight": PipelineLimits(0.98, 0.15, 0.7, 0.7),
-    "int4-weight": PipelineLimits(0.9, 0.5, 0.35, 0.6),
+    "int4-weight": PipelineLimits(0.95, 0.4, 0.4, 0.6),
 }
 
 
