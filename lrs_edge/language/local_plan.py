@@ -197,7 +197,9 @@ def framed(
     inner, first = plan.tokens, len(before)
     marks = len(plan.marks)
 
-    def around(inside: NDArray[np.int64], start: object, end: object) -> NDArray[np.int64]:
+    def around(
+        inside: NDArray[np.int64], start: NDArray[np.int64] | int, end: NDArray[np.int64] | int
+    ) -> NDArray[np.int64]:
         shape = (*inside.shape[:-1], first), (*inside.shape[:-1], len(after))
         left, right = np.broadcast_to(start, shape[0]), np.broadcast_to(end, shape[1])
         return np.concatenate([left, inside, right], axis=-1)
@@ -212,7 +214,7 @@ def framed(
         span=first + inner.span + len(after),
         tile_rows=around(inner.tile_rows, -1, -1),
         tile_cols=around(inner.tile_cols, -1, -1),
-        hidden=around(inner.hidden, False, False).astype(bool),
+        hidden=around(inner.hidden.astype(np.int64), 0, 0).astype(bool),
     )
     source = around(plan.source, -2 - marks - heads, -2 - marks - first - tails)
     return Plan(tokens, source, np.concatenate([plan.marks, before, after]))

@@ -135,7 +135,8 @@ class LocalTokens:
         if len(top) == 0:
             return np.zeros(len(self), bool)
         rows = self.tile_rows[top]
-        return self.is_break & np.isin(self.tile_rows, rows) & (self.tile_rows > rows.min())
+        within = np.isin(self.tile_rows, rows) & (self.tile_rows > int(rows.min()))
+        return np.logical_and(self.is_break, within)
 
     def take(self, places: NDArray[np.int64]) -> LocalTokens:
         """A part of the tokens, by ascending places."""
