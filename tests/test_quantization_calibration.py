@@ -31,6 +31,7 @@ from lrs_edge_export.quantization import (
     load_calibration,
     static_vision,
 )
+from lrs_edge_export.quantization.calibration import read_data, written_data
 from lrs_edge_export.quantization.statistics import InputObserver
 from lrs_edge_export.torch_model import stages
 from lrs_edge_export.torch_model.decoder import Observer
@@ -377,3 +378,14 @@ def test_static_vision_refuses_what_it_cannot_do(vision: Path, nano: Model, tmp_
     with pytest.raises(ExportError, match="cannot be read"):
         static_vision(tmp_path / "bad.onnx", tiles, tmp_path / "v.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.onnx"]
+
+
+def test_what_is_kept_for_another_run_is_what_it_was(data: CalibrationData, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **written_data(data))
+    with np.load(tmp_path / "data.npz") as kept:
+        found = read_data(dict(kept))
+    assert np.array_equal(found.tiles, data.tiles)
+    assert found.described == data.described
+    for a, b in zip(found.sequences + found.pruned, data.sequences + data.pruned, strict=True):
+        assert np.array_equal(a.embeds, b.embeds)
+        assert np.array_equal(a.positions, b.positions)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.distill.packing import PackedInput, layer_scores, pack, run_layer
-from lrs_edge_export.torch_model.stages import read_layer
+from lrs_edge_export.torch_model.stages import add_later, first_states, read_layer
 
 
 def attention_by_layer(
@@ -39,7 +39,8 @@ def attention_by_layer(
     config, last = stage.config, max(wanted)
     with torch.inference_mode():
         packings = [pack(config, packed, device) for packed in inputs]
-        states = [torch.from_numpy(packed.embeds).to(device) for packed in inputs]
+        embeds = [torch.from_numpy(packed.embeds) for packed in inputs]
+        states = [first_states(stage, x).to(device) for x in embeds]
     for layer in range(last + 1):
         # Generators must not hold inference mode open between their steps.
         with torch.inference_mode():
@@ -50,7 +51,10 @@ def attention_by_layer(
                     found.append(layer_scores(config, weights, state, packing).cpu())
             if layer < last:
                 for place, packing in enumerate(packings):
-                    states[place] = run_layer(config, weights, states[place], packing)
+                    x = run_layer(config, weights, states[place], packing)
+                    if layer < config.deepstack:
+                        x = add_later(stage, layer, x, embeds[place].to(device))
+                    states[place] = x
             # The next layer is read only when this one is gone.
             del weights
         if layer in wanted:
