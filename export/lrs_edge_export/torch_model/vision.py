@@ -82,8 +82,10 @@ def _projected(
     """Tokens [N, T, D] that one projector makes of features [N, places, width]."""
     tensors = projector.tensors
     if projector.shuffle > 1:
-        planes = x.transpose(1, 2).unflatten(2, (stage.tower.grid, stage.tower.grid))
-        squares = F.pixel_unshuffle(planes, projector.shuffle).unflatten(1, (stage.width, -1))
+        grid, factor = stage.tower.grid, projector.shuffle
+        planes = x.transpose(1, 2).reshape(len(x), stage.width, grid, grid)
+        squares = F.pixel_unshuffle(planes, factor)
+        squares = squares.reshape(len(x), stage.width, factor**2, *squares.shape[2:])
         # Channels of one feature stay together; torch puts the places of a square there.
         x = squares.transpose(1, 2).flatten(1, 2).flatten(2).transpose(1, 2)
     if projector.norm:
