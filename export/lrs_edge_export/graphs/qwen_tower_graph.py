@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -40,8 +42,8 @@ class QwenTransformer:
         inputs = [pixels, graph.kernel(name, tower.patch_kernel)]
         if tower.stem_bias:
             inputs.append(graph.weight(f"{name}.bias", lambda: tower.tensors.read(f"{name}.bias")))
-        sides: dict[str, list[int]] = dict.fromkeys(("kernel_shape", "strides"), [tower.patch] * 2)
-        planes = graph.node("Conv", *inputs, label=name, **sides)
+        sides = [tower.patch] * 2
+        planes = graph.node("Conv", *inputs, label=name, kernel_shape=sides, strides=sides)
         side = tower.window or tower.grid
         blocks = graph.constant([0, tower.hidden, *([tower.grid // side, side] * 2)])
         windows = graph.node(
@@ -54,7 +56,8 @@ class QwenTransformer:
 
     def _ordered_positions(self) -> Array:
         rows, cols = self._tower.order()
-        return self._tower.positions()[rows * self._tower.grid + cols]
+        ordered: Array = self._tower.positions()[rows * self._tower.grid + cols]
+        return ordered
 
     def _in_rows(self, x: str) -> str:
         """States as rows of patches."""
@@ -75,7 +78,7 @@ class QwenTransformer:
         shape = graph.node("Concat", batch, graph.constant([tower.grid**2, half]), axis=0)
         tables = zip(("cos", "sin"), _tables(tower), strict=True)
         return [
-            graph.node("Expand", graph.weight(f"rope.{name}", lambda v=table: v), shape)
+            graph.node("Expand", graph.weight(f"rope.{name}", partial(np.asarray, table)), shape)
             for name, table in tables
         ]
 
@@ -127,7 +130,7 @@ class QwenTransformer:
         parts = ("weight",) if tower.rms_norm else ("weight", "bias")
         op = "RMSNormalization" if tower.rms_norm else "LayerNormalization"
         weights = [
-            graph.weight(f"{name}.{part}", lambda n=f"{name}.{part}": tower.tensors.read(n))
+            graph.weight(f"{name}.{part}", partial(tower.tensors.read, f"{name}.{part}"))
             for part in parts
         ]
         return graph.node(op, x, *weights, axis=-1, epsilon=tower.eps)

@@ -38,13 +38,14 @@ def layer(tower: QwenTower, number: int, states: Tensor, observe: Observer | Non
     if observe is not None:
         observe(f"{name}.self_attn.q_proj", normed)
     packed = linear(tensors, f"{name}.self_attn.qkv_proj", normed)
-    heads = packed.unflatten(-1, (3, tower.heads, tower.head_dim))
+    heads = packed.view(*packed.shape[:-1], 3, tower.heads, tower.head_dim)
     query, key, value = heads.permute(2, 0, 3, 1, 4)
     turns = _turns(tower)
     places = tower.places_of(number)
     parts = [_turned(query, *turns), _turned(key, *turns), value]
     # [N, H, P, d] as windows: [N, P / places, H, places, d].
-    windows = [part.unflatten(2, (-1, places)).transpose(1, 2) for part in parts]
+    shape = len(x), tower.heads, -1, places, tower.head_dim
+    windows = [part.reshape(shape).transpose(1, 2) for part in parts]
     mixed = F.scaled_dot_product_attention(*windows).transpose(1, 2).flatten(2, 3)
     mixed = mixed.transpose(1, 2).flatten(2)
     x = x + linear(tensors, f"{name}.self_attn.out_proj", mixed, observe)
