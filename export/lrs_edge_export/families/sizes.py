@@ -68,7 +68,7 @@ def read_sizes(config: Settings, name: str) -> ModelSize:
     """
     architectures = config.values.get("architectures")
     found = architectures[0] if isinstance(architectures, list) and architectures else None
-    if found not in _READERS:
+    if not isinstance(found, str) or found not in _READERS:
         raise ExportError(
             f"{config.path}: the sizes of architecture {str(found)[:80]!r} are not known from its "
             f"config alone; known are {', '.join(_READERS)}"

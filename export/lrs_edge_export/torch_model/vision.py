@@ -66,7 +66,7 @@ def project(stage: VisionStage, features: Tensor, observe: Observer | None = Non
     x, context = features[..., : stage.width], features[..., stage.width :]
     tokens = _projected(stage, stage.projector, x, observe)
     if stage.deepstack:
-        parts = zip(stage.deepstack, context.split(stage.width, dim=-1), strict=True)
+        parts = zip(stage.deepstack, torch.split(context, stage.width, dim=-1), strict=True)
         more = [_projected(stage, projector, part, observe) for projector, part in parts]
         return torch.cat((tokens, *more), dim=-1)
     if stage.neck is None:
