@@ -245,7 +245,7 @@ def test_a_broken_head_fails_the_check(model: Model, tmp_path: Path) -> None:
         neck = replace(tower.neck, objects=replace(tower.neck.objects, tensors=tensors))
         changed = replace(model.vision, tower=replace(tower, neck=neck))
         path = written(replace(model, vision=changed), tmp_path / f"a{broken}", "int8-weight")
-        figures = parity._compare_vision(path, model.vision, samples, tokens, "int8-weight")
+        _, figures = parity._compare_vision(path, model.vision, samples, tokens, "int8-weight")
         failed = {figure.measure for figure in figures if not figure.passed}
         assert bool(failed) == bool(broken), (broken, figures)
         assert failed <= {"objects' probability error", "objects' size error"}
