@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,14 @@ def test_a_recipe_says_how_many(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(
-        "mine", str(source), "llava_qwen", str(source / "tower"), "", "", 2, "a measurement"
+        name="mine",
+        checkpoint=str(source),
+        licence="",
+        source="",
+        config=json.loads((source / "config.json").read_text(encoding="utf-8")),
+        vision_tower=str(source / "tower"),
+        rfm_layers=2,
+        rfm_source="a measurement",
     )
     monkeypatch.setattr("lrs_edge_export.bundle.writer.resolve", lambda _: (str(source), recipe))
     said: list[str] = []

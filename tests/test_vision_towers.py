@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("torch", reason="towers are read with the `export` extra")
 pytest.importorskip("transformers")
-import onnxruntime
 import torch
 import transformers
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
+from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.tensors import Scoped
@@ -76,7 +76,7 @@ def tokens_of(stage: VisionStage, pixels: torch.Tensor, folder: Path) -> np.ndar
     path = folder / "vision.onnx"
     with WeightFile(folder / "vision.onnx.data") as weights:
         write_vision(stage, path, weights)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (tokens,) = session.run(["tokens"], {"pixel_values": pixels.numpy()})
     mirrored = vision.vision_tokens(stage, pixels).numpy()
     np.testing.assert_allclose(tokens, mirrored, rtol=0, atol=2e-5)
