@@ -8,20 +8,18 @@ are not pooled; `--local-pool 2` makes a tile of 14 x 14 tokens, as the model kn
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Scoped
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.hf_checkpoint import vision_settings
-from lrs_edge_export.families.llava_transformers import Layout, projector, read_transformers
-from lrs_edge_export.families.parts import MAX_TILE
+from lrs_edge_export.families.llava_transformers import Layout, read_transformers, tower_stage
 from lrs_edge_export.families.templates import Conversation
 from lrs_edge_export.families.towers import (
     SIGLIP,
-    SIGLIP_MEAN,
-    SIGLIP_STD,
-    resize_filter,
     siglip_tower,
 )
 
@@ -52,19 +50,8 @@ def _vision(
         raise config.wrong("vision_aspect_ratio", "must be anyres_max_N")
     settings = vision_settings(checkpoint, (SIGLIP,), _SO400M)
     tower = siglip_tower(settings, Scoped(weights, "vision."), config, "vision_feature_layer", -1)
-    return VisionStage(
-        tower=tower,
-        projector=projector(config, weights),
-        width=tower.hidden,
-        hidden=hidden,
-        tile=settings.integer("image_size", 1, MAX_TILE, default=224),
-        local_pool=1,
-        mean=processor.triple("image_mean", SIGLIP_MEAN),
-        std=processor.triple("image_std", SIGLIP_STD),
-        stretched=True,
-        pooling="bilinear",
-        filter=resize_filter(processor),
-    )
+    stage = tower_stage(tower, settings, config, weights, processor, hidden)
+    return replace(stage, stretched=True)
 
 
 def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:

@@ -22,6 +22,7 @@ from lrs_edge_export.checkpoints.model import DecoderStage, Model, check_vocabul
 from lrs_edge_export.checkpoints.projector import Projector
 from lrs_edge_export.checkpoints.rows import first_rows
 from lrs_edge_export.checkpoints.tensors import Scoped
+from lrs_edge_export.checkpoints.towers import ClipTower, SiglipTower
 from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.hf_checkpoint import (
     LANGUAGE,
@@ -218,6 +219,23 @@ def clip_stage(
         raise config.wrong("vision_feature_select_strategy", f"must be {strategy} with this tower")
     make = siglip_tower if siglip else clip_tower
     tower = make(settings, Scoped(weights, "vision."), config, "vision_feature_layer", -2)
+    return tower_stage(tower, settings, config, weights, processor, hidden)
+
+
+def tower_stage(
+    tower: ClipTower | SiglipTower,
+    settings: Settings,
+    config: Settings,
+    weights: Scoped,
+    processor: Settings,
+    hidden: int,
+) -> VisionStage:
+    """A tower, whose own config `settings` is, with the projector and the processor's colours.
+
+    Raises:
+        ExportError: Values of one of the three configs are not usable.
+    """
+    siglip = isinstance(tower, SiglipTower)
     return VisionStage(
         tower=tower,
         projector=projector(config, weights),
