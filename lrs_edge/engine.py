@@ -17,6 +17,7 @@ from lrs_edge.bundle.bundle import Bundle, open_bundle
 from lrs_edge.bundle.manifest import DecoderSpec, Manifest
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.cores import thread_count
+from lrs_edge.engines.devices import AUTO, backend_options
 from lrs_edge.engines.metered import Meter
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import GROWTH
@@ -77,13 +78,18 @@ class Engine:
         return self._bundle.manifest
 
     @property
-    def provider(self) -> str:
-        """Where the graphs run: `cpu` or `cuda`.
+    def device(self) -> str:
+        """Where the graphs run: a device such as `cpu`, or `vision=cuda,rfm=cpu,llm=cpu`.
 
         Raises:
             UsageError: The engine is closed.
         """
         return self._loaded().provider
+
+    @property
+    def provider(self) -> str:
+        """The older name of `device`."""
+        return self.device
 
     @property
     def meter(self) -> Meter:
@@ -182,7 +188,8 @@ def _bytes_per_token(spec: DecoderSpec) -> int:
 def load(
     bundle: str | os.PathLike[str] | None = None,
     *,
-    provider: str = "auto",
+    device: str = AUTO,
+    provider: str | None = None,
     threads: int | None = None,
     verify: bool = True,
     cache_bytes: int | None = None,
@@ -193,7 +200,11 @@ def load(
 
     Args:
         bundle: Directory that `lrs-edge export` wrote; None for the embedded default model.
-        provider: `auto`, `cpu` or `cuda`.
+        device: Where the stages run: `auto`, `cpu`, `cuda`, `tensorrt`, `tensorrt-rtx`, a provider
+            of ONNX Runtime (`onnxruntime:NAME`), or one for each stage, such as
+            `vision=cuda,llm=cpu`. A stage that cannot run where it was told is an error; `auto`
+            falls back to the CPU, and every answer says so.
+        provider: The older name of `device`.
         threads: Threads of one operation, at most one per core that this process may use; None for
             one per physical core.
         verify: False skips the hashes of large files.
@@ -211,8 +222,9 @@ def load(
         BackendError: An engine cannot be loaded.
         UsageError: An argument is not valid.
     """
-    if provider not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"provider {provider!r} is unknown; use 'auto', 'cpu' or 'cuda'")
+    if provider is not None and device != AUTO:
+        raise UsageError("provider is the older name of device; give one of them")
+    options = backend_options(device if provider is None else provider, threads)
     if kv_cache not in ("float", "int8"):
         raise UsageError(f"kv_cache {kv_cache!r} is unknown; use 'float' or 'int8'")
     if cache_bytes is not None and not (isinstance(cache_bytes, int) and cache_bytes >= 0):
@@ -233,7 +245,6 @@ def load(
         except BaseException:
             stop.set()
             raise
-    options = BackendOptions(provider, threads)
     return Engine(
         opened, options, cache_bytes=cache_bytes, kv_cache=kv_cache, max_waiting=max_waiting
     )

@@ -47,7 +47,7 @@ def measured(bundle: Path) -> Benchmark:
         depths=(0, DEPTH),
         tiles=TILES,
         repetitions=2,
-        provider="cpu",
+        device="cpu",
         threads=1,
         peak_seconds=0.01,
     )
@@ -232,7 +232,7 @@ def test_a_bundle_that_does_not_load_is_told_by_the_process_that_failed(
     with pytest.raises(BackendError, match="fresh process"):
         measure_load(
             lost,
-            provider="cpu",
+            device="cpu",
             threads=None,
             kv_cache="float",
             verify=True,

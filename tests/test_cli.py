@@ -148,7 +148,7 @@ def test_options_reach_the_engine(engine: FakeEngine, image: str, tmp_path: Path
     assert run([*line, "--no-verify", "--trace", str(trace)]) == 0
     bundle, loaded = engine.calls["load"]
     assert bundle == Path("bundle")
-    assert loaded == {"provider": "cpu", "threads": 2, "kv_cache": "int8", "verify": False}
+    assert loaded == {"device": "cpu", "threads": 2, "kv_cache": "int8", "verify": False}
     shown = {"bands": (4, 3, 2), "value_range": (-1.5, 3000.0), "crs": "EPSG:32632"}
     assert engine.calls["open"][1] == {**shown, "timeout": 2.5}
     question, options, traced = engine.calls["stream"]
@@ -174,7 +174,7 @@ def test_ways_to_prune_reach_the_engine(engine: FakeEngine, image: str) -> None:
 def test_defaults_are_those_of_the_python_interface(engine: FakeEngine, image: str) -> None:
     assert run(["ask", image, "q"]) == 0
     assert engine.calls["stream"][1] == AskOptions()
-    defaults = {"provider": "auto", "threads": None, "kv_cache": "float", "verify": True}
+    defaults = {"device": "auto", "threads": None, "kv_cache": "float", "verify": True}
     assert engine.calls["load"] == (None, defaults)
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import lrs_edge
 from lrs_edge import stages
 from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
 from lrs_edge.bundle.manifest import Flavour, GraphFile
 from lrs_edge.engines import onnx, placement
 from lrs_edge.engines.base import BackendOptions, Graph
+from lrs_edge.engines.devices import backend_options
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import EngineKind, GraphLoader, Placement, placements
 from lrs_edge.errors import BackendError, BundleError, UsageError
@@ -89,8 +91,10 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     half = bundle_of("float16")
     with pytest.raises(BackendError, match="no CUDA provider"):
         places(half, "cuda")
-    with pytest.raises(UsageError, match="'tensorrt'"):
+    with pytest.raises(BackendError, match="no engine for tensorrt"):
         places(half, "auto", vision="tensorrt")
+    with pytest.raises(UsageError, match="'abacus'"):
+        places(half, "abacus")
     with pytest.raises(UsageError, match="'lm'"):
         places(half, "auto", lm="cpu")
 
@@ -120,7 +124,9 @@ class Other:
         return EngineKind(
             name="other",
             flavours={"usual": ("std", Flavour.PLAIN)},
+            every=("npu",),
             devices=lambda: ("npu",),
+            absent=lambda device: f"no {device}",
             load=self.load,
             problem=lambda _spec, _device: "",
         )
@@ -167,3 +173,26 @@ def test_flavours_that_nobody_knows_are_left_alone() -> None:
     bundle = with_graph(bundle_of("float32"), "llm", GraphFile("std.onnx", "std", ("later",)))
     (placed,) = placements(bundle, BackendOptions("cpu"))
     assert GraphLoader(bundle, placed, BackendOptions(), Meter()).path("llm") == "llm.onnx"
+
+
+def test_devices_are_written_in_one_word_or_one_a_stage() -> None:
+    assert backend_options().provider == "auto"
+    assert backend_options("tensorrt-rtx", 2) == BackendOptions("tensorrt-rtx", 2)
+    both = backend_options("cpu, llm=cuda")
+    assert (both.provider, both.stages) == ("cpu", {"llm": "cuda"})
+    each = backend_options("vision=onnxruntime:tensorrt,llm=cuda")
+    assert (each.provider, each.stages["vision"]) == ("auto", "onnxruntime:tensorrt")
+    for wrong, said in {
+        "gpu": "'gpu' is unknown; use auto, cpu",
+        "": "'' is unknown",
+        "lm=cpu": "no stage 'lm'",
+        "llm=cpu,llm=cuda": "places llm twice",
+        "cpu,cuda": "cpu,llm=cuda",
+        "llm=": "'' is unknown",
+    }.items():
+        with pytest.raises(UsageError, match=said):
+            backend_options(wrong)
+    with pytest.raises(UsageError, match="older name"):
+        lrs_edge.load(device="cpu", provider="cpu")
+    with pytest.raises(UsageError, match="vision, rfm or llm"):
+        lrs_edge.load(device="decoder=cpu")

@@ -1,6 +1,6 @@
 """Loads one bundle in this process and says how long that took; run as a program of its own.
 
-    python -m lrs_edge.benchmarking.load_probe '{"bundle": ..., "provider": ..., ...}'
+    python -m lrs_edge.benchmarking.load_probe '{"bundle": ..., "device": ..., ...}'
 
 Prints one JSON object: `seconds` of `lrs_edge.load`, `floor` seconds that onnxruntime alone takes
 for the same sessions afterwards, `sessions`, `peak` bytes of resident memory, and the bytes of

@@ -16,7 +16,7 @@ from lrs_edge.errors import BackendError
 def measure_load(
     bundle: Bundle,
     *,
-    provider: str,
+    device: str,
     threads: int | None,
     kv_cache: str,
     verify: bool,
@@ -30,7 +30,7 @@ def measure_load(
 
     Args:
         bundle: The bundle.
-        provider: See `lrs_edge.load`, as the next three.
+        device: See `lrs_edge.load`, as the next three.
         threads: Threads of one operation.
         kv_cache: Type of the language model's KV cache.
         verify: Whether hashes are checked.
@@ -42,7 +42,7 @@ def measure_load(
     """
     arguments = {
         "bundle": str(bundle.path.resolve()),
-        "provider": provider,
+        "device": device,
         "threads": threads,
         "kv_cache": kv_cache,
         "verify": verify,

@@ -21,6 +21,8 @@ from lrs_edge.engines.runtime import ort
 
 #: Sides of the matrices: the fastest counts. Those of a CPU stay inside its caches.
 _SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
+#: Devices whose peaks can be measured.
+MEASURED = tuple(_SIDES)
 _PRODUCTS: dict[Arithmetic, tuple[str, str, str, str]] = {
     "fp32": ("MatMul", "float32", "float32", "float32"),
     "fp16": ("MatMul", "float16", "float16", "float16"),

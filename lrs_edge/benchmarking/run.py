@@ -15,12 +15,12 @@ from lrs_edge.benchmarking.floor import Peaks
 from lrs_edge.benchmarking.loading import measure_load
 from lrs_edge.benchmarking.machine import cpu_name, gpu_name
 from lrs_edge.benchmarking.measure import Measurement
-from lrs_edge.benchmarking.peaks import measure_peaks
+from lrs_edge.benchmarking.peaks import MEASURED, measure_peaks
 from lrs_edge.benchmarking.reading import measure_read
 from lrs_edge.benchmarking.synthetic import synthetic_side, write_image_apart
 from lrs_edge.bundle.bundle import Bundle, open_bundle
 from lrs_edge.bundle.manifest import Manifest
-from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.devices import backend_options
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.flops import graph_costs
 from lrs_edge.stages import load_stages
@@ -45,7 +45,7 @@ class BenchOptions:
         repetitions: How often each stage runs.
         warmup: Whether each stage runs once untimed before.
         image: Image to read tiles from; None for a synthetic one.
-        provider: See `lrs_edge.load`, as the next three.
+        device: See `lrs_edge.load`, as the next three.
         threads: Threads of one operation.
         kv_cache: Type of the language model's KV cache: `float` or `int8`.
         verify: False skips the hashes of large files.
@@ -60,7 +60,7 @@ class BenchOptions:
     repetitions: int = 5
     warmup: bool = True
     image: Path | None = None
-    provider: str = "auto"
+    device: str = "auto"
     threads: int | None = None
     kv_cache: str = "float"
     verify: bool = True
@@ -107,7 +107,7 @@ def run_bench(path: Path | None, options: BenchOptions, tell: Tell) -> Benchmark
             measured.append(
                 measure_load(
                     bundle,
-                    provider=options.provider,
+                    device=options.device,
                     threads=options.threads,
                     kv_cache=options.kv_cache,
                     verify=options.verify,
@@ -138,7 +138,7 @@ def run_bench(path: Path | None, options: BenchOptions, tell: Tell) -> Benchmark
     if _ENGINES & set(options.stages):
         tell("loading the engines")
         stages = load_stages(
-            bundle, BackendOptions(options.provider, options.threads), options.kv_cache
+            bundle, backend_options(options.device, options.threads), options.kv_cache
         )
         provider = stages.provider
         warnings = list(stages.warnings)
@@ -146,23 +146,27 @@ def run_bench(path: Path | None, options: BenchOptions, tell: Tell) -> Benchmark
             warnings.append(
                 "no floors: the bundle was exported before operations were counted; export it again"
             )
+        if provider not in MEASURED:
+            warnings.append(f"no floors: peaks are measured of {' or '.join(MEASURED)} alone")
         facts["warnings"] = "; ".join(warnings)
         bench = EngineBench(bundle, stages, options.repetitions, warmup=options.warmup)
         measured += _run_engines(bench, options, tell)
         # The peaks need memory of their own.
         del bench, stages
         facts["provider"] = provider
-    if provider == "cuda":
+    if provider != "cpu":
         facts["gpu"] = gpu_name()
     tell("measuring the machine's peaks")
     works = [measurement.work for measurement in measured if measurement.work is not None]
-    peaks = measure_peaks(
-        provider,
-        options.threads,
-        [kind for work in works for kind in work.arithmetic],
-        [work.working_set for work in works],
-        seconds=options.peak_seconds,
-    )
+    peaks = Peaks({}, {})
+    if provider in MEASURED:
+        peaks = measure_peaks(
+            provider,
+            options.threads,
+            [kind for work in works for kind in work.arithmetic],
+            [work.working_set for work in works],
+            seconds=options.peak_seconds,
+        )
     return Benchmark({name: text for name, text in facts.items() if text}, peaks, tuple(measured))
 
 

@@ -62,7 +62,7 @@ class AskArguments:
     value_range: tuple[float, float] | None
     crs: str | None
     view: dict[str, Any]
-    provider: str
+    device: str
     threads: int | None
     kv_cache: str
     verify: bool
@@ -155,7 +155,7 @@ def _answer(typed: AskArguments, question: str, options: AskOptions) -> Answer:
         ProgressDisplay(enabled=not typed.quiet and _is_terminal(sys.stderr)) as display,
         lrs_edge.load(
             typed.bundle,
-            provider=typed.provider,
+            device=typed.device,
             threads=typed.threads,
             kv_cache=typed.kv_cache,
             verify=typed.verify,

@@ -172,7 +172,7 @@ def _asked(values: dict[str, Any], questions: Sequence[QuestionFile], tell: Tell
         _results_folder(values["kept"]) as folder,
         lrs_edge.load(
             values["bundle"],
-            provider=values["provider"],
+            device=values["device"],
             threads=values["threads"],
             kv_cache=values["kv_cache"],
             verify=values["verify"],

@@ -234,7 +234,7 @@ def _ask(values: dict[str, Any], settings: RunSettings, matcher: Matcher, tell: 
     restrict_image_formats()
     with lrs_edge.load(
         values["bundle"],
-        provider=values["provider"],
+        device=values["device"],
         threads=values["threads"],
         kv_cache=values["kv_cache"],
         verify=values["verify"],

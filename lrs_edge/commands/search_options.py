@@ -15,6 +15,7 @@ import click
 
 from lrs_edge.commands.common import bands_option, crs_option, number_list, view_options
 from lrs_edge.engines.cores import available_cores
+from lrs_edge.engines.devices import AUTO, backend_options
 from lrs_edge.errors import UsageError
 from lrs_edge.requests.options import AskOptions, Policy, Prune, Resampling, SearchMode
 
@@ -165,14 +166,33 @@ def threads_callback(ctx: click.Context, _param: click.Parameter, value: int | N
     return used
 
 
+def _device(text: str) -> str:
+    """A click type: where stages run, as `backend_options` reads it."""
+    try:
+        backend_options(text)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
+_device.__name__ = "device"  # What click calls the type.
+
+#: Decorator that adds `--device`, and its older name `--provider`.
+device_option = click.option(
+    "--device",
+    "--provider",
+    "device",
+    type=_device,
+    default=AUTO,
+    show_default=True,
+    metavar="DEVICE",
+    help="Where the stages run: auto, cpu, cuda, tensorrt, tensorrt-rtx, onnxruntime:PROVIDER, or "
+    "one each, such as vision=cuda,llm=cpu. A stage that cannot run there is an error; auto takes "
+    "what works.",
+)
+
 _ENGINE_OPTIONS = (
-    click.option(
-        "--provider",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where the engines run.",
-    ),
+    device_option,
     click.option(
         "--threads",
         type=_AT_LEAST_ONE,
@@ -240,7 +260,7 @@ def image_options(command: Decorated) -> Decorated:
 
 
 def engine_options(command: Decorated) -> Decorated:
-    """Decorator that adds `--provider`, `--threads`, `--kv-cache` and `--no-verify` (`verify`)."""
+    """Decorator that adds `--device`, `--threads`, `--kv-cache` and `--no-verify` (`verify`)."""
     return _decorate(command, _ENGINE_OPTIONS)
 
 

@@ -57,7 +57,7 @@ def resolve_provider(name: str) -> str:
     if name not in devices():
         raise BackendError(
             "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
-            "use --provider cpu"
+            "use --device cpu"
         )
     return name
 
@@ -417,7 +417,7 @@ def _check_whole(session: ort.InferenceSession, path: Path) -> None:
     if "CUDAExecutionProvider" not in session.get_providers():
         raise BackendError(
             "the CUDA provider is installed but does not load (driver or CUDA libraries "
-            "missing?); see `lrs-edge doctor`, or use --provider cpu"
+            "missing?); see `lrs-edge doctor`, or use --device cpu"
         )
     # onnxruntime says so since 1.24; before, a node on the CPU is not noticed.
     if not hasattr(session, "get_provider_graph_assignment_info"):
@@ -431,7 +431,7 @@ def _check_whole(session: ort.InferenceSession, path: Path) -> None:
     if elsewhere:
         raise BackendError(
             f"{path.name} would run on the CPU in part ({', '.join(sorted(elsewhere)[:4])}), "
-            "which onnxruntime's CUDA provider has no kernels for; use --provider cpu, or export "
+            "which onnxruntime's CUDA provider has no kernels for; use --device cpu, or export "
             "the checkpoint for CUDA: lrs-edge export CHECKPOINT --target cuda -o BUNDLE"
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from lrs_edge.bundle.bundle import Bundle
 from lrs_edge.bundle.manifest import (
@@ -20,13 +20,11 @@ from lrs_edge.bundle.manifest import (
     StageSpec,
 )
 from lrs_edge.engines.base import BackendOptions, Graph
+from lrs_edge.engines.devices import AUTO, STAGE_NAMES, StageName
 from lrs_edge.engines.joined import JoinedGraph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
 from lrs_edge.requests.memory import means_no_memory
-
-StageName = Literal["vision", "rfm", "llm"]
-STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 #: What a stage's graph is needed for: the usual, an attention bias, buffers of int8, or what
 #: follows an RFM that is the language model's first layers.
@@ -40,15 +38,19 @@ class EngineKind:
     Attributes:
         name: As `GraphFile.engines` names it.
         flavours: Of graphs that it runs, by what they are needed for, the preferred first.
-        devices: Those that it can use here, the fastest first. Raises BackendError where the engine
-            is not installed.
+        every: Devices that it has anywhere.
+        devices: Those of them that it can use here, the fastest first. Raises BackendError where
+            the engine is not installed.
+        absent: Why a device of `every` cannot be used here, and what to do, in one line.
         load: Loads a graph on the device that the options' `provider` names.
         problem: Why a stage cannot run on a device, or empty; looks at nothing but the manifest.
     """
 
     name: str
     flavours: Mapping[Need, tuple[str, ...]]
+    every: tuple[str, ...]
     devices: Callable[[], tuple[str, ...]]
+    absent: Callable[[str], str]
     load: Callable[[Path, BackendOptions], Graph]
     problem: Callable[[StageSpec, str], str]
 
@@ -63,11 +65,32 @@ def engines() -> tuple[EngineKind, ...]:
             "int8-kv": (Flavour.GQA_INT8_KV,),
             "rest": (Flavour.GQA_REST,),
         },
+        every=("cuda", "cpu"),
         devices=_onnx_devices,
+        absent=_onnx_absent,
         load=_load_onnx,
         problem=_onnx_problem,
     )
-    return (onnxruntime,)
+    return (onnxruntime, *_PLANNED)
+
+
+def _planned(name: str) -> EngineKind:
+    """An engine of which there is only the name, so that a stage placed there is refused by it."""
+
+    def load(_path: Path, _options: BackendOptions) -> Graph:
+        raise BackendError(absent(name))
+
+    def absent(device: str) -> str:
+        return (
+            f"this version of lrs-edge has no engine for {device}; use --device cuda with a bundle "
+            "that was exported with --target cuda, or --device cpu"
+        )
+
+    return EngineKind(name, {}, (name,), tuple, absent, load, lambda _spec, _device: "")
+
+
+#: TensorRT and TensorRT-RTX take their entries' places here.
+_PLANNED = (_planned("tensorrt"), _planned("tensorrt-rtx"))
 
 
 @dataclass(frozen=True)
@@ -139,7 +162,7 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
     first = Placement({stage: places[0] for stage, places in choices.items()})
     last = Placement({stage: places[-1] for stage, places in choices.items()})
     # `auto` is one decision: stages that nobody placed run together where all of them can.
-    free = [stage for stage, name in wanted.items() if name == "auto"]
+    free = [stage for stage, name in wanted.items() if name == AUTO]
     if len({first.places[stage].device for stage in free}) > 1:
         first = last
     return (first,) if first == last else (first, last)
@@ -148,22 +171,19 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
 def _places(name: str) -> list[Place]:
     """Places that a name stands for, the best first. Raises BackendError or UsageError."""
     known = engines()
-    if name == "auto":
+    if name == AUTO:
         return [Place(known[0], device) for device in known[0].devices()]
+    for engine in known:
+        if name in engine.every:
+            if name not in engine.devices():
+                raise BackendError(engine.absent(name))
+            return [Place(engine, name)]
     for engine in known:
         if name == engine.name:
             return [Place(engine, device) for device in engine.devices()[:1]]
-    for engine in known:
-        if name in engine.devices():
-            return [Place(engine, name)]
-    if name == "cuda":
-        raise BackendError(
-            "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
-            "use --provider cpu"
-        )
     raise UsageError(
-        f"there is no device or engine {name!r}; use auto, cpu, cuda or "
-        f"{', '.join(engine.name for engine in known)}"
+        f"there is no device or engine {name!r}; use {AUTO}, "
+        f"{', '.join(device for engine in known for device in engine.every)} or {known[0].name}"
     )
 
 
@@ -274,6 +294,13 @@ def _onnx_devices() -> tuple[str, ...]:
     return devices()
 
 
+def _onnx_absent(_device: str) -> str:
+    return (
+        "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or use "
+        "--device cpu"
+    )
+
+
 def _load_onnx(path: Path, options: BackendOptions) -> Graph:
     from lrs_edge.engines.onnx import OnnxGraph
 
@@ -291,6 +318,6 @@ def _onnx_problem(spec: StageSpec, device: str) -> str:
     return (
         "would answer wrongly on CUDA: its region focus module or language "
         "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
-        "Use --provider cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
+        "Use --device cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
         "--target cuda -o BUNDLE"
     )
