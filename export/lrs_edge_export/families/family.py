@@ -27,7 +27,8 @@ class Family:
         title: What people call such checkpoints; in messages and in the docs.
         read: Reads a checkpoint. Raises ExportError where it cannot be used.
         claims: Whether a config.json with one of the architectures is of this family; for
-            architectures that several families share.
+            architectures that several families share. May raise ExportError with the reason why
+            no family takes it: it is asked before weights are fetched.
         scoring: The layer that scores where `--rfm from-llm` names none.
     """
 

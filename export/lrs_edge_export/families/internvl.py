@@ -1,4 +1,6 @@
-r"""Family `internvl`: InternVL 2.5 and 3 as transformers writes them: InternViT, Qwen2 or LLaMA.
+r"""Family `internvl`: InternVL 2.5, 3 and 3.5: InternViT, and Qwen2, Qwen3 or LLaMA.
+
+As transformers writes them, or in their own layout (`internvl_original`).
 
 The model was trained on the image stretched to the nearest of the shapes of up to twelve tiles,
 tile after tile from the top left, then the whole image stretched to one tile:
@@ -26,6 +28,12 @@ from lrs_edge_export.checkpoints.vision import VisionStage
 from lrs_edge_export.families.decoder_fields import require_values
 from lrs_edge_export.families.family import Family
 from lrs_edge_export.families.hf_checkpoint import Tokens
+from lrs_edge_export.families.internvl_original import (
+    ARCHITECTURE,
+    as_transformers,
+    is_original,
+    language_kind,
+)
 from lrs_edge_export.families.llava_transformers import (
     Layout,
     opening,
@@ -167,17 +175,31 @@ def _vision(
 
 def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     """Read a checkpoint. Raises ExportError."""
+    original = is_original(checkpoint.config)
     return read_transformers(
-        checkpoint,
+        as_transformers(checkpoint) if original else checkpoint,
         vision_tower,
         family="internvl",
-        kinds=("qwen2", "llama"),
+        kinds=("qwen2", "llama", "qwen3"),
         layout=_Plain(rows=False, base_tiles=3),
         vision=_vision,
         default=_conversation,
         rules=_RULES,
-        tied=True,
+        tied=not original,
+        # What the original folder has is for text alone.
+        own_template=not original,
     )
 
 
-FAMILY = Family("internvl", ("InternVLForConditionalGeneration",), "InternVL of transformers", read)
+def _claims(config: Settings) -> bool:
+    """Every one whose language model is taken. Raises ExportError where it is another."""
+    return not is_original(config) or bool(language_kind(config))
+
+
+FAMILY = Family(
+    "internvl",
+    ("InternVLForConditionalGeneration", ARCHITECTURE),
+    "InternVL",
+    read,
+    claims=_claims,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrs_edge.bundle.layout import (
     GlobalView,
@@ -134,6 +134,7 @@ def read_transformers(
     rules: tuple[tuple[str, str], ...] = VISION_RULES,
     check: Callable[[Settings, int], None] = require_tile,
     tied: bool = False,
+    own_template: bool = True,
 ) -> Model:
     """Read a checkpoint in the layout of transformers, one that has LLaVA's parts.
 
@@ -149,6 +150,7 @@ def read_transformers(
             they are not LLaVA's.
         check: Refuses settings of an image processor that do not fit the tile's side.
         tied: Embeddings are tied where config.json says nothing.
+        own_template: The checkpoint's chat template is used where it has one.
 
     Raises:
         ExportError: The checkpoint is not usable.
@@ -162,6 +164,7 @@ def read_transformers(
     weights = canonical_names(checkpoint, rules)
     refuse_unread(weights, _READ)
     decoder = decoder_config(settings, qkv_bias=kind == "qwen2" or settings.flag("attention_bias"))
+    decoder = replace(decoder, qk_norm=kind == "qwen3")
     processor = image_processor(checkpoint)
     if not processor.values:
         notes.append("no preprocessor_config.json in the checkpoint: the family's values are used")
@@ -171,7 +174,9 @@ def read_transformers(
     vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
     check_vocabulary(inner, vocabulary)
     tokens = tokens_of(checkpoint)
-    text = conversation(checkpoint, tokens, default(kind, tokens), notes)
+    text = default(kind, tokens)
+    if own_template:
+        text = conversation(checkpoint, tokens, text, notes)
     head = (weights, "lm_head.weight") if weights.has("lm_head.weight") else None
     if "tie_word_embeddings" in checkpoint.config.values:
         tied = checkpoint.config.flag("tie_word_embeddings")

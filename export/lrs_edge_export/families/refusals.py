@@ -13,8 +13,6 @@ _QUERIES = (
 )
 _CODE = "it runs code of its own that transformers does not have, so parity could not be checked"
 
-_OWN_LAYOUT = "it runs code of its own; name the same model as transformers has it, ending in -hf"
-
 #: Why a checkpoint is not taken, by its architecture.
 REFUSED: dict[str, str] = {
     "Blip2ForConditionalGeneration": _QUERIES,
@@ -29,7 +27,6 @@ REFUSED: dict[str, str] = {
     "Idefics2ForConditionalGeneration": _QUERIES,
     "IdeficsForVisionText2Text": _CROSS,
     "InstructBlipForConditionalGeneration": _QUERIES,
-    "InternVLChatModel": _OWN_LAYOUT,
     "JanusForConditionalGeneration": "its tower is of a kind that is not implemented",
     "Kosmos2ForConditionalGeneration": _QUERIES,
     "Lfm2VlForConditionalGeneration": "layers of its language model are convolutions",

@@ -35,6 +35,7 @@ DECODERS: Mapping[str, tuple[int, int, int, int, int, int]] = {
     "qwen2": (4096, 22016, 32, 32, 32, 151936),
     "qwen2_vl": (8192, 29568, 80, 64, 8, 152064),
     "qwen2_5_vl": (8192, 29568, 80, 64, 8, 152064),
+    "qwen3": (4096, 22016, 32, 32, 32, 151936),
     "qwen3_vl": (4096, 22016, 32, 32, 32, 151936),
 }
 
@@ -50,7 +51,7 @@ _ALIASES = {
 }
 
 #: Width of a head where it does not follow from the others.
-_HEAD_DIM = {"qwen3_vl": 128}
+_HEAD_DIM = {"qwen3": 128, "qwen3_vl": 128}
 
 #: The projector of checkpoints that have a region focus module of their own.
 _WITH_RFM = "mlp2x_gelu_after_distillpruner"
