@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lrs_edge
 from lrs_edge.bundle.bundle import Embeddings, open_bundle, verify_bundle
 from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError
@@ -112,6 +113,24 @@ def test_the_source_hash_covers_weights_tower_and_settings(tmp_path: Path) -> No
     edit_json(folder / "tower" / "config.json", comment="other")
     export()
     assert len(seen) == 3
+
+
+def test_a_bundle_for_cuda_has_a_fused_tower(qwen: Path, tmp_path: Path) -> None:
+    """Of a transformer; the usual graph stays for the CPU, and both share their weights."""
+    nano = write_nano(tmp_path / "nano")
+    for checkpoint, names in (
+        (qwen, ["vision.onnx", "vision_fused.onnx"]),
+        (nano, ["vision.onnx"]),
+    ):
+        target = tmp_path / f"{checkpoint.name}-cuda"
+        options = ExportOptions(parity=False, target="cuda")
+        manifest = export_bundle(str(checkpoint), target, options).manifest
+        assert [file.path for file in manifest.vision.graphs] == names
+        assert sorted(n for n, f in manifest.files.items() if f.role == "vision") == [
+            *names[:1], "vision.onnx.data", *names[1:],
+        ]  # fmt: skip
+        with lrs_edge.load(target, provider="cpu") as engine:
+            assert engine.provider == "cpu"
 
 
 def test_int8_keeps_large_weights_as_integers(tmp_path: Path) -> None:

@@ -169,6 +169,17 @@ def test_another_engine_gets_the_graphs_that_were_written_for_it(other: Other) -
         GraphLoader(bundle, by_name, options, Meter()).stage("vision")
 
 
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("device", "path"), [("cuda", "fused.onnx"), ("cpu", "vision.onnx")])
+def test_fused_vision_is_for_cuda(device: str, path: str) -> None:
+    """Where a bundle has one: the embedded model's tower of convolutions does not."""
+    usual = bundle_of("float16")
+    (placed,) = placements(usual, BackendOptions(device))
+    fused = with_graph(usual, "vision", GraphFile("fused.onnx", Flavour.FUSED))
+    for bundle, wanted in ((usual, "vision.onnx"), (fused, path)):
+        assert GraphLoader(bundle, placed, BackendOptions(), Meter()).path("vision") == wanted
+
+
 def test_flavours_that_nobody_knows_are_left_alone() -> None:
     bundle = with_graph(bundle_of("float32"), "llm", GraphFile("std.onnx", "std", ("later",)))
     (placed,) = placements(bundle, BackendOptions("cpu"))

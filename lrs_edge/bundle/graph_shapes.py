@@ -117,7 +117,8 @@ class _Pass:
             sizes.append(self._names[dim] if isinstance(dim, str) else dim)
         if prod(sizes) > _MAX_ELEMENTS:
             raise WireError(f"the input {name[:60]!r} is too large")
-        known = np.array([self._past], np.int64) if name == "past_length" else None
+        lengths = {"past_length": self._past, "total_length": self._past + self._new}
+        known = np.array([lengths[name]], np.int64) if name in lengths else None
         return Value(tuple(sizes), known)
 
     def _step(self, node: Node, place: int, last: Mapping[str, int]) -> None:
@@ -516,6 +517,32 @@ def _attention(node: Node, inputs: Sequence[Value]) -> list[Value]:
     return [Value((1, query[1], heads * width)), Value(keys), Value(values)]
 
 
+def _packed_attention(node: Node, inputs: Sequence[Value]) -> list[Value]:
+    """Attention of projections that it makes itself, of one matrix for all three."""
+    states, weights, heads = inputs[0].shape, inputs[1].shape, node.numbers["num_heads"][0]
+    sound = len(states) == 3 and weights == (states[2], 3 * states[2]) and heads > 0
+    # A mask or past tokens would be further inputs.
+    if not sound or states[2] % heads or len(inputs) > 3 or len(node.outputs) > 1:
+        raise WireError("Attention has vectors that do not fit")
+    return [Value(states)]
+
+
+def _multi_head_attention(node: Node, inputs: Sequence[Value]) -> list[Value]:
+    query, heads = inputs[0].shape, node.numbers["num_heads"][0]
+    sound = len(inputs) == 3 and len(query) == 3 and heads > 0 and query[2] % heads == 0
+    if not sound or any(value.shape != query for value in inputs) or len(node.outputs) > 1:
+        raise WireError("MultiHeadAttention has vectors that do not fit")
+    return [Value(query)]
+
+
+def _skip_norm(_node: Node, inputs: Sequence[Value]) -> list[Value]:
+    """A norm of a sum, and the sum itself; what lies between both is never given."""
+    states = inputs[0].shape
+    if inputs[1].shape != states:
+        raise WireError("a norm adds states that do not fit")
+    return [Value(states), Value(()), Value(()), Value(states)]
+
+
 _FUNCTIONS: dict[str, Callable[[Node, Sequence[Value]], list[Value]]] = {
     "Shape": _shape,
     "Concat": _concat,
@@ -541,6 +568,9 @@ _FUNCTIONS: dict[str, Callable[[Node, Sequence[Value]], list[Value]]] = {
     "DynamicQuantizeLinear": _dynamic,
     "MatMulNBits": _n_bits,
     "GroupQueryAttention": _attention,
+    "Attention": _packed_attention,
+    "MultiHeadAttention": _multi_head_attention,
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_norm),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), _reduce),
 }
 
@@ -563,6 +593,11 @@ def _attention_cost(_node: Node, inputs: Sequence[Value], made: Value) -> int:
     return 2 * made.size * inputs[3].shape[2]
 
 
+def _vision_attention_cost(node: Node, inputs: Sequence[Value], made: Value) -> int:
+    projections = made.size * inputs[1].shape[1] if node.op == "Attention" else 0
+    return projections + 2 * made.size * made.shape[1]
+
+
 _PRODUCTS: dict[str, _Cost] = {
     **dict.fromkeys(("MatMul", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"), _inner),
     "MatMulIntegerToFloat": _inner,
@@ -570,4 +605,5 @@ _PRODUCTS: dict[str, _Cost] = {
     "Conv": _conv_cost,
     "ConvInteger": _conv_cost,
     "GroupQueryAttention": _attention_cost,
+    **dict.fromkeys(("Attention", "MultiHeadAttention"), _vision_attention_cost),
 }

@@ -69,7 +69,11 @@ _OPERATORS = {
         )
     ),
     "com.microsoft": frozenset(
-        ("GroupQueryAttention", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+        (
+            *("Attention", "BiasGelu", "DynamicQuantizeMatMul", "FastGelu"),
+            *("GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention"),
+            *("QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+        )
     ),
 }
 

@@ -11,6 +11,7 @@ can run it (`GraphFile`); an engine takes the first flavour of its own list that
 alone. Today's:
 
     plain        vision: operators of the ONNX standard alone
+    fused        vision: `plain` by onnxruntime's own operators, of transformers, for CUDA
     gqa          rfm, llm: GroupQueryAttention over shared buffers, positions in input 9
     masked       rfm: products and softmax written out, with an attention bias, over shared buffers
     gqa-int8-kv  llm: `gqa` over key/value buffers of int8, one scale per channel
@@ -30,6 +31,11 @@ Graphs of one stage have the same inputs and outputs for every model family:
 k is `PromptSpec.position_axes`. W is the width D of the embeddings, or, where the first n layers
 add something to vision tokens (`DecoderSpec.deepstack`), (1 + n) * D: after the embedding what is
 added after layer 0, after layer 1, ...; of text that is zeros, which no file holds.
+
+A graph `gqa`, `gqa-int8-kv` or `gqa-rest` of `llm` that was written for CUDA has one input more,
+total_length [1] int32: past_length + L, or any number up to S that is not less. onnxruntime reads
+it on the host and all other inputs on the device, and copies nothing in between, so that a run of
+one token can be captured as a CUDA graph, with S as total_length.
 
 `past_*` and `present_*` are buffers [1, kv_heads, S, head_dim] of which the first `past_length`
 places are filled; the graph writes the L new keys (after RoPE) and values after them. Both may be
@@ -102,6 +108,7 @@ class Flavour:
     """Names of the flavours that are described above."""
 
     PLAIN = "plain"
+    FUSED = "fused"
     GQA = "gqa"
     MASKED = "masked"
     GQA_INT8_KV = "gqa-int8-kv"

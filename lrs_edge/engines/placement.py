@@ -7,7 +7,7 @@ and one entry in `engines()`. Whatever else asks for a graph names a stage and w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,7 @@ class EngineKind:
         absent: Why a device of `every` cannot be used here, and what to do, in one line.
         load: Loads a graph on the device that the options' `provider` names.
         problem: Why a stage cannot run on a device, or empty; looks at nothing but the manifest.
+        device_flavours: Flavours for the usual need that are preferred to those, by device.
     """
 
     name: str
@@ -53,6 +54,12 @@ class EngineKind:
     absent: Callable[[str], str]
     load: Callable[[Path, BackendOptions], Graph]
     problem: Callable[[StageSpec, str], str]
+    device_flavours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def flavours_on(self, device: str, need: Need) -> tuple[str, ...]:
+        """Flavours that it runs on a device for a need, the preferred first."""
+        first = self.device_flavours.get(device, ()) if need == "usual" else ()
+        return (*first, *self.flavours.get(need, ()))
 
 
 def engines() -> tuple[EngineKind, ...]:
@@ -70,6 +77,7 @@ def engines() -> tuple[EngineKind, ...]:
         absent=_onnx_absent,
         load=_load_onnx,
         problem=_onnx_problem,
+        device_flavours={"cuda": (Flavour.FUSED,)},
     )
     return (onnxruntime, *_PLANNED)
 
@@ -212,8 +220,9 @@ class GraphLoader:
 
     def path(self, stage: StageName, need: Need = "usual") -> str | None:
         """The file in the bundle that serves a stage's need where it is placed; None for none."""
-        spec, engine = _specs(self._bundle.manifest)[stage], self._placement.places[stage].engine
-        for flavour in engine.flavours.get(need, ()):
+        spec, place = _specs(self._bundle.manifest)[stage], self._placement.places[stage]
+        engine = place.engine
+        for flavour in engine.flavours_on(place.device, need):
             if spec.has(flavour, engine.name):
                 return spec.path(flavour, engine.name)
         return None

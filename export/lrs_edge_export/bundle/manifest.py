@@ -37,6 +37,7 @@ from lrs_edge_export.bundle.stages import (
     RFM_MASKED,
     TOWER,
     VISION,
+    VISION_FUSED,
     Plans,
     segment_names,
 )
@@ -51,6 +52,7 @@ MANIFEST, CARD = "manifest.json", "MODEL_CARD.md"
 
 _ROLES = {
     VISION: "vision",
+    VISION_FUSED: "vision",
     TOWER: "vision",
     PROJECTOR: "vision",
     RFM: "rfm",
@@ -148,8 +150,11 @@ class BundleFolder:
 
     def _vision_spec(self, plan: Plan) -> VisionSpec:
         stage = self._model.vision
+        graphs = [GraphFile(VISION, Flavour.PLAIN)]
+        if (self._folder / VISION_FUSED).is_file():
+            graphs.append(GraphFile(VISION_FUSED, Flavour.FUSED))
         return VisionSpec(
-            graphs=(GraphFile(VISION, Flavour.PLAIN),),
+            graphs=tuple(graphs),
             tile=stage.tile,
             grid=stage.grid,
             local_pool=stage.local_pool,

@@ -32,6 +32,8 @@ VISION, RFM, RFM_MASKED, LLM = "vision.onnx", "rfm.onnx", "rfm_masked.onnx", "ll
 LLM_INT8_KV = "llm_int8_kv.onnx"
 #: What follows an RFM that is the language model's first layers.
 LLM_REST = "llm_rest.onnx"
+#: The vision stage of onnxruntime's own operators, for CUDA.
+VISION_FUSED = "vision_fused.onnx"
 TOWER, PROJECTOR = "vision_tower.onnx", "projector.onnx"
 
 #: A quantized vision graph is made from one in floats, which lies beside it for a moment.
@@ -151,7 +153,11 @@ class StageWriter:
         vision_graph.write_vision(self.model.vision, self.folder / name, weights)
         if static:
             self._quantize_vision(plan)
-        elif self._vision_attention:
+            return
+        if plan.target == "cuda" and vision_graph.fuses(self.model.vision):
+            path = self.folder / VISION_FUSED
+            vision_graph.write_vision(self.model.vision, path, weights, fused=True)
+        if self._vision_attention:
             parts = self.folder / TOWER, self.folder / PROJECTOR
             tower = clip_tower(self.model)
             vision_graph.write_tower(self.model.vision, tower, *parts, weights)
@@ -179,11 +185,14 @@ class StageWriter:
         if rfm.of_llm:
             rest = self.folder / LLM_REST
             scoring = rfm.config.layers
-            decoder_graph.write_llm_rest(self.model.llm, self.head, scoring, rest, weights)
+            decoder_graph.write_llm_rest(
+                self.model.llm, self.head, scoring, rest, weights, on_device=_on_device(weights)
+            )
 
     def _write_llm(self, plan: Plan) -> None:
         weights = self._open("llm", LLM, plan)
-        decoder_graph.write_llm(self.model.llm, self.head, self.folder / LLM, weights)
+        path, on_device = self.folder / LLM, _on_device(weights)
+        decoder_graph.write_llm(self.model.llm, self.head, path, weights, on_device=on_device)
         if self._cuts:
             paths = [self.folder / name for name in segment_names(len(self._cuts) + 1)]
             decoder_graph.write_llm_segments(self.model.llm, self.head, self._cuts, paths, weights)
@@ -194,13 +203,20 @@ class StageWriter:
         Args:
             scales: One scale per channel of each buffer; see `quantization/kv_scales.py`.
         """
-        path = self.folder / LLM_INT8_KV
-        decoder_graph.write_llm(self.model.llm, self.head, path, self.weights["llm"], scales)
+        path, weights = self.folder / LLM_INT8_KV, self.weights["llm"]
+        decoder_graph.write_llm(
+            self.model.llm, self.head, path, weights, scales, on_device=_on_device(weights)
+        )
 
     def _open(self, stage: StageName, graph: str, plan: Plan) -> WeightFile:
         weights = self._stack.enter_context(WeightFile(self.folder / f"{graph}.data", plan))
         self.weights[stage] = weights
         return weights
+
+
+def _on_device(weights: WeightFile) -> bool:
+    """Whether graphs of the language model are written so that CUDA graphs can be captured."""
+    return weights.plan.target == "cuda"
 
 
 def segment_names(count: int) -> list[str]:

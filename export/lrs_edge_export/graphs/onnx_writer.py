@@ -79,13 +79,13 @@ class GraphWriter:
         self,
         op: str,
         *inputs: str,
-        outs: tuple[str, ...],
+        outs: tuple[str | None, ...],
         domain: str = "",
         label: str = "",
         **attributes: Any,
     ) -> list[str]:
-        """Add a node with several outputs; see `node`."""
-        names = [out or self._fresh(op) for out in outs]
+        """Add a node with several outputs; see `node`. An output None is left out."""
+        names = ["" if out is None else out or self._fresh(op) for out in outs]
         label = label or self._fresh(f"{op}_node")
         self._nodes.append(
             helper.make_node(op, inputs, names, name=label, domain=domain, **attributes)
@@ -155,16 +155,34 @@ class GraphWriter:
         if stored.precision == "int8-dynamic":
             y = (self._by_place if outliers else self._dynamic)(x, name, *names)
         else:
-            weight = names[0]
-            if len(names) > 1:
-                blocks: dict[str, Any] = {"axis": 1}
-                if stored.block:
-                    blocks = {"axis": 0, "block_size": stored.block}
-                weight = self.node("DequantizeLinear", *names, **blocks)
+            weight = self._dequantized(stored, names)
             if stored.precision == "int8-static":
                 x, weight = self._static(x, name, stored), self.from_float32(weight)
             y = self.node("MatMul", x, weight, label=name)
         return y if bias is None else self.node("Add", y, self.weight(f"{name}.bias", bias))
+
+    def matrix(self, name: str, load: Load) -> str:
+        """A weight [K, N] as a value of the graph's type; engines make it once, at loading.
+
+        Args:
+            name: Of the layer, without `.weight`.
+            load: Gives the weight [N, K], as torch's Linear keeps it.
+
+        Raises:
+            ValueError: Its products are planned in int8.
+        """
+        stored = self._weights.matrix(name, load)
+        if stored.precision in ("int8-dynamic", "int8-static"):
+            raise ValueError(f"{name} is planned in {stored.precision}, and used as floats")
+        return self._dequantized(stored, self._use(stored))
+
+    def _dequantized(self, stored: Stored, names: list[str]) -> str:
+        if len(names) == 1:
+            return names[0]
+        blocks: dict[str, Any] = {"axis": 1}
+        if stored.block:
+            blocks = {"axis": 0, "block_size": stored.block}
+        return self.node("DequantizeLinear", *names, **blocks)
 
     def _use(self, stored: Stored) -> list[str]:
         self._initializers |= {tensor.name: tensor for tensor in stored.tensors}

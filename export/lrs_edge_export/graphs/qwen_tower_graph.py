@@ -100,13 +100,7 @@ class QwenTransformer:
 
     def _attention(self, x: str, layer: int, name: str, turns: list[str]) -> str:
         graph, tower = self._graph, self._tower
-        packed = self._linear(x, f"{name}.self_attn.qkv_proj")
-        widths = graph.constant([tower.hidden] * 3)
-        query, key, value = graph.nodes("Split", packed, widths, outs=("", "", ""), axis=-1)
-        query, key = (
-            graph.node("RotaryEmbedding", part, *turns, num_heads=tower.heads)
-            for part in (query, key)
-        )
+        query, key, value = self._turned(x, name, turns)
         # A window is a batch of its own.
         places = tower.places_of(layer)
         scaled = graph.node("Mul", query, graph.real(tower.head_dim**-0.5))
@@ -119,6 +113,18 @@ class QwenTransformer:
         mixed = graph.node("MatMul", weights, self._heads(value, places, [0, 2, 1, 3]))
         rows = graph.node("Transpose", mixed, perm=[0, 2, 1, 3])
         return graph.node("Reshape", rows, graph.constant([-1, tower.grid**2, tower.hidden]))
+
+    def _turned(self, x: str, name: str, turns: list[str]) -> tuple[str, str, str]:
+        """Queries and keys after RoPE, and values, [N, grid * grid, hidden] each."""
+        graph, tower = self._graph, self._tower
+        packed = self._linear(x, f"{name}.self_attn.qkv_proj")
+        widths = graph.constant([tower.hidden] * 3)
+        query, key, value = graph.nodes("Split", packed, widths, outs=("", "", ""), axis=-1)
+        query, key = (
+            graph.node("RotaryEmbedding", part, *turns, num_heads=tower.heads)
+            for part in (query, key)
+        )
+        return query, key, value
 
     def _heads(self, x: str, places: int, order: list[int]) -> str:
         graph, tower = self._graph, self._tower

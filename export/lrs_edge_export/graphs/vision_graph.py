@@ -17,26 +17,35 @@ from lrs_edge_export.checkpoints.vision import (
     VisionStage,
     same_padding,
 )
+from lrs_edge_export.graphs.fused_tower import FusedQwenTransformer, FusedTransformer
 from lrs_edge_export.graphs.onnx_writer import GraphWriter
 from lrs_edge_export.graphs.qwen_tower_graph import QwenTransformer
 from lrs_edge_export.graphs.transformer_graph import Transformer, projected
 from lrs_edge_export.graphs.weight_file import WeightFile
 
 
-def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
+def write_vision(
+    stage: VisionStage, path: Path, weights: WeightFile, *, fused: bool = False
+) -> None:
     """Write the vision graph.
 
     Args:
         stage: Tower and projector.
         path: The graph file.
-        weights: Its external data.
+        weights: Its external data, which both flavours share.
+        fused: In flavour `fused`, of onnxruntime's own operators (`fused_tower`); for
+            transformers (`fuses`) whose weights are floats when they are multiplied.
     """
     graph = GraphWriter("vision", weights)
     pixels = graph.from_float32(graph.input("pixel_values", ("N", 3, stage.tile, stage.tile)))
     if isinstance(stage.tower, QwenTower):
-        _project(graph, stage, QwenTransformer(graph, stage.tower).features(pixels))
+        qwen = (FusedQwenTransformer if fused else QwenTransformer)(graph, stage.tower)
+        _project(graph, stage, qwen.features(pixels))
     elif isinstance(stage.tower, TransformerTower):
-        _project(graph, stage, Transformer(graph, stage.tower).features(pixels))
+        transformer = (FusedTransformer if fused else Transformer)(graph, stage.tower)
+        _project(graph, stage, transformer.features(pixels))
+    elif fused:
+        raise ValueError("a tower of convolutions has no fused flavour")
     else:
         net = _EfficientNet(graph, stage.tower)
         _project(graph, stage, *net.features(pixels))
@@ -48,6 +57,11 @@ def write_vision(stage: VisionStage, path: Path, weights: WeightFile) -> None:
         cells = stage.objects.scale * stage.tower.grid
         graph.output("objects", ("N", stage.objects.outputs, cells, cells))
     graph.save(path)
+
+
+def fuses(stage: VisionStage) -> bool:
+    """Whether there is a `fused` flavour of the vision graph: of transformers, not convolutions."""
+    return isinstance(stage.tower, (QwenTower, TransformerTower))
 
 
 def write_tower(
