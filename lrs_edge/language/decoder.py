@@ -271,7 +271,7 @@ def check_layers(
     """
     wanted = {"inputs_embeds", "position_ids", "past_length", *extra}
     wanted |= {f"past_{part}" for part in buffers}
-    if set(graph.inputs) != wanted:
+    if set(graph.inputs) - {"total_length"} != wanted:
         odd = sorted(set(graph.inputs) ^ wanted)
         raise BundleError(
             f"{name} does not have the inputs of its role ({', '.join(odd[:4])} "
@@ -333,7 +333,7 @@ def run_layers(
     Raises:
         BackendError: The engine fails, or gives numbers that are not finite.
     """
-    feeds = _feeds(cache, embeds, tokens) | dict(more or {})
+    feeds = _feeds(graph, cache, embeds, tokens) | dict(more or {})
     found = graph.run(feeds, outputs, cache.buffers)
     if not all(np.isfinite(values).all() for values in found):
         raise BackendError(
@@ -358,16 +358,21 @@ def pass_on(
     Returns:
         float32 [1, L, D].
     """
-    (states,) = graph.run_on_device(_feeds(cache, embeds, tokens), [output], cache.buffers)
+    (states,) = graph.run_on_device(_feeds(graph, cache, embeds, tokens), [output], cache.buffers)
     cache.append(tokens)
     return states
 
 
-def _feeds(cache: KVCache, embeds: NDArray[np.float32] | Tensor, tokens: Tokens) -> dict[str, Feed]:
+def _feeds(
+    graph: Graph, cache: KVCache, embeds: NDArray[np.float32] | Tensor, tokens: Tokens
+) -> dict[str, Feed]:
     if isinstance(embeds, np.ndarray):
         embeds = embeds[None].astype(np.float32, copy=False)
-    return {
+    feeds: dict[str, Feed] = {
         "inputs_embeds": embeds,
         "position_ids": position_ids(tokens),
         "past_length": np.array([len(cache)], np.int64),
     }
+    if "total_length" in graph.inputs:
+        feeds["total_length"] = np.array([len(cache) + len(tokens)], np.int32)
+    return feeds

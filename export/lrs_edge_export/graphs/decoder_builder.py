@@ -1,9 +1,8 @@
 """The parts of decoder graphs: norms, attention over static key/value buffers, MLPs, scores.
 
 RoPE needs no table: cosine and sine of the given positions are computed in float32, as transformers
-does, so that no table limits positions. GroupQueryAttention wants tables that have a row for every
-key: it gets the rows of the new tokens at their places in the cache, with zeros in front, which
-nothing reads (as far out as positions go, `tests/test_export_graphs.py`).
+does, so that no table limits positions (as far out as positions go, `tests/test_export_graphs.py`).
+GroupQueryAttention wants tables all the same, and gets them of these (`decoder_places.py`).
 A token may have several positions (`DecoderConfig.rope_axes`): each frequency then turns by the
 position of its axis, and nothing after the angles differs.
 Query, key and value come out of one matrix product, which with RoPE inside makes decoding 5 to 7 %
@@ -22,6 +21,7 @@ from onnx import TensorProto
 
 from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.graphs.decoder_places import DevicePlaces, Places
 from lrs_edge_export.graphs.onnx_writer import CONTRIB, GraphWriter
 from lrs_edge_export.graphs.weight_file import WeightFile
 
@@ -48,6 +48,8 @@ class DecoderBuilder:
         kv_scales: See `decoder_graph.write_llm`.
         inner: The graph begins between layers: it takes their hidden states, and nothing that is
             added later (`DecoderConfig.deepstack`).
+        on_device: Nothing that a kernel of CUDA reads on the host is made of what another made on
+            the device, nor the other way round (`DevicePlaces`); for stacks without `scores`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DecoderBuilder:
         kv_scales: Mapping[str, Array] | None = None,
         *,
         inner: bool = False,
+        on_device: bool = False,
     ) -> None:
         config = stage.config
         self._kv_scales = kv_scales
@@ -81,11 +84,8 @@ class DecoderBuilder:
         if flavour == "masked":
             bias = graph.input("attention_bias", (1, 1, "L", "T"))
             self._bias = graph.from_float32(graph.node("Unsqueeze", bias, graph.constant([1])))
-        new = graph.node("Shape", positions, start=1, end=2)
-        self._total = graph.node("Add", self._past, new)
-        total = graph.node("Cast", self._total, to=TensorProto.INT32)
-        self._last_place = graph.node("Sub", total, graph.constant([1], np.int32))
-        self._total_scalar = graph.node("Squeeze", total)
+        kind = DevicePlaces if on_device else Places
+        self._places = kind(graph, positions, self._past)
         self._cos, self._sin = self._rotations(positions)
         self._tables: tuple[str, str, str] | None = None
 
@@ -204,7 +204,7 @@ class DecoderBuilder:
             "Slice",
             f"present_key_{layer}",
             graph.constant([0]),
-            self._total,
+            self._end,
             graph.constant([2]),
         )
         keys = graph.node("Transpose", filled, perm=[0, 1, 3, 2])
@@ -236,6 +236,13 @@ class DecoderBuilder:
         )
         return self._products(query, keys)
 
+    @property
+    def _end(self) -> str:
+        """The place after the last filled one, int64 [1] on the host."""
+        if not isinstance(self._places, Places):
+            raise ValueError("graphs that give scores are not written for the device alone")
+        return self._places.end
+
     def _products(self, query: str, keys: str) -> str:
         """Products [H, T] of one token's query [1, 1, H * d] with keys [1, kv, d, T]."""
         graph, config = self.graph, self._config
@@ -258,7 +265,8 @@ class DecoderBuilder:
     def _attend_packed(self, normed: str, layer: int) -> str:
         """Attention in one operator, RoPE included."""
         if self._tables is None:
-            self._tables = self._padded_tables()
+            buffer = f"past_key_{layer}"
+            self._tables = self._places.tables(self._cos, self._sin, buffer)
         if self._config.qk_norm:
             return self._gqa(self._vectors(normed, layer), layer, self._tables)
         return self._gqa([self._packed(normed, layer), "", ""], layer, self._tables)
@@ -273,26 +281,10 @@ class DecoderBuilder:
             return self._attend_masked(query, key, value, layer)
         return self._gqa([query, key, value], layer, None)
 
-    def _padded_tables(self) -> tuple[str, str, str]:
-        """Cosine and sine [total, head_dim / 2], and the rows [1, L] of the new tokens in them.
-
-        The rows are the places in the cache: CUDA's kernels take those, whatever rows are given.
-        """
-        graph = self.graph
-        in_front = graph.node("Concat", self._past, graph.constant([0, 0, 0]), axis=0)
-        first = graph.constant([0])
-        cosine, sine = (
-            graph.node("Pad", graph.node("Squeeze", rows, first), in_front)
-            for rows in (self._cos, self._sin)
-        )
-        ends = [graph.node("Squeeze", end) for end in (self._past, self._total)]
-        rows = graph.node("Range", *ends, graph.constant(1))
-        return cosine, sine, graph.node("Unsqueeze", rows, first)
-
     def _gqa(self, vectors: list[str], layer: int, tables: tuple[str, str, str] | None) -> str:
         names = f"key_{layer}", f"value_{layer}"
         buffers = [self._buffer(name) for name in names]
-        inputs = [*vectors, *buffers, self._last_place, self._total_scalar]
+        inputs = [*vectors, *buffers, self._places.last, self._places.total]
         attributes: dict[str, Any] = {
             "num_heads": self._config.heads,
             "kv_num_heads": self._config.kv_heads,
@@ -345,7 +337,7 @@ class DecoderBuilder:
         heads = graph.node("Transpose", graph.node("Reshape", new, shape), perm=[0, 2, 1, 3])
         axis = graph.constant([2])
         before = graph.node("Slice", past, graph.constant([0]), self._past, axis)
-        after = graph.node("Slice", past, self._total, graph.constant([_END]), axis)
+        after = graph.node("Slice", past, self._end, graph.constant([_END]), axis)
         filled = graph.node("Concat", before, heads, axis=2)
         graph.node("Concat", filled, after, axis=2, out=f"present_{name}")
         return filled

@@ -42,6 +42,8 @@ def write_llm(
     path: Path,
     weights: WeightFile,
     kv_scales: Mapping[str, Array] | None = None,
+    *,
+    on_device: bool = False,
 ) -> None:
     """Write the language model's graph: logits of the last position only.
 
@@ -52,8 +54,10 @@ def write_llm(
         weights: Its external data.
         kv_scales: Per buffer (`key_0`, `value_0`, ...) one scale per channel, float32
             [kv_heads * head_dim]: the buffers are int8; None for buffers of the graph's floats.
+        on_device: Nothing is copied between host and device within a run on CUDA; the graph has
+            the input total_length for that (`decoder_places.DevicePlaces`).
     """
-    builder = DecoderBuilder(stage, "gqa", weights, "llm", kv_scales)
+    builder = DecoderBuilder(stage, "gqa", weights, "llm", kv_scales, on_device=on_device)
     _write_logits(builder, builder.layers(0, stage.config.layers), head, path)
 
 
@@ -140,7 +144,13 @@ def write_rfm(stage: DecoderStage, flavour: Flavour, path: Path, weights: Weight
 
 
 def write_llm_rest(
-    stage: DecoderStage, head: LanguageHead, scoring: int, path: Path, weights: WeightFile
+    stage: DecoderStage,
+    head: LanguageHead,
+    scoring: int,
+    path: Path,
+    weights: WeightFile,
+    *,
+    on_device: bool = False,
 ) -> None:
     """Write what of the language model comes after an RFM that is its first layers.
 
@@ -151,8 +161,9 @@ def write_llm_rest(
             layer's output projection and MLP, the layers after it, and the head.
         path: The graph file.
         weights: Its external data, shared with the whole language model.
+        on_device: See `write_llm`.
     """
-    builder = DecoderBuilder(stage, "gqa", weights, f"llm_after_{scoring}")
+    builder = DecoderBuilder(stage, "gqa", weights, f"llm_after_{scoring}", on_device=on_device)
     graph = builder.graph
     mixed = graph.from_float32(graph.input("attended", (1, "L", builder.attended_width)))
     states = builder.completed(builder.embeds, mixed, scoring)

@@ -57,9 +57,11 @@ class DecoderSession:
         path: The graph file.
         capacity: Places S of the buffers.
         lean: See `open_session`.
+        total: What a graph with total_length is told in every run; 0 for the filled places.
     """
 
-    def __init__(self, path: Path, *, capacity: int, lean: bool = False) -> None:
+    def __init__(self, path: Path, *, capacity: int, lean: bool = False, total: int = 0) -> None:
+        self._total = total
         self._session = open_session(path, lean=lean)
         self._buffers = {}
         self._axes = 1
@@ -71,6 +73,7 @@ class DecoderSession:
                 self._buffers[value.name.removeprefix("past_")] = buffer
             elif value.name == "position_ids":
                 self._axes = int(value.shape[0])
+        self._told_total = "total_length" in {value.name for value in self._session.get_inputs()}
         names = [value.name for value in self._session.get_outputs()]
         self._outputs = [name for name in names if not name.startswith("present_")]
         self.length = 0
@@ -98,6 +101,8 @@ class DecoderSession:
             "position_ids": np.broadcast_to(np.atleast_2d(positions), (self._axes, len(embeds))),
             "past_length": np.array([self.length], np.int64),
         }
+        if self._told_total:
+            feeds["total_length"] = np.array([self._total or self.length + len(embeds)], np.int32)
         if bias is not None:
             feeds["attention_bias"] = bias[None, None]
         binding = self._session.io_binding()
