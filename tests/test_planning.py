@@ -23,6 +23,7 @@ from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.registry import read_model
 from lrs_edge_export.quantization import planning
+from lrs_edge_export.quantization.choice import int8_precisions
 from lrs_edge_export.quantization.planning import Planner
 
 
@@ -42,21 +43,37 @@ def plans(model: Model, folder: Path, precision: Any, **options: Any) -> Plans:
 
 
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
 @pytest.mark.parametrize(("asked", "precision"), [("fp32", "fp16"), ("int8", "int8-weight")])
-def test_cuda_gets_what_its_kernels_run(
+def test_gpus_get_what_their_kernels_run(
     model: Model,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    target: str,
     asked: str,
     precision: str,
     large: bool,
 ) -> None:
     if large:
         monkeypatch.setattr(planning, "MOST_WEIGHTS", 1)
-    found = plans(model, tmp_path, asked, target="cuda")
+    if target == "tensorrt" and asked == "int8" and not large:
+        pytest.skip("vision has two ways to be int8 there, which are measured")
+    found = plans(model, tmp_path, asked, target=target)
     for stage in STAGE_NAMES:
         assert found.of(stage).precision == precision
         assert found.of(stage).floats is np.float16
+
+
+def test_tensorrt_may_have_vision_in_integers(model: Model, tmp_path: Path) -> None:
+    """Where that is small enough to be measured; its blocks of 4 bits have no zero points."""
+    assert int8_precisions("vision", model, "tensorrt") == ("int8-static", "int8-weight")
+    assert int8_precisions("vision", model, "tensorrt", large=True) == ("int8-weight",)
+    assert int8_precisions("vision", model, "cuda") == ("int8-weight",)
+    asked = Precisions(vision="int8-static", rfm="int4-weight", llm="int4-weight")
+    options = ExportOptions(precisions=asked, target="tensorrt", keep_higher=0.0)
+    found = Planner(model, options, tmp_path, lambda _: None).plan().plans
+    assert found.vision.symmetric
+    assert not found.llm.zero_points
 
 
 def test_large_stages_on_a_cpu_are_dynamic_by_rule(
@@ -102,10 +119,10 @@ def test_keep_higher_rules_a_static_vision_graph_too(tmp_path: Path) -> None:
     assert 0.2 < share <= 0.4
 
 
-def test_a_static_vision_graph_for_cuda_is_quantized_in_float32(tmp_path: Path) -> None:
+def test_a_static_vision_graph_for_tensorrt_is_quantized_in_float32(tmp_path: Path) -> None:
     checkpoint = write_nano(tmp_path / "checkpoint")
     precisions = Precisions(vision="int8-static", rfm="fp16", llm="fp16")
-    options = ExportOptions(precisions=precisions, target="cuda", parity=False, keep_higher=0.0)
+    options = ExportOptions(precisions=precisions, target="tensorrt", parity=False, keep_higher=0.0)
     export_bundle(str(checkpoint), tmp_path / "bundle", options)
     graph = onnx.load(tmp_path / "bundle" / "vision.onnx", load_external_data=False).graph
     assert not [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
@@ -117,7 +134,21 @@ def test_what_cuda_has_no_kernels_for_is_refused() -> None:
         asked = Precisions(**{stage: "int8-dynamic"})
         with pytest.raises(ExportError, match="int8-weight or int4-weight with --target cuda"):
             ExportOptions(precisions=asked, target="cuda")
-    ExportOptions(precisions=Precisions.all("int8"), target="cuda")
+        static = Precisions(**{stage: "int8-static"})
+        with pytest.raises(ExportError, match=r"no integer kernels.*--target tensorrt"):
+            ExportOptions(precisions=static, target="cuda")
+        if stage == "vision":
+            ExportOptions(precisions=static, target="tensorrt")
+        else:
+            with pytest.raises(ExportError, match="is for the vision encoder"):
+                ExportOptions(precisions=static, target="tensorrt")
+        with pytest.raises(ExportError, match=f"--{stage} int8-dynamic is not parsed by TensorRT"):
+            ExportOptions(precisions=asked, target="tensorrt")
+    for precision in ("int8", "fp16", "int8-weight", "int4-weight", "fp32"):
+        for target in ("cuda", "tensorrt"):
+            ExportOptions(precisions=Precisions.all(precision), target=target)
+    with pytest.raises(ExportError, match="target 'rocm' is unknown; use one of cpu, cuda"):
+        ExportOptions(target="rocm")  # type: ignore[arg-type]
 
 
 def test_sensitivity_of_nothing_is_refused() -> None:

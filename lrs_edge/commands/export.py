@@ -102,16 +102,17 @@ class _RfmChoice(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 @click.option("--llm", type=_PRECISION, help="Precision of the language model.")
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
     default="cpu",
     show_default=True,
-    help="Engine that the bundle is for; cuda keeps all that is not quantized in float16.",
+    help="Engine that the bundle is for. cuda (ONNX Runtime) and tensorrt keep all that is not "
+    "quantized in float16, and refuse what they do not run or run no faster.",
 )
 @click.option(
     "--symmetric",
     is_flag=True,
-    help="Make a vision encoder in int8-static one that TensorRT's parser takes: no zero points, "
-    "biases in floats; less faithful.",
+    help="Make a vision encoder in int8-static one that TensorRT builds, as --target tensorrt "
+    "always does: no zero points, biases and scalar constants in floats; less faithful.",
 )
 @click.option(
     "--calibration",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from lrs_edge.engines.placement import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
-from lrs_edge_export.quantization.precision import REQUESTS, Requested, Target
+from lrs_edge_export.quantization.precision import REFUSED, REQUESTS, TARGETS, Requested, Target
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class ExportOptions:
         revision: Of a checkpoint on the hub: branch, tag or commit; None for its main branch.
         name: Of the bundle; None takes the checkpoint's.
         precisions: Of the stages.
-        target: Engine the bundle is for: on CUDA everything that is not quantized is float16.
-        symmetric: Static int8 of the vision encoder is such that TensorRT's parser takes it.
+        target: Engine the bundle is for: on CUDA and for TensorRT everything that is not quantized
+            is float16.
+        symmetric: Static int8 of the vision encoder is such that TensorRT's parser takes it; always
+            so for TensorRT.
         calibration: Folder of images and questions; None takes those that come with the package.
         keep_higher: Percentage of a stage's weights, the most sensitive ones by measurement, kept
             at a higher precision; None for the usual share (`quantization/planning.py`).
@@ -135,14 +137,25 @@ class ExportOptions:
                 "--sensitivity measures what it costs to quantize each weight, and no stage is "
                 f"quantized at {' or '.join(sorted(asked))}; add --precision int8, or leave it out"
             )
-        if self.target == "cuda" and "int8-dynamic" in asked:
-            raise ExportError(
-                "int8-dynamic has no kernels in ONNX Runtime's CUDA provider, its products would "
-                "run on the CPU; use int8-weight or int4-weight with --target cuda, or --target cpu"
-            )
+        self._check_target()
         folders = self.calibration, self.parity_images
         if None not in folders and len({Path(str(one)).resolve() for one in folders}) == 1:
             raise ExportError(
                 f"{self.calibration} is named both for calibration and for the parity check, which "
                 "would say little then; name two folders"
             )
+
+    def _check_target(self) -> None:
+        """Refuse what the target does not run, or no faster. Raises ExportError."""
+        if self.target not in TARGETS:
+            raise ExportError(f"target {self.target!r} is unknown; use one of {', '.join(TARGETS)}")
+        for stage in STAGE_NAMES:
+            asked = self.precisions.of(stage)
+            if asked != "int8" and (reason := REFUSED[self.target].get(asked)):
+                raise ExportError(f"--{stage} {asked} {reason}")
+            if self.target == "tensorrt" and stage != "vision" and asked == "int8-static":
+                raise ExportError(
+                    f"--{stage} int8-static is written with zero points, which TensorRT does not "
+                    "parse; with --target tensorrt int8-static is for the vision encoder, use "
+                    "int8-weight or int4-weight"
+                )

@@ -16,7 +16,7 @@ from lrs_edge_export.bundle.stages import StageWriter
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.vision import EfficientNetTower
 from lrs_edge_export.quantization import CalibrationData
-from lrs_edge_export.quantization.precision import Plan, Precision
+from lrs_edge_export.quantization.precision import Plan, Precision, Target
 from lrs_edge_export.quantization.probe import Probe, least_cosine
 
 
@@ -29,12 +29,26 @@ class Candidate:
     cosine: float
 
 
-def int8_precisions(stage: StageName, model: Model) -> tuple[Precision, ...]:
-    """Ways to be int8, the one with the fewest operations in floats first.
+def int8_precisions(
+    stage: StageName, model: Model, target: Target = "cpu", *, large: bool = False
+) -> tuple[Precision, ...]:
+    """Ways to be int8 for a target, the one with the fewest operations in floats first.
 
-    Matrix products have one: static int8 was as fast for them, and less faithful
-    (`docs/benchmarks.md`). Convolutions have no dynamic one.
+    On a CPU matrix products have one: static int8 was as fast for them, and less faithful
+    (`docs/benchmarks.md`). Convolutions have no dynamic one. ONNX Runtime computes in no integers
+    on CUDA, and TensorRT in static ones.
+
+    Args:
+        stage: Which.
+        model: The checkpoint.
+        target: Engine that the bundle is for.
+        large: The stage is too large to measure what a way makes of its outputs, so that only
+            one that needs no measuring comes into question for TensorRT.
     """
+    if target == "cuda" or (target == "tensorrt" and (stage != "vision" or large)):
+        return ("int8-weight",)
+    if target == "tensorrt":
+        return ("int8-static", "int8-weight")
     if stage == "vision" and isinstance(model.vision.tower, EfficientNetTower):
         return ("int8-static", "int8-weight")
     return ("int8-dynamic",)

@@ -149,17 +149,17 @@ class Planner:
 
     def _stage_plan(self, stage: StageName, planned: Planned) -> Plan:
         asked = self._options.precisions.of(stage)
-        cuda = self._options.target == "cuda"
-        if asked == "fp32" and cuda:
-            # GroupQueryAttention has no float32 kernel on CUDA.
+        target = self._options.target
+        if asked == "fp32" and target != "cpu":
+            # GroupQueryAttention has no float32 kernel on CUDA, and TensorRT none that is fast.
             asked = "fp16"
         if asked != "int8":
             check_plan(stage, asked, self._model)
             return self._kept(stage, asked, planned)
-        # Products in int8 have no CUDA kernels in ONNX Runtime.
-        ways: tuple[Precision, ...] = (
-            ("int8-weight",) if cuda else int8_precisions(stage, self._model)
-        )
+        ways = int8_precisions(stage, self._model, target, large=is_large(self._model, stage))
+        if self._options.vision_attention:
+            # Graphs that share weights cannot have static ranges.
+            ways = tuple(way for way in ways if way != "int8-static")
         if len(ways) == 1:
             return self._kept(stage, ways[0], planned)
         errors: dict[Precision, list[LayerError]] = {}
@@ -179,7 +179,8 @@ class Planner:
     def _kept(self, stage: StageName, precision: Precision, planned: Planned) -> Plan:
         """The plan for a precision, in which sensitive weights are kept higher."""
         options = self._options
-        plan = Plan(precision, target=options.target, symmetric=options.symmetric)
+        symmetric = options.symmetric or options.target == "tensorrt"
+        plan = Plan(precision, target=options.target, symmetric=symmetric)
         kept = None if self._work is None else KeptStates(stage, self._work)
         plan = calibrated(plan, stage, self._model, lambda: self.data, kept)
         plan = self._sparing(plan, stage, planned)

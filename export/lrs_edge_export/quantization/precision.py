@@ -28,14 +28,35 @@ Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int8-weight"
 #: What can be asked for: a precision, or `int8` for whichever way of computing in int8 is better.
 Requested = Literal[Precision, "int8"]
 
-#: Engine that a bundle is made for. On CUDA, attention with a KV cache exists in float16 only.
-Target = Literal["cpu", "cuda"]
+#: Engine that a bundle is made for: ONNX Runtime on a CPU or with CUDA, or TensorRT. On CUDA,
+#: attention with a KV cache exists in float16 only, and TensorRT is fast in nothing else.
+Target = Literal["cpu", "cuda", "tensorrt"]
+
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REQUESTS: tuple[str, ...] = (*PRECISIONS, "int8")
 
-#: Targets whose kernels of MatMulNBits take zero points of blocks in 4 bits.
-ZERO_POINTS: dict[Target, bool] = {"cpu": True, "cuda": True}
+#: Targets whose products of weights in 4 bits take zero points of blocks.
+ZERO_POINTS: dict[Target, bool] = {"cpu": True, "cuda": True, "tensorrt": False}
+
+_WEIGHTS = "fp16, int8-weight or int4-weight"
+
+#: What a target does not run, or no faster than float16, by precision: why, and what to use.
+REFUSED: dict[Target, dict[Precision, str]] = {
+    "cpu": {},
+    "cuda": {
+        "int8-dynamic": "has no kernels in ONNX Runtime's CUDA provider, its products would run on "
+        f"the CPU; use {_WEIGHTS} with --target cuda, or --target cpu",
+        "int8-static": "has no integer kernels in ONNX Runtime's CUDA provider, which would turn "
+        f"everything back to floats and be slower than fp16; use {_WEIGHTS} with --target cuda, "
+        "or --target tensorrt, which computes vision in int8",
+    },
+    "tensorrt": {
+        "int8-dynamic": "is not parsed by TensorRT, which takes no DynamicQuantizeLinear; use "
+        f"{_WEIGHTS} with --target tensorrt, or int8-static for vision, or --target cpu",
+    },
+}
 
 #: Inputs that share a scale.
 INT8_BLOCK, INT4_BLOCK = 128, 32
@@ -74,7 +95,7 @@ class Plan:
     @property
     def floats(self) -> type[np.floating]:
         """Type of everything that is not quantized."""
-        half = self.precision == "fp16" or self.target == "cuda"
+        half = self.precision == "fp16" or self.target != "cpu"
         return np.float16 if half else np.float32
 
     def of(self, name: str) -> Precision:
