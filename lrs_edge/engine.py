@@ -17,7 +17,7 @@ from lrs_edge.bundle.bundle import Bundle, open_bundle
 from lrs_edge.bundle.manifest import DecoderSpec, Manifest
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.cores import thread_count
-from lrs_edge.engines.devices import AUTO, backend_options
+from lrs_edge.engines.devices import AUTO, StagePlace, backend_options
 from lrs_edge.engines.metered import Meter
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import GROWTH
@@ -85,6 +85,15 @@ class Engine:
             UsageError: The engine is closed.
         """
         return self._loaded().provider
+
+    @property
+    def places(self) -> tuple[StagePlace, ...]:
+        """Where every stage runs, and how many nodes of its graphs on what.
+
+        Raises:
+            UsageError: The engine is closed.
+        """
+        return self._loaded().places()
 
     @property
     def provider(self) -> str:

@@ -5,6 +5,7 @@ Where they run is decided in `engines/placement.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from lrs_edge.baselines.tower import TowerEncoder
 from lrs_edge.bundle.bundle import Bundle, Embeddings
 from lrs_edge.bundle.manifest import DecoderSpec, Flavour, Manifest
 from lrs_edge.engines.base import BackendOptions, Graph
+from lrs_edge.engines.devices import StagePlace
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import GraphLoader, Placement, placements
 from lrs_edge.errors import BackendError, BundleError, QuestionError, UsageError
@@ -33,7 +35,8 @@ class Stages:
     """The loaded stages of one bundle.
 
     `provider` says on which device they run, `kv_cache` of which type the LLM's key/value buffers
-    are; `yes_no` are the tokens of yes and no, those of the calibration where there is one.
+    are; `yes_no` are the tokens of yes and no, those of the calibration where there is one;
+    `places` says where every stage runs, with the nodes of the graphs that are loaded by then.
     """
 
     manifest: Manifest
@@ -50,6 +53,7 @@ class Stages:
     warnings: tuple[str, ...] = ()
     tower: TowerEncoder | None = None
     kv_cache: str = "float"
+    places: Callable[[], tuple[StagePlace, ...]] = tuple
 
 
 def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float") -> Stages:
@@ -152,7 +156,8 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         yes_no=_yes_no(manifest, prompt),
         tower=_tower(manifest, graphs),
         kv_cache=kv_cache,
-        warnings=_integer_warnings(manifest, placement),
+        places=graphs.places,
+        warnings=(*placement.notes, *_integer_warnings(manifest, placement)),
     )
 
 

@@ -13,7 +13,7 @@ import lrs_edge
 from lrs_edge import stages
 from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
 from lrs_edge.bundle.manifest import Flavour, GraphFile
-from lrs_edge.engines import onnx, placement
+from lrs_edge.engines import onnx, placement, providers
 from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.devices import backend_options
 from lrs_edge.engines.metered import Meter
@@ -27,12 +27,12 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
 
-def bundle_of(floats: str) -> Bundle:
+def bundle_of(floats: str, precision: str = "int8-weight") -> Bundle:
     bundle = open_bundle(default_bundle_path(), verify=False)
     manifest = msgspec.structs.replace(
         bundle.manifest,
-        rfm=msgspec.structs.replace(bundle.manifest.rfm, floats=floats),
-        llm=msgspec.structs.replace(bundle.manifest.llm, floats=floats),
+        rfm=msgspec.structs.replace(bundle.manifest.rfm, floats=floats, precision=precision),
+        llm=msgspec.structs.replace(bundle.manifest.llm, floats=floats, precision=precision),
     )
     return Bundle(bundle.path, manifest)
 
@@ -207,3 +207,26 @@ def test_devices_are_written_in_one_word_or_one_a_stage() -> None:
         lrs_edge.load(device="cpu", provider="cpu")
     with pytest.raises(UsageError, match="vision, rfm or llm"):
         lrs_edge.load(device="decoder=cpu")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-static"])
+def test_integers_are_not_sent_to_cuda(precision: str) -> None:
+    half = bundle_of("float16", precision)
+    with pytest.raises(BundleError, match=rf"{precision}.*no integer products.*--target cuda"):
+        places(half, "cuda")
+    assert places(half) == ["cpu"]
+    assert places(half, "cpu", vision="cuda") == ["vision=cuda,rfm=cpu,llm=cpu"]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_auto_says_why_it_leaves_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "has_driver", lambda: False)
+    (without,) = placements(bundle_of("float32"), BackendOptions())
+    assert without.notes == ()
+    monkeypatch.setattr(providers, "has_driver", lambda: True)
+    (placed,) = placements(bundle_of("float32"), BackendOptions())
+    assert "auto takes no cuda here" in placed.notes[0]
+    assert "float32" in placed.notes[0]
+    (asked,) = placements(bundle_of("float32"), BackendOptions("cpu"))
+    assert asked.notes == ()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,6 @@ from lrs_edge.bundle.bundle import default_bundle_path
 from lrs_edge.engines import onnx
 from lrs_edge.engines.base import BackendOptions, Feed, HostTensor
 from lrs_edge.engines.onnx import OnnxGraph, OrtTensor
-from lrs_edge.errors import BackendError
 
 BUNDLE = default_bundle_path()
 
@@ -92,53 +89,3 @@ def test_tensors_on_the_host_are_not_copied() -> None:
         np.testing.assert_array_equal(found.numpy(), wanted)
         (kept,) = graph._run_kept({"pixel_values": feed}, ["tokens"], None)
         np.testing.assert_array_equal(kept.numpy(), wanted)
-
-
-class Session:
-    """A session that was asked to run on CUDA, and what became of its nodes."""
-
-    def __init__(self, path: Path, cuda: set[str], providers: list[str]) -> None:
-        options = onnx.ort.SessionOptions()
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        self._session = onnx.ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        self._cuda = cuda
-        self._providers = providers
-
-    def get_providers(self) -> list[str]:
-        return self._providers
-
-    def get_provider_graph_assignment_info(self) -> list[object]:
-        parts = self._session.get_provider_graph_assignment_info()
-        assert parts
-        return [
-            part for part in parts if not {node.op_type for node in part.get_nodes()} & self._cuda
-        ]
-
-
-BOTH = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
-
-@pytest.mark.skipif(
-    not hasattr(onnx.ort.InferenceSession, "get_provider_graph_assignment_info"),
-    reason="this onnxruntime does not say where nodes run",
-)
-def test_a_graph_that_would_run_on_the_cpu_in_part_is_refused() -> None:
-    path = BUNDLE / "vision.onnx"
-    with pytest.raises(BackendError, match=r"vision\.onnx would run on the CPU in part \(.*Conv"):
-        onnx._check_whole(Session(path, set(), BOTH), path)  # type: ignore[arg-type]
-    nodes = Session(path, set(), BOTH).get_provider_graph_assignment_info()
-    operators = {node.op_type for part in nodes for node in part.get_nodes()}  # type: ignore[attr-defined]
-    # Shape arithmetic may stay on the CPU, everything else is on the GPU here.
-    heavy = operators - onnx._SHAPE_OPERATORS
-    onnx._check_whole(Session(path, heavy, BOTH), path)  # type: ignore[arg-type]
-    for operator in heavy:
-        with pytest.raises(BackendError, match=operator):
-            onnx._check_whole(Session(path, heavy - {operator}, BOTH), path)  # type: ignore[arg-type]
-
-
-def test_cuda_that_does_not_load_is_told() -> None:
-    session = Session(BUNDLE / "vision.onnx", set(), ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match="does not load"):
-        onnx._check_whole(session, BUNDLE / "vision.onnx")  # type: ignore[arg-type]

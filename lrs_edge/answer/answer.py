@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lrs_edge.engines.devices import StagePlace
 from lrs_edge.pyramid.box import Box, PixelBox
 from lrs_edge.requests.options import Prune, SearchMode
 
@@ -176,6 +177,7 @@ class Answer:
         least_log_probability: The least of them.
         objects: The 200 best objects at most, best score first, sure and doubtful ones; empty where
             the bundle has no detector (docs/bundles.md).
+        stages: Where every stage ran.
     """
 
     text: str
@@ -200,6 +202,7 @@ class Answer:
     log_probability: float | None = None
     least_log_probability: float | None = None
     objects: tuple[ObjectReport, ...] = ()
+    stages: tuple[StagePlace, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,18 @@ class ObjectRecord(msgspec.Struct, frozen=True):
     doubtful: Annotated[bool, Meta(description="below the label's threshold of sure ones")]
 
 
+class StageRecord(msgspec.Struct, frozen=True):
+    """Where one stage of the model ran."""
+
+    stage: Literal["vision", "rfm", "llm"]
+    engine: Annotated[str, Meta(description="such as onnxruntime")]
+    device: Annotated[str, Meta(description="such as cpu, as --device names it")]
+    nodes: Annotated[
+        dict[str, int],
+        Meta(description="nodes of its graphs by what ran them; empty where that is not told"),
+    ]
+
+
 class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of `lrs-edge ask --format json`."""
 
@@ -153,6 +165,10 @@ class AnswerRecord(msgspec.Struct, frozen=True, kw_only=True):
     objects: Annotated[
         list[ObjectRecord],
         Meta(description="the best 200 found, best score first; empty without a detector"),
+    ]
+    stages: Annotated[
+        list[StageRecord],
+        Meta(description="where every stage of the model ran"),
     ]
     timings: Timings
     peak_memory_bytes: Annotated[
@@ -184,6 +200,10 @@ def record(answer: Answer, image: ImageFacts) -> AnswerRecord:
         tokens=answer.tokens,
         segments=list(answer.segments),
         objects=[_object(found) for found in answer.objects],
+        stages=[
+            StageRecord(place.stage, place.engine, place.device, dict(place.nodes))
+            for place in answer.stages
+        ],
         timings=_rounded_timings(answer.timings),
         peak_memory_bytes=answer.peak_memory,
         warnings=list(answer.warnings),

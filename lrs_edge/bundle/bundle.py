@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from lrs_edge.bundle.embeddings import check_embeddings
 from lrs_edge.bundle.files import is_inside, leads_out, read_limited, sha256_of, walk
-from lrs_edge.bundle.graphs import check_graph
+from lrs_edge.bundle.graphs import GraphFacts, check_graph, read_facts
 from lrs_edge.bundle.limits import check_limits
 from lrs_edge.bundle.manifest import (
     EMBED_TOKENS,
@@ -98,6 +98,11 @@ class Bundle:
         else:
             ahead.result()
         return path
+
+    def graph_facts(self, name: str) -> GraphFacts:
+        """What a graph file says of its nodes. Raises BundleError as `graph` does."""
+        self.file(name)
+        return read_facts(self.path, name, _sizes(self.manifest))
 
     @contextmanager
     def checking_ahead(self, names: Iterable[str]) -> Iterator[None]:

@@ -80,6 +80,8 @@ _OPERATORS = {
 #: Bits of one element, by TensorProto.DataType.
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}
 _INTEGERS = {6: "<i4", 7: "<i8"}
+#: int32, int64 and bool: never what keys, values or pixels are.
+_WHOLE = (6, 7, 9)
 
 _TEXT, _NUMBER, _PART = Field(BYTES), Field(VARINT), Field(BYTES)
 _TEXTS, _NUMBERS, _PARTS = Field(BYTES, True), Field(VARINT, True), Field(BYTES, True)
@@ -127,6 +129,7 @@ class Node:
     outputs: tuple[str, ...]
     numbers: Mapping[str, tuple[int, ...]]
     texts: Mapping[str, str]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ class GraphFacts:
     constants: dict[str, Constant] = field(default_factory=dict)
     inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     outputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+    #: Names of inputs and outputs that are integers or truth values.
+    integers: set[str] = field(default_factory=set)
     #: Bytes of constants outside of the graph file, by file of the bundle.
     stored: dict[str, int] = field(default_factory=dict)
 
@@ -196,6 +201,12 @@ def graph_run(root: Path, name: str, sizes: Mapping[str, int], new: int, past: i
     with _refused(root / name):
         facts = _read(root, name, sizes)
         return GraphRun(facts.stored, peak_elements(facts, new, past))
+
+
+def read_facts(root: Path, name: str, sizes: Mapping[str, int]) -> GraphFacts:
+    """What a graph file of a bundle says; arguments and errors as of `check_graph`."""
+    with _refused(root / name):
+        return _read(root, name, sizes)
 
 
 def _read(root: Path, name: str, sizes: Mapping[str, int]) -> GraphFacts:
@@ -248,10 +259,12 @@ def read_graph(data: bytes, folder: PurePosixPath, sizes: Mapping[str, int]) -> 
     facts.stored = external.taken
     for number, values in ((11, facts.inputs), (12, facts.outputs), (13, {})):
         for value in parts.get(number, []):
-            found, shape = _read_value(reader, _span(value))
+            found, shape, kind = _read_value(reader, _span(value))
             if found in values:
                 raise WireError(f"{found[:60]!r} is declared twice")
             values[found] = shape
+            if kind in _WHOLE and number != 13:
+                facts.integers.add(found)
     if len(parts.get(1, [])) > MAX_NODES:
         raise WireError(f"it has more than {MAX_NODES} nodes")
     facts.nodes = [_read_node(reader, _span(value), domains) for value in parts.get(1, [])]
@@ -277,7 +290,7 @@ def _read_node(reader: Reader, span: Span, domains: set[str]) -> Node:
             if len(numbers[name]) > 2 * _MAX_RANK or max(map(abs, numbers[name]), default=0) >> 31:
                 raise WireError(f"{op} has {name[:60]!r} out of bounds")
     inputs, outputs = (_names(reader, parts.get(number, [])) for number in (1, 2))
-    return Node(op, inputs, outputs, numbers, texts)
+    return Node(op, inputs, outputs, numbers, texts, _text(reader, parts, 3))
 
 
 def _names(reader: Reader, values: list[int | Span]) -> tuple[str, ...]:
@@ -393,8 +406,8 @@ class _External:
         return file
 
 
-def _read_value(reader: Reader, span: Span) -> tuple[str, tuple[int | str, ...]]:
-    """Name and shape of an input or output, which must be a tensor."""
+def _read_value(reader: Reader, span: Span) -> tuple[str, tuple[int | str, ...], int]:
+    """Name, shape and TensorProto.DataType of an input or output, which must be a tensor."""
     parts = reader.message(span, _VALUE)
     name = _text(reader, parts, 1)
     kind = reader.message(_span(parts[2][0]), _TYPE) if 2 in parts else {}
@@ -408,7 +421,7 @@ def _read_value(reader: Reader, span: Span) -> tuple[str, tuple[int | str, ...]]
             shape.append(_number(dim, 1) if 1 in dim else _text(reader, dim, 2))
     if len(shape) > _MAX_RANK or any(isinstance(d, int) and not 0 <= d < 1 << 31 for d in shape):
         raise WireError(f"{name[:60]!r} has a shape that is not allowed")
-    return name, tuple(shape)
+    return name, tuple(shape), _number(tensor, 1)
 
 
 def _span(value: int | Span) -> Span:

@@ -6,7 +6,7 @@ graph takes and gives may stay on the device as a `Tensor`; numpy is the host's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,6 +66,18 @@ Feed = NDArray[Any] | Tensor
 
 
 @dataclass(frozen=True)
+class HostNodes:
+    """Names of a graph's nodes that may run on the CPU while it runs elsewhere, and of the others.
+
+    Those may that compute with nothing but numbers which the host has anyway: shapes, lengths and
+    positions (`lrs_edge.bundle.host_nodes`).
+    """
+
+    may: Collection[str] = ()
+    others: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class BackendOptions:
     """How graphs are run.
 
@@ -77,12 +89,15 @@ class BackendOptions:
             convolutions, which ONNX Runtime would dequantize again on every run.
         stages: Where single stages (`vision`, `rfm`, `llm`) run instead: a device or an engine
             (`placement.py`).
+        host_nodes: Of the graph that is loaded; None where they are not known. Where none may run
+            on the CPU, the engine's own switch against it is used.
     """
 
     provider: str = "auto"
     threads: int | None = None
     unpack_weights: bool = False
     stages: Mapping[str, str] = field(default_factory=dict)
+    host_nodes: HostNodes | None = None
 
 
 class KVBuffers(Protocol):
@@ -150,6 +165,11 @@ class Graph(Protocol):
     @property
     def device(self) -> str:
         """Where the graph runs, such as `cpu` or `cuda`."""
+        ...
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """Nodes by what runs them, such as an execution provider; empty where it is not told."""
         ...
 
     def run(

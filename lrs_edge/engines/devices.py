@@ -5,6 +5,8 @@ Nothing here looks at the machine: whether a device is there is found in `placem
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lrs_edge.engines.base import BackendOptions
@@ -12,6 +14,25 @@ from lrs_edge.errors import UsageError
 
 StageName = Literal["vision", "rfm", "llm"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """Where a stage runs.
+
+    Attributes:
+        stage: `vision`, `rfm` or `llm`.
+        engine: `onnxruntime`, ...
+        device: As `--device` names it.
+        nodes: Nodes of its graphs that are loaded, by what runs them; empty where the engine does
+            not tell.
+    """
+
+    stage: StageName
+    engine: str
+    device: str
+    nodes: Mapping[str, int]
+
 
 AUTO = "auto"
 #: Where a stage can be told to run; besides, `onnxruntime:NAME` is a provider of ONNX Runtime.

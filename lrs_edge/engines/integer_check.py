@@ -14,6 +14,7 @@ import numpy as np
 
 from lrs_edge.bundle.manifest import Manifest
 from lrs_edge.engines.one_node_model import one_node_model
+from lrs_edge.engines.placement import INTEGER_PRECISIONS
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError
 
@@ -25,9 +26,6 @@ _PAIRS = ((64, 64), (127, 1), (127, 127))
 
 #: What kernels make of products: right for all weights, right for those of bundles, or wrong.
 Products = Literal["exact", "narrow", "wrong"]
-
-#: Precisions of stages whose products are computed in integers.
-_INTEGER = ("int8-dynamic", "int8-static")
 
 
 def integer_products() -> Products:
@@ -56,7 +54,9 @@ def integer_warnings(manifest: Manifest, on_cpu: Collection[str]) -> tuple[str, 
     """
     stages = {"vision": manifest.vision, "rfm": manifest.rfm, "llm": manifest.llm}
     precisions = {name: spec.precision for name, spec in stages.items() if spec is not None}
-    concerned = [name for name in precisions if name in on_cpu and precisions[name] in _INTEGER]
+    concerned = [
+        name for name in precisions if name in on_cpu and precisions[name] in INTEGER_PRECISIONS
+    ]
     if not concerned:
         return ()
     found = integer_products()

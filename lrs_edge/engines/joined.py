@@ -100,6 +100,11 @@ class JoinedGraph:
         """Where both run."""
         return self._rest.device
 
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """Nodes of the second graph by what runs them; the first is a graph of its own."""
+        return self._rest.nodes
+
     def run(
         self,
         feeds: Mapping[str, Feed],

@@ -114,6 +114,11 @@ class MeteredGraph:
         """Where the graph runs."""
         return self._graph.device
 
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """Nodes by what runs them."""
+        return self._graph.nodes
+
     def run(
         self,
         feeds: Mapping[str, Feed],

@@ -1,8 +1,9 @@
-"""The engine ONNX Runtime: CPU and CUDA."""
+"""The engine ONNX Runtime: the CPU, CUDA, and its other providers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from lrs_edge.engines.base import (
 )
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.gather_model import gather_model
+from lrs_edge.engines.node_places import RECORD, check_places, node_places
+from lrs_edge.engines.providers import CPU, Provider, available, quiet
+from lrs_edge.engines.providers import provider as resolve
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
 from lrs_edge.requests.memory import means_no_memory
@@ -42,24 +46,7 @@ def devices() -> tuple[str, ...]:
 
     Whether they work is seen when a graph is loaded.
     """
-    built = "CUDAExecutionProvider" in ort.get_available_providers()
-    return ("cuda", "cpu") if built else ("cpu",)
-
-
-def resolve_provider(name: str) -> str:
-    """The device to ask for: `auto` takes CUDA where this onnxruntime has it.
-
-    Raises:
-        BackendError: CUDA was insisted on and this onnxruntime was built without it.
-    """
-    if name == "auto":
-        return devices()[0]
-    if name not in devices():
-        raise BackendError(
-            "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
-            "use --device cpu"
-        )
-    return name
+    return ("cuda", "cpu") if available("cuda") else ("cpu",)
 
 
 @dataclass(frozen=True)
@@ -87,9 +74,17 @@ class OrtTensor:
 class OnnxGraph:
     """One ONNX file in an inference session."""
 
-    def __init__(self, session: ort.InferenceSession, provider: str, path: Path) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        memory: str,
+        path: Path,
+        provider: Provider | None = None,
+    ) -> None:
         self._session = session
-        self._device = provider
+        self._device = memory
+        self._provider = provider
+        self._nodes = {} if provider is None else node_places(session)
         self._path = path
         self._inputs = _specs(session.get_inputs())
         self._outputs = _specs(session.get_outputs())
@@ -104,21 +99,19 @@ class OnnxGraph:
             BackendError: The engine cannot run the graph, or the provider fails.
             OutOfMemoryError: It does not fit into memory.
         """
-        provider = resolve_provider(options.provider)
+        provider = resolve(devices()[0] if options.provider == "auto" else options.provider)
         try:
-            session = _session(str(path), provider, options)
+            session = _checked_session(path, provider, options)
         except Exception as error:
             translated = _translated(error, f"{path.name} cannot be loaded")
-            damaged = type(error).__name__ in _DAMAGED and provider == "cpu"
+            damaged = type(error).__name__ in _DAMAGED and provider.name == CPU
             if damaged and not isinstance(translated, OutOfMemoryError):
                 raise BundleError(
                     f"{path} is not an ONNX graph that can be run ({_first_line(error)}); copy or "
                     "export the bundle again"
                 ) from error
             raise translated from error
-        if provider != "cpu":
-            _check_whole(session, path)
-        return cls(session, provider, path)
+        return cls(session, provider.memory, path, provider)
 
     @property
     def name(self) -> str:
@@ -137,8 +130,13 @@ class OnnxGraph:
 
     @property
     def device(self) -> str:
-        """`cpu` or `cuda`."""
-        return self._device
+        """`cpu`, `cuda` or `onnxruntime:NAME`."""
+        return self._device if self._provider is None else self._provider.device
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """Nodes by the provider that runs them."""
+        return self._nodes
 
     def run(
         self,
@@ -170,7 +168,10 @@ class OnnxGraph:
     def _run_bound(
         self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers
     ) -> list[Any]:
-        bound = self._own(buffers).bound(self._session, [self._outputs[name] for name in outputs])
+        wanted = [self._outputs[name] for name in outputs]
+        # Binding copies what lies elsewhere than the provider wants it, so it is done at every run.
+        stays = self.device == self._device
+        bound = self._own(buffers).bound(self._session, wanted, again=stays)
         _bind(bound.binding, feeds)
         if bound.results is not None:
             self._session.run_with_iobinding(bound.binding)
@@ -219,7 +220,9 @@ class OnnxGraph:
 
 def open_mover(dtype: str, provider: str) -> ort.InferenceSession:
     """The session that moves places of key/value buffers; one thread, since it only copies."""
-    return _session(gather_model(dtype), provider, BackendOptions(threads=1))
+    return _session(
+        gather_model(dtype), provider, BackendOptions(threads=1), strict=provider != "cpu"
+    )
 
 
 class _Bound(NamedTuple):
@@ -277,7 +280,12 @@ class OnnxKVBuffers:
         return self._values[name]
 
     def bound(
-        self, session: ort.InferenceSession, outputs: Sequence[TensorSpec], *, kept: bool = False
+        self,
+        session: ort.InferenceSession,
+        outputs: Sequence[TensorSpec],
+        *,
+        kept: bool = False,
+        again: bool = True,
     ) -> _Bound:
         """The buffers bound as `past_*` and, in place, as `present_*` inputs and outputs.
 
@@ -290,8 +298,11 @@ class OnnxKVBuffers:
                 shape; each set has a binding of its own, since a name that was bound once is
                 computed at every run.
             kept: What comes out is kept beyond the next run, so the caller binds it in any case.
+            again: Whether the same binding serves the next run.
         """
         key = (id(session), kept, tuple(output.name for output in outputs))
+        if not again:
+            self._bound.pop(key, None)
         if key not in self._bound:
             binding = session.io_binding()
             for name, value in self._values.items():
@@ -394,49 +405,27 @@ def _bound_results(
     return results
 
 
-#: Operators with which graphs compute shapes and places, of numbers that the host has anyway.
-_SHAPE_OPERATORS = frozenset(
-    (
-        *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather"),
-        *("Identity", "Max", "Min", "Mul", "Pad", "Range", "ReduceMax", "Reshape", "Shape"),
-        *("Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
-    )
-)
+def _checked_session(
+    path: Path, provider: Provider, chosen: BackendOptions
+) -> ort.InferenceSession:
+    """A session that runs where it was told to. Raises BackendError, and what loading raises."""
+    host = chosen.host_nodes
+    if host is not None and not host.may and provider.name != CPU:
+        # Where this fails, the other way finds what would run on the CPU, and names it.
+        with suppress(Exception):
+            session = _session(str(path), provider, chosen, strict=True)
+            check_places(session, path.name, provider, host)
+            return session
+    session = _session(str(path), provider, chosen)
+    if provider.name != CPU:
+        check_places(session, path.name, provider, host)
+    return session
 
 
-def _check_whole(session: ort.InferenceSession, path: Path) -> None:
-    """Refuse a graph that would run on the CPU in part, although CUDA was asked for.
-
-    Besides being slow, it can be wrong: a node on the CPU reads what was bound on the device from a
-    copy that is made once, when it is bound. onnxruntime's own switch for this
-    (`session.disable_cpu_ep_fallback`) refuses shape arithmetic, too, which every graph has.
-
-    Raises:
-        BackendError: CUDA does not load, or has no kernels for operators of the graph.
-    """
-    if "CUDAExecutionProvider" not in session.get_providers():
-        raise BackendError(
-            "the CUDA provider is installed but does not load (driver or CUDA libraries "
-            "missing?); see `lrs-edge doctor`, or use --device cpu"
-        )
-    # onnxruntime says so since 1.24; before, a node on the CPU is not noticed.
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return
-    elsewhere = {
-        node.op_type
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != "CUDAExecutionProvider"
-        for node in part.get_nodes()
-    } - _SHAPE_OPERATORS
-    if elsewhere:
-        raise BackendError(
-            f"{path.name} would run on the CPU in part ({', '.join(sorted(elsewhere)[:4])}), "
-            "which onnxruntime's CUDA provider has no kernels for; use --device cpu, or export "
-            "the checkpoint for CUDA: lrs-edge export CHECKPOINT --target cuda -o BUNDLE"
-        )
-
-
-def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.InferenceSession:
+def _session(
+    model: str | bytes, where: str | Provider, chosen: BackendOptions, *, strict: bool = False
+) -> ort.InferenceSession:
+    provider = resolve(where) if isinstance(where, str) else where
     options = ort.SessionOptions()
     options.log_severity_level = 4
     # Threads of a session go on spinning for a while after a run, which takes the cores from the
@@ -448,11 +437,10 @@ def _session(model: str | bytes, provider: str, chosen: BackendOptions) -> ort.I
         options.intra_op_num_threads = threads
     if chosen.unpack_weights:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    providers = ["CPUExecutionProvider"]
-    if provider == "cuda":
-        providers.insert(0, "CUDAExecutionProvider")
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return ort.InferenceSession(model, options, providers=providers)
+    options.add_session_config_entry(RECORD, "1")
+    arguments = provider.add_to(options, strict=strict)
+    with nullcontext() if provider.name == CPU else quiet():
+        return ort.InferenceSession(model, options, **arguments)
 
 
 def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:

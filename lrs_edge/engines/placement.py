@@ -6,12 +6,14 @@ and one entry in `engines()`. Whatever else asks for a graph names a stage and w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from lrs_edge.bundle.bundle import Bundle
+from lrs_edge.bundle.host_nodes import host_nodes
 from lrs_edge.bundle.manifest import (
     ONNXRUNTIME,
     DecoderSpec,
@@ -19,12 +21,15 @@ from lrs_edge.bundle.manifest import (
     Manifest,
     StageSpec,
 )
-from lrs_edge.engines.base import BackendOptions, Graph
-from lrs_edge.engines.devices import AUTO, STAGE_NAMES, StageName
+from lrs_edge.engines.base import BackendOptions, Graph, HostNodes
+from lrs_edge.engines.devices import AUTO, PROVIDER_PREFIX, STAGE_NAMES, StageName, StagePlace
 from lrs_edge.engines.joined import JoinedGraph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
 from lrs_edge.requests.memory import means_no_memory
+
+#: Precisions whose products are computed in integers.
+INTEGER_PRECISIONS = ("int8-dynamic", "int8-static")
 
 #: What a stage's graph is needed for: the usual, an attention bias, buffers of int8, or what
 #: follows an RFM that is the language model's first layers.
@@ -111,9 +116,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where all stages run."""
+    """Where all stages run, and what to say of the choice, one sentence each."""
 
     places: Mapping[StageName, Place]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One device where that is all, else `vision=cuda,rfm=cpu,...`."""
@@ -159,6 +165,7 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
     stages = _specs(bundle.manifest)
     wanted = {stage: name for stage, name in wanted.items() if stage in stages}
     choices: dict[StageName, list[Place]] = {}
+    notes: list[str] = []
     for stage, name in wanted.items():
         places = _places(name)
         problems = [place.engine.problem(stages[stage], place.device) for place in places]
@@ -167,8 +174,10 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
         ]
         if not choices[stage]:
             raise BundleError(f"{bundle.path} {problems[0]}")
-    first = Placement({stage: places[0] for stage, places in choices.items()})
-    last = Placement({stage: places[-1] for stage, places in choices.items()})
+        if problems[0] and not notes and _has_driver():
+            notes.append(f"auto takes no {places[0].device} here: this bundle {problems[0]}")
+    first = Placement({stage: places[0] for stage, places in choices.items()}, tuple(notes))
+    last = Placement({stage: places[-1] for stage, places in choices.items()}, tuple(notes))
     # `auto` is one decision: stages that nobody placed run together where all of them can.
     free = [stage for stage, name in wanted.items() if name == AUTO]
     if len({first.places[stage].device for stage in free}) > 1:
@@ -181,6 +190,8 @@ def _places(name: str) -> list[Place]:
     known = engines()
     if name == AUTO:
         return [Place(known[0], device) for device in known[0].devices()]
+    if name.startswith(PROVIDER_PREFIX):
+        return [Place(known[0], _onnx_provider(name))]
     for engine in known:
         if name in engine.every:
             if name not in engine.devices():
@@ -217,6 +228,17 @@ class GraphLoader:
         self._placement = placement
         self._options = options
         self._meter = meter
+        self._loaded: list[tuple[StageName, Graph]] = []
+
+    def places(self) -> tuple[StagePlace, ...]:
+        """Where every stage runs, with the nodes of those of its graphs that are loaded by now."""
+        found = []
+        for stage, place in self._placement.places.items():
+            nodes: Counter[str] = Counter()
+            for _, graph in filter(lambda one: one[0] == stage, self._loaded):
+                nodes.update(graph.nodes)
+            found.append(StagePlace(stage, place.engine.name, place.device, dict(nodes)))
+        return tuple(found)
 
     def path(self, stage: StageName, need: Need = "usual") -> str | None:
         """The file in the bundle that serves a stage's need where it is placed; None for none."""
@@ -276,9 +298,20 @@ class GraphLoader:
         """A graph whose runs are not counted."""
         place = self._placement.places[stage]
         options = replace(
-            self._options, provider=place.device, unpack_weights=unpack_weights, stages={}
+            self._options,
+            provider=place.device,
+            unpack_weights=unpack_weights,
+            stages={},
+            host_nodes=None if place.device == "cpu" else self._host_nodes(path),
         )
-        return place.engine.load(self._bundle.graph(path), options)
+        graph = place.engine.load(self._bundle.graph(path), options)
+        self._loaded.append((stage, graph))
+        return graph
+
+    def _host_nodes(self, path: str) -> HostNodes:
+        facts = self._bundle.graph_facts(path)
+        may = host_nodes(facts)
+        return HostNodes(may, frozenset(node.name for node in facts.nodes) - may)
 
 
 def unpacks_weights(stage: StageName, precision: str) -> bool:
@@ -316,17 +349,43 @@ def _load_onnx(path: Path, options: BackendOptions) -> Graph:
     return OnnxGraph.load(path, options)
 
 
-def _onnx_problem(spec: StageSpec, device: str) -> str:
-    """GroupQueryAttention has CUDA kernels for float16 only.
+def _onnx_provider(device: str) -> str:
+    """The device of `onnxruntime:NAME`, under its shortest name. Raises BackendError."""
+    _onnx_devices()
+    from lrs_edge.engines.providers import provider
 
-    In float32 it falls to the CPU inside of a CUDA session, where bound key/value buffers are
-    copied once instead of at every run: the numbers are wrong from the second chunk on.
+    return provider(device).device
+
+
+def _has_driver() -> bool:
+    from lrs_edge.engines.providers import has_driver
+
+    return has_driver()
+
+
+def _onnx_problem(spec: StageSpec, device: str) -> str:
+    """What CUDA has no kernels for, as far as the manifest tells; the rest is found on loading.
+
+    GroupQueryAttention has CUDA kernels for float16 only. In float32 it falls to the CPU inside of
+    a CUDA session, where bound key/value buffers are copied once instead of at every run: the
+    numbers are wrong from the second chunk on. Integers: DynamicQuantizeLinear has no kernel, and
+    static ones are dequantized there, at .71 ms where float16 takes .46 (H100).
     """
-    if device == "cpu" or not isinstance(spec, DecoderSpec) or spec.floats == "float16":
+    if device != "cuda":
         return ""
-    return (
-        "would answer wrongly on CUDA: its region focus module or language "
-        "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
+    remedy = (
         "Use --device cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
         "--target cuda -o BUNDLE"
     )
+    if isinstance(spec, DecoderSpec) and spec.floats != "float16":
+        return (
+            "would answer wrongly on CUDA: its region focus module or language "
+            "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
+            f"{remedy}"
+        )
+    if spec.precision in INTEGER_PRECISIONS:
+        return (
+            f"has a stage in {spec.precision}, which ONNX Runtime's CUDA provider has no integer "
+            f"products for: they would run on the CPU or in floats, slower than float16. {remedy}"
+        )
+    return ""

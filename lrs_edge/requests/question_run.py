@@ -431,6 +431,7 @@ class QuestionRun:
             prune=self._options.prune,
             segments=self._segments,
             objects=self._note.reports(raster.width, raster.height),
+            stages=self._stages.places(),
             confidence=self._confidence.value(len(self._ids)),
             margin=sure.margin,
             log_probability=sure.log_probability,
