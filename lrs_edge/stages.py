@@ -19,6 +19,7 @@ from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.devices import StagePlace
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import GraphLoader, Placement, placements
+from lrs_edge.engines.rows import Rows, newline_sources, text_sources
 from lrs_edge.errors import BackendError, BundleError, QuestionError, UsageError
 from lrs_edge.language.decoder import Decoder
 from lrs_edge.language.layout import SequenceBuilder
@@ -111,7 +112,10 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     if manifest.vision.objects is not None:
         prompt.check_labels(manifest.vision.objects.labels)
     sequences = SequenceBuilder(
-        prompt, embeddings.lookup, embeddings.newline, manifest.vision.grid**2
+        prompt,
+        lambda ids: Rows.of(embeddings.lookup(ids), text_sources(ids)),
+        Rows.of(embeddings.newline[None], newline_sources()),
+        manifest.vision.grid**2,
     )
     vision = VisionEncoder(
         graphs.stage("vision"), manifest.vision, manifest.llm.width, embeddings.positions

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.bundle.layout import LocalRows, LocalTiles, Part, PromptSpec, rows_layout
+from lrs_edge.engines.rows import Rows, Sources
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.prompt import Prompt
 from tests.checkpoints import byte_tokenizer
+
+
+def content_sources(embeds: NDArray[np.float32]) -> Sources:
+    """Sources uint64 [n] for made-up embeddings: equal where their numbers are."""
+    rows = np.ascontiguousarray(embeds, np.float32)
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, np.uint64)
+
+
+def recognisable(embeds: NDArray[np.float32]) -> Rows:
+    """Made-up embeddings that caches recognise by their numbers."""
+    return Rows.of(embeds, content_sources(embeds))
+
 
 #: Text, global view, a separator of one token, rows, the question.
 ROWS = rows_layout("ab", "{question}", separator_id=58)

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lrs_edge.engines.onnx import OnnxKVBuffers, open_mover
+from lrs_edge.engines.rows import UNKNOWN
 from lrs_edge.errors import BackendError
 from lrs_edge.language.kv_cache import (
     GROWTH,
-    UNKNOWN,
     KVCache,
     TokenKind,
-    fingerprints,
     make_tokens,
 )
+from tests.sequences import content_sources
 
 NAMES = ("key_0", "value_0", "key_1")
 
@@ -143,20 +143,20 @@ def marked(count: int, seed: int = 0) -> tuple[KVCache, np.ndarray]:
     embeds = np.random.default_rng(seed).normal(size=(count, 6)).astype(np.float32)
     cache = new_cache()
     cache.reserve(count)
-    cache.append(make_tokens(np.arange(count), TokenKind.TILE), fingerprints(embeds))
+    cache.append(make_tokens(np.arange(count), TokenKind.TILE), content_sources(embeds))
     return cache, embeds
 
 
 @given(st.integers(0, 6), st.integers(0, 5), st.integers(0, 5))
-def test_tokens_are_recognised_by_content_and_place(length: int, changed: int, moved: int) -> None:
+def test_tokens_are_recognised_by_source_and_place(length: int, changed: int, moved: int) -> None:
     cache, embeds = marked(6)
     tokens = cache.tokens[:length]
-    assert cache.common_prefix(tokens, fingerprints(embeds[:length])) == length
+    assert cache.common_prefix(tokens, content_sources(embeds[:length])) == length
     other = embeds[:length].copy()
     other[changed:] += 1
-    assert cache.common_prefix(tokens, fingerprints(other)) == min(length, changed)
+    assert cache.common_prefix(tokens, content_sources(other)) == min(length, changed)
     tokens["position"][moved:] += 1
-    assert cache.common_prefix(tokens, fingerprints(embeds[:length])) == min(length, moved)
+    assert cache.common_prefix(tokens, content_sources(embeds[:length])) == min(length, moved)
     assert cache.common_prefix(tokens, np.full(length, UNKNOWN)) == 0
 
 
@@ -170,7 +170,7 @@ def test_tokens_behind_a_dropped_one_are_not_trusted(dropped: set[int], length: 
     unharmed = min(dropped, default=8)
     assert cache.known == min(unharmed, len(kept))
     # Even where the new sequence has the same gaps.
-    assert cache.common_prefix(cache.tokens, fingerprints(embeds[kept])) == cache.known
+    assert cache.common_prefix(cache.tokens, content_sources(embeds[kept])) == cache.known
     assert (cache.output is None) == bool(dropped)
     cache.truncate(min(length, len(cache)))
     assert (cache.output is None) == (bool(dropped) or length < 8)

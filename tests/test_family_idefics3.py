@@ -132,7 +132,7 @@ def test_the_whole_image_and_what_is_kept_of_it(
     text = np.array(ids) != image_id
     table = model.get_input_embeddings().weight.detach().numpy()
     assert len(found.sequence) == len(ids)
-    np.testing.assert_allclose(found.sequence.embeds[text], table[np.array(ids)[text]], atol=1e-6)
+    np.testing.assert_allclose(found.sequence.values[text], table[np.array(ids)[text]], atol=1e-6)
     pixels = processor(kind, tile)(Image.open(image), return_tensors="pt")
     wanted = parity.generated(model, ids, pixel_values=pixels["pixel_values"])
     parity.assert_same(found, wanted)

@@ -236,7 +236,7 @@ def test_the_whole_image_and_what_is_kept_of_it(
     table = model.get_input_embeddings().weight.detach().numpy()
     assert len(found.sequence) == len(ids)
     np.testing.assert_allclose(
-        found.sequence.embeds[text_places], table[np.array(ids)[text_places]], atol=1e-6
+        found.sequence.values[text_places], table[np.array(ids)[text_places]], atol=1e-6
     )
     pixels = processor()(Image.open(image), return_tensors="pt")
     assert len(pixels["pixel_values"]) == 7

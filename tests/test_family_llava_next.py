@@ -133,7 +133,7 @@ def test_the_global_view_is_stretched(tmp_path: Path) -> None:
     bright[:, -TILE:] = 255
     Image.fromarray(bright).save(tmp_path / "bright.png")
     one, other = (
-        parity.asked(bundle, path, max_tiles=0).sequence.embeds
+        parity.asked(bundle, path, max_tiles=0).sequence.values
         for path in (image, tmp_path / "bright.png")
     )
     assert not np.allclose(one, other)

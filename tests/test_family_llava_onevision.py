@@ -118,7 +118,7 @@ def test_pooled_tiles(tmp_path: Path) -> None:
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
         features = model.model.multi_modal_projector(states)
         wanted = model.model.apply_pooling(features[1:]).numpy()
-    local = found.sequence.embeds[found.input_ids.index(-200) + TOKENS :][: 4 * 5]
+    local = found.sequence.values[found.input_ids.index(-200) + TOKENS :][: 4 * 5]
     shown = local.reshape(4, 5, -1)[:, :4].reshape(2, 2, 2, 2, -1).transpose(0, 2, 1, 3, 4)
     np.testing.assert_allclose(shown.reshape(4, 4, -1), wanted, atol=1e-4)
     parity.assert_continued(model, found, (258,))

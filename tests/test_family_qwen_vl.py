@@ -218,7 +218,7 @@ def test_tiles_are_parts_of_one_image_and_keep_their_places(made: Any, tmp_path:
     # of that size.
     grids = [(2 * SIDE, 2 * SIDE), (2 * SIDE, 4 * SIDE)]
     assert np.array_equal(found.sequence.positions, positions(model, ids, grids))
-    local = found.sequence.embeds[found.sequence.tokens["kind"] == TokenKind.TILE]
+    local = found.sequence.values[found.sequence.tokens["kind"] == TokenKind.TILE]
     rows = local.reshape(SIDE, 2, SIDE, -1).transpose(1, 0, 2, 3).reshape(2, SIDE**2, -1)
     for number in range(2):
         part = pixels[:, number * tile : (number + 1) * tile]

@@ -192,7 +192,7 @@ def test_all_who_build_sequences_build_the_same(
     assert np.array_equal(position_ids(labels), np.arange(len(wanted))[None])
     model = marked(read_model(find_checkpoint(str(source))))
     calibrated = PromptSequence(model, model_sequences(model), tokens, question=QUESTION)
-    np.testing.assert_allclose(calibrated.whole.embeds, wanted, atol=1e-5)
+    np.testing.assert_allclose(calibrated.whole.values, wanted, atol=1e-5)
     encoder, _ = open_encoder(model, tmp_path, None)
     asked = [TrainingQuestion(image.name, QUESTION, ())]
     assembler = Assembler(model, encoder, asked, image.parent, tmp_path)

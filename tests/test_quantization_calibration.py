@@ -98,7 +98,7 @@ def test_decoder_statistics_are_those_of_one_pass(model: Model, data: Calibratio
 
     def run(observe: Observer) -> None:
         for x in data.pruned:
-            text = torch.from_numpy(x.embeds)
+            text = torch.from_numpy(x.values)
             stages.llm_logits(model.llm, head, text, min(64, len(x)), observe=observe)
 
     wanted = observed(run)
@@ -119,7 +119,7 @@ def test_decoder_statistics_are_those_of_one_pass(model: Model, data: Calibratio
 def test_rfm_statistics_include_the_scoring_layer(model: Model, data: CalibrationData) -> None:
     def run(observe: Observer) -> None:
         for x in data.sequences:
-            stages.rfm_logits(model.region_focus, torch.from_numpy(x.embeds), observe=observe)
+            stages.rfm_logits(model.region_focus, torch.from_numpy(x.values), observe=observe)
 
     wanted = observed(run)
     calibrator = DecoderCalibrator(model.region_focus, data.sequences, second_moments=True)

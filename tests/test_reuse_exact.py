@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import lrs_edge
 from lrs_edge import Engine
-from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.engines.rows import Rows
+from lrs_edge.language.kv_cache import TokenKind, Tokens, make_tokens
+from tests.sequences import recognisable
 from tests.test_engine import picture
 
 CHUNK = 8
@@ -52,7 +54,7 @@ def test_any_order_of_passes_gives_the_numbers_of_an_empty_cache(
 
 def sequence(
     engine: Engine, shown: int, parts_at: int, words: int
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
+) -> tuple[Rows, Tokens, list[int]]:
     """A pass: prefix, `shown` local tokens of which those from `parts_at` on are others, text."""
     rng = np.random.default_rng(1)
     embeds = rng.standard_normal((PREFIX + 60, engine.manifest.rfm.hidden)).astype(np.float32)
@@ -63,7 +65,7 @@ def sequence(
     kinds = np.full(len(whole), TokenKind.TILE, np.int8)
     kinds[:PREFIX], kinds[PREFIX + shown :] = TokenKind.GLOBAL, TokenKind.QUESTION
     tokens = make_tokens(np.arange(len(whole), dtype=np.int64), kinds)
-    return whole, tokens, [PREFIX, PREFIX + shown, len(whole)]
+    return recognisable(whole), tokens, [PREFIX, PREFIX + shown, len(whole)]
 
 
 #: A strip of one column of tiles: a few of them are where the whole level begins.

@@ -27,6 +27,7 @@ from lrs_edge.stages import Stages, load_stages
 from lrs_edge_export.bundle.options import ExportOptions, Precisions
 from lrs_edge_export.bundle.writer import export_bundle
 from tests.checkpoints import LAYERS, edit_json, write_qwen
+from tests.sequences import recognisable
 
 QUESTIONS = ("What is this?", "Is there a ship in the harbour?")
 
@@ -151,7 +152,9 @@ def test_the_prefix_runs_once_for_both(export: Callable[..., Path], tmp_path: Pa
         stages = loaded(bundle)
         assert stages.focus is not None
         rng = np.random.default_rng(0)
-        embeds = rng.standard_normal((70, stages.manifest.llm.width)).astype(np.float32)
+        embeds = recognisable(
+            rng.standard_normal((70, stages.manifest.llm.width)).astype(np.float32)
+        )
         tokens = make_tokens(np.arange(70, dtype=np.int64), TokenKind.GLOBAL)
         own, llm = stages.focus.new_cache(), stages.llm.new_cache()
         assert stages.focus.known(own, 70, llm) == 0

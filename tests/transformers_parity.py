@@ -339,7 +339,7 @@ def continued(model: Any, found: Asked, stops: Mapping[int, Any] | Sequence[int]
         stops: Ids that end an answer.
     """
     table, ids, cache, first = model.get_input_embeddings(), [], None, None
-    embeds = torch.from_numpy(found.sequence.embeds)[None]
+    embeds = torch.from_numpy(found.sequence.values)[None]
     positions = torch.from_numpy(found.positions)
     more = _added_later(embeds[..., table.embedding_dim :], table.embedding_dim)
     embeds = embeds[..., : table.embedding_dim]

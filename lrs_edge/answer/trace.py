@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.answer.confidence import Certainty
+from lrs_edge.engines.rows import Embeds, joined
 from lrs_edge.errors import UsageError
 from lrs_edge.files import check_replaceable, replacing
 from lrs_edge.language.kv_cache import Tokens
@@ -25,7 +26,6 @@ from lrs_edge.language.prompt import IMAGE_TOKEN, PromptTokens
 from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.pyramid.levels import Pyramid
 from lrs_edge.search.result import LevelPass, SearchResult
-from lrs_edge.vision.encoder import Features
 
 
 class Trace:
@@ -62,13 +62,11 @@ class Trace:
         view = pyramid.global_view
         self.put("global_resize_hw", (view.height, view.width))
 
-    def add_global(self, tokens: Features) -> None:
+    def add_global(self, tokens: Embeds) -> None:
         """Every 32nd token of the projected global view."""
-        self.put("proj_global_rows32", tokens[::32])
+        self.put("proj_global_rows32", np.asarray(tokens[::32]))
 
-    def add_search(
-        self, result: SearchResult, prefix: TokenSequence, after: NDArray[np.float32]
-    ) -> None:
+    def add_search(self, result: SearchResult, prefix: TokenSequence, after: Embeds) -> None:
         """Scores, selected tiles and kept tokens of every level.
 
         `rfm{s}_*` are the scores of whatever scored; levels whose tokens were all taken have none.
@@ -83,10 +81,10 @@ class Trace:
             self.put("topk1_indices_with_newlines", first.local.indices[first.kept])
 
     def _add_pass(
-        self, number: int, scored: LevelPass, prefix: TokenSequence, after: NDArray[np.float32]
+        self, number: int, scored: LevelPass, prefix: TokenSequence, after: Embeds
     ) -> None:
         local = scored.local
-        embeds = np.concatenate([prefix.embeds, local.embeds, after])
+        embeds = np.asarray(joined([prefix.embeds, local.embeds, after]))
         self.put(f"seq{number}_rownorm", np.linalg.norm(embeds, axis=1))
         self.put(f"seq{number}_rowsum", embeds.sum(axis=1))
         self.put(f"seq{number}_local_hw_incl_newline", (scored.grid.rows, scored.grid.width))
@@ -119,8 +117,8 @@ class Trace:
 
     def add_final(self, sequence: TokenSequence) -> None:
         """The sequence given to the language model."""
-        self.put("final_embeds_rownorm", np.linalg.norm(sequence.embeds, axis=1))
-        self.put("final_embeds_rowsum", sequence.embeds.sum(axis=1))
+        self.put("final_embeds_rownorm", np.linalg.norm(sequence.values, axis=1))
+        self.put("final_embeds_rowsum", sequence.values.sum(axis=1))
         self.put("prefill_position_ids", sequence.tokens["position"].astype(np.int64))
         self.put("prefill_attention_mask", np.ones(len(sequence), np.int64))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lrs_edge.baselines.inside import VISION, PruningPlan, kept_count, kept_places
 from lrs_edge.bundle.manifest import DecoderSpec, SegmentSpec
 from lrs_edge.engines.base import Graph, Tensor
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.errors import BundleError
 from lrs_edge.language.decoder import PREFILL_CHUNK, check_layers, pass_on, run_layers
 from lrs_edge.language.kv_cache import KVCache, Tokens
@@ -75,7 +76,7 @@ class SegmentedDecoder:
             )
 
     def prefill(
-        self, embeds: NDArray[np.float32], tokens: Tokens, plan: PruningPlan
+        self, embeds: Embeds, tokens: Tokens, plan: PruningPlan
     ) -> tuple[SegmentCaches, NDArray[np.float32]]:
         """Run a prompt through all segments, dropping vision tokens at the plan's cuts.
 
@@ -105,9 +106,7 @@ class SegmentedDecoder:
                 states, tokens = states[places], tokens[places]
         return caches, states
 
-    def forward(
-        self, caches: SegmentCaches, embeds: NDArray[np.float32], tokens: Tokens
-    ) -> NDArray[np.float32]:
+    def forward(self, caches: SegmentCaches, embeds: Embeds, tokens: Tokens) -> NDArray[np.float32]:
         """Run a few new tokens through all segments at once; nothing is dropped.
 
         The states between segments stay on the device.
@@ -120,7 +119,7 @@ class SegmentedDecoder:
         Returns:
             Logits float32 [1, V] of the last token.
         """
-        states: NDArray[np.float32] | Tensor = embeds
+        states: Embeds | Tensor = embeds
         *inner, cache = caches.caches
         for number, behind in enumerate(inner):
             behind.reserve(len(tokens))
@@ -135,7 +134,7 @@ class SegmentedDecoder:
         self,
         number: int,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         ranking: str,
     ) -> _Output:

@@ -24,6 +24,7 @@ from lrs_edge.benchmarking.measure import Measurement, Stopwatch, Timed, repeat
 from lrs_edge.bundle.bundle import Bundle
 from lrs_edge.bundle.manifest import DecoderSpec
 from lrs_edge.engines.metered import GraphWork
+from lrs_edge.engines.rows import Rows, block_sources, new_block
 from lrs_edge.evaluation.flops import graph_costs
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.sampling import Sampler
@@ -200,6 +201,10 @@ class EngineBench:
         place = cache.buffers.nbytes // cache.buffers.capacity
         return self._work(before, decoder_arithmetic(spec.precision), place=place)
 
+    def _noise(self, count: int, width: int) -> Rows:
+        """Embeddings that differ from all others, as those of a tile not seen before."""
+        return Rows.of(self._random(count, width), block_sources(new_block(), count))
+
     def _random(self, count: int, width: int) -> NDArray[np.float32]:
         return self._rng.standard_normal((count, width), np.float32)
 
@@ -212,12 +217,12 @@ class EngineBench:
     def _text(self, length: int) -> TokenSequence:
         """Tokens of random words, at positions from 0."""
         ids = self._rng.integers(0, self._stages.manifest.llm.vocabulary, length)
-        return self._stages.sequences.suffix(self._stages.embeddings.lookup(ids), 0)
+        return self._stages.sequences.suffix(self._stages.sequences.text(ids), 0)
 
     def _prefix(self) -> TokenSequence:
         """Text before the image, a global view that shows noise, separator."""
         stages = self._stages
-        view = self._random(stages.vision.spec.grid**2, stages.manifest.llm.width)
+        view = self._noise(stages.vision.spec.grid**2, stages.manifest.llm.width)
         return stages.sequences.prefix(view)
 
     def _level(self, prefix: TokenSequence, tiles: int) -> TokenSequence:
@@ -229,12 +234,12 @@ class EngineBench:
         grid = TokenGrid(rows * side, cols * side, side, rows, cols)
         hidden = stages.manifest.llm.width
         features = {
-            TileIndex(place // cols, place % cols): self._random(side * side, hidden)
+            TileIndex(place // cols, place % cols): self._noise(side * side, hidden)
             for place in range(tiles)
         }
         local = stages.sequences.local(grid, features, 0, close_gaps=True)
         asked = stages.prompt.tokens(_QUESTION, "").after
-        after = stages.sequences.after(asked, self._random(stages.vision.spec.grid**2, hidden))
+        after = stages.sequences.after(asked, self._noise(stages.vision.spec.grid**2, hidden))
         return concatenate(*stages.sequences.behind(prefix, local, after))
 
     def _most_tiles(self) -> int:

@@ -200,3 +200,33 @@ class Graph(Protocol):
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:
         """Empty buffers for the inputs `past_<name>`, on the graph's device."""
         ...
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """A copy of a host array on the graph's device; on the host, the array itself."""
+        ...
+
+    def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
+        """Rows of tables, on the graph's device, as its `inputs_embeds`.
+
+        Args:
+            tables: float32 [m, D] each, of any m, on the graph's device (`upload`).
+            places: int64 [n], rows of all tables laid end to end.
+
+        Returns:
+            float32 [1, n, D], in memory of its own.
+
+        Raises:
+            OutOfMemoryError: It does not fit into the device's memory.
+        """
+        ...
+
+    def beside(self, model: bytes) -> Graph:
+        """A small graph on the same device, for what is done to this one's inputs or outputs there.
+
+        Args:
+            model: Serialized ONNX (`small_models.py`), of inputs with open sizes.
+
+        Raises:
+            BackendError: The engine cannot run it.
+        """
+        ...

@@ -8,6 +8,7 @@ that the RFM can take over (`JoinedBuffers.front`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +135,18 @@ class JoinedGraph:
         if not isinstance(buffers, JoinedBuffers):
             raise TypeError(f"{type(buffers).__name__} does not belong to two joined graphs")
         return buffers
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """See `lrs_edge.engines.base.Graph.upload`."""
+        return self._front.upload(array)
+
+    def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
+        """See `lrs_edge.engines.base.Graph.gather_rows`."""
+        return self._front.gather_rows(tables, places)
+
+    def beside(self, model: bytes) -> Graph:
+        """See `lrs_edge.engines.base.Graph.beside`."""
+        return self._front.beside(model)
 
     def new_buffers(self, names: Sequence[str]) -> JoinedBuffers:
         """Empty buffers for the inputs `past_<name>` of both."""

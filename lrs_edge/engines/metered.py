@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +152,18 @@ class MeteredGraph:
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:
         """Empty buffers on the graph's device."""
         return self._graph.new_buffers(names)
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """See `Graph.upload`."""
+        return self._graph.upload(array)
+
+    def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
+        """See `Graph.gather_rows`."""
+        return self._graph.gather_rows(tables, places)
+
+    def beside(self, model: bytes) -> Graph:
+        """See `Graph.beside`; its runs are not counted."""
+        return self._graph.beside(model)
 
 
 def _work(feeds: Mapping[str, Feed]) -> GraphWork:

@@ -24,6 +24,7 @@ from lrs_edge.engines.gather_model import gather_model
 from lrs_edge.engines.node_places import RECORD, check_places, node_places
 from lrs_edge.engines.providers import CPU, Provider, available, quiet
 from lrs_edge.engines.providers import provider as resolve
+from lrs_edge.engines.onnx_rows import RowGatherer
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
 from lrs_edge.requests.memory import means_no_memory
@@ -89,6 +90,7 @@ class OnnxGraph:
         self._inputs = _specs(session.get_inputs())
         self._outputs = _specs(session.get_outputs())
         self._mover: ort.InferenceSession | None = None
+        self._gatherer: RowGatherer | None = None
 
     @classmethod
     def load(cls, path: Path, options: BackendOptions) -> OnnxGraph:
@@ -216,6 +218,36 @@ class OnnxGraph:
         if self._mover is None:
             self._mover = open_mover(spec.dtype, self._device)
         return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._device, self._mover)
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """See `lrs_edge.engines.base.Graph.upload`."""
+        if self._device == "cpu":
+            return HostTensor(array)
+        try:
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+        except Exception as error:
+            raise _translated(error, f"inputs of {self.name} cannot be copied") from error
+        return OrtTensor(value)
+
+    def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
+        """See `lrs_edge.engines.base.Graph.gather_rows`."""
+        if self._gatherer is None:
+            self._gatherer = RowGatherer(self._open_beside, self._device)
+        values = [
+            table.value if isinstance(table, OrtTensor) else _as_value(table) for table in tables
+        ]
+        try:
+            return OrtTensor(self._gatherer.gather(values, places))
+        except Exception as error:
+            raise _translated(error, f"inputs of {self.name} cannot be gathered") from error
+
+    def beside(self, model: bytes) -> OnnxGraph:
+        """See `lrs_edge.engines.base.Graph.beside`."""
+        return OnnxGraph(self._open_beside(model), self._device, self._path)
+
+    def _open_beside(self, model: bytes) -> ort.InferenceSession:
+        """The session of a small graph; one thread, since it does little."""
+        return _session(model, self._device, BackendOptions(threads=1))
 
 
 def open_mover(dtype: str, provider: str) -> ort.InferenceSession:
@@ -372,6 +404,11 @@ class OnnxKVBuffers:
             )
         except Exception as error:
             raise _translated(error, f"a KV buffer of shape {shape} cannot be had") from error
+
+
+def _as_value(table: Feed) -> ort.OrtValue:
+    array = table if isinstance(table, np.ndarray) else table.numpy()
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _on_host(feeds: Mapping[str, Feed]) -> dict[str, NDArray[Any]]:

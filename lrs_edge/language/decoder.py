@@ -10,15 +10,9 @@ from numpy.typing import NDArray
 
 from lrs_edge.bundle.manifest import DecoderSpec
 from lrs_edge.engines.base import Feed, Graph, Tensor
+from lrs_edge.engines.rows import UNKNOWN, Embeds, Rows, Sources, sources_of
 from lrs_edge.errors import BackendError, BundleError
-from lrs_edge.language.kv_cache import (
-    UNKNOWN,
-    Fingerprints,
-    KVCache,
-    Tokens,
-    fingerprints,
-    position_ids,
-)
+from lrs_edge.language.kv_cache import KVCache, Tokens, position_ids
 
 #: Tokens of a long prompt that run through the layers at once: attention holds heads x chunk x
 #: keys numbers, which for a whole level of a scene would be most of the memory that is needed. No
@@ -95,7 +89,7 @@ class Decoder:
     def forward(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         attention_bias: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
@@ -122,7 +116,7 @@ class Decoder:
     def prefill(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         ends: Sequence[int],
         attention_bias: NDArray[np.float32] | None = None,
@@ -151,10 +145,10 @@ class Decoder:
         """
         total = len(tokens)
         known = ends[0] if attention_bias is not None else ends[-1]
-        marks = np.full(total, UNKNOWN, np.uint64)
-        marks[:known] = fingerprints(embeds[:known])
+        sources = np.full(total, UNKNOWN, np.uint64)
+        sources[:known] = sources_of(embeds)[:known]
         bounds = _boundaries(*ends, total)
-        alike = cache.computed_alike(tokens, marks, bounds)
+        alike = cache.computed_alike(tokens, sources, bounds)
         if alike == total:
             cache.truncate(total)
             if (output := cache.output) is not None:
@@ -166,32 +160,30 @@ class Decoder:
         if attention_bias is not None and start < head:
             part = slice(start, head)
             runs = [bound - start for bound in bounds if start <= bound <= head]
-            self._run(cache, embeds[part], tokens[part], marks[part], None, runs, on_part)
+            self._run(cache, embeds[part], tokens[part], sources[part], None, runs, on_part)
             start = head
         runs = [bound - start for bound in bounds if bound >= start]
         logits = self._run(
-            cache, embeds[start:], tokens[start:], marks[start:], attention_bias, runs, on_part
+            cache, embeds[start:], tokens[start:], sources[start:], attention_bias, runs, on_part
         )
         if known == total:
             cache.remember(logits)
         return logits
 
-    def begins_with(
-        self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, *ends: int
-    ) -> bool:
+    def begins_with(self, cache: KVCache, embeds: Embeds, tokens: Tokens, *ends: int) -> bool:
         """Whether a cache begins with this sequence, computed as `prefill` with these ends would.
 
         The sequence's own end is one of them.
         """
         bounds = _boundaries(*ends, len(tokens))
-        return cache.computed_alike(tokens, fingerprints(embeds), bounds) == len(tokens)
+        return cache.computed_alike(tokens, sources_of(embeds), bounds) == len(tokens)
 
     def _run(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
-        marks: Fingerprints | None,
+        sources: Sources | None,
         attention_bias: NDArray[np.float32] | None,
         bounds: Sequence[int],
         on_part: OnPart | None = None,
@@ -205,16 +197,16 @@ class Decoder:
             bias = None
             if attention_bias is not None:
                 bias = attention_bias[part, : len(cache) + end - start]
-            marked = None if marks is None else marks[part]
-            logits = self._step(cache, embeds[part], tokens[part], marked, bias)
+            known = None if sources is None else sources[part]
+            logits = self._step(cache, embeds[part], tokens[part], known, bias)
         return logits
 
     def _step(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
-        marks: Fingerprints | None,
+        sources: Sources | None,
         attention_bias: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         graph = self._graph
@@ -222,7 +214,7 @@ class Decoder:
         if attention_bias is not None:
             graph = self._masked_graph()
             more["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
-        (logits,) = run_layers(graph, graph.name, cache, embeds, tokens, ("logits",), more, marks)
+        (logits,) = run_layers(graph, graph.name, cache, embeds, tokens, ("logits",), more, sources)
         wanted = (self.spec.heads, len(cache)) if self._scoring else (1, self.spec.vocabulary)
         if logits.shape != wanted:
             raise BundleError(
@@ -312,11 +304,11 @@ def run_layers(
     graph: Graph,
     name: str,
     cache: KVCache,
-    embeds: NDArray[np.float32] | Tensor,
+    embeds: Embeds | Tensor,
     tokens: Tokens,
     outputs: Sequence[str],
     more: Mapping[str, NDArray[np.generic]] | None = None,
-    marks: Fingerprints | None = None,
+    sources: Sources | None = None,
 ) -> list[NDArray[np.float32]]:
     """Run new tokens through a graph of decoder layers once; the cache holds them afterwards.
 
@@ -328,7 +320,7 @@ def run_layers(
         tokens: Labels [L].
         outputs: Outputs to return.
         more: Inputs besides the usual ones.
-        marks: Fingerprints [L] of the tokens, where they are worth recognising later.
+        sources: Of the embeddings [L], where they are worth recognising later.
 
     Raises:
         BackendError: The engine fails, or gives numbers that are not finite.
@@ -340,14 +332,14 @@ def run_layers(
             f"{name} gave numbers that are not finite; the weights are damaged, or "
             "overflow in this precision: export the bundle at a higher one"
         )
-    cache.append(tokens, marks)
+    cache.append(tokens, sources)
     return found
 
 
 def pass_on(
     graph: Graph,
     cache: KVCache,
-    embeds: NDArray[np.float32] | Tensor,
+    embeds: Embeds | Tensor,
     tokens: Tokens,
     output: str,
 ) -> Tensor:
@@ -364,12 +356,17 @@ def pass_on(
 
 
 def _feeds(
-    graph: Graph, cache: KVCache, embeds: NDArray[np.float32] | Tensor, tokens: Tokens
+    graph: Graph, cache: KVCache, embeds: Embeds | Tensor, tokens: Tokens
 ) -> dict[str, Feed]:
-    if isinstance(embeds, np.ndarray):
-        embeds = embeds[None].astype(np.float32, copy=False)
+    given: Feed
+    if isinstance(embeds, Rows):
+        given = embeds.on(graph)
+    elif isinstance(embeds, np.ndarray):
+        given = embeds[None].astype(np.float32, copy=False)
+    else:
+        given = embeds
     feeds: dict[str, Feed] = {
-        "inputs_embeds": embeds,
+        "inputs_embeds": given,
         "position_ids": position_ids(tokens),
         "past_length": np.array([len(cache)], np.int64),
     }

@@ -6,13 +6,13 @@ that every test here rests on: attention over a compacted cache equals attention
 with the dropped tokens masked.
 
 The cache knows what each token is (text, global view, tile at level/row/col, ...) but not how
-scores came about. Of each it can also remember a fingerprint of its embedding, so that keys and
-values that are still right are recognised by content (`computed_alike`) and not computed again.
+scores came about. Of each it can also remember where its embedding comes from
+(`lrs_edge.engines.rows`), so that keys and values that are still right are recognised
+(`computed_alike`) and not computed again.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from enum import IntEnum
 from itertools import pairwise
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.engines.base import KVBuffers
+from lrs_edge.engines.rows import UNKNOWN, Sources
 
 #: Buffers grow by this many places, so that decoding does not move them at every token.
 GROWTH = 256
@@ -90,22 +91,6 @@ def position_ids(tokens: Tokens) -> NDArray[np.int64]:
     return np.ascontiguousarray(positions.T)
 
 
-Fingerprints = NDArray[np.uint64]
-
-#: Fingerprint of a token that must never be recognised.
-UNKNOWN = np.uint64(0)
-
-
-def fingerprints(embeds: NDArray[np.float32]) -> Fingerprints:
-    """One 64-bit hash (BLAKE2b) per embedding, uint64 [n] of float32 [n, D].
-
-    Labels alone do not tell tokens apart: two of one tile can have equal ones.
-    """
-    rows = np.ascontiguousarray(embeds, np.float32)
-    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-    return np.frombuffer(digests, np.uint64)
-
-
 class KVCache:
     """The tokens whose keys and values lie in one graph's buffers, in the order of the buffers."""
 
@@ -113,7 +98,7 @@ class KVCache:
         self.buffers = buffers
         # Longer than the cache: decoding appends a token at a time.
         self._labels: Tokens = np.empty(0, TOKEN)
-        self._marks: Fingerprints = np.empty(0, np.uint64)
+        self._sources: Sources = np.empty(0, np.uint64)
         self._length = 0
         # Start and end of the runs that computed the tokens, in order; where the cache was cut
         # inside one, it stays here with the end that it had.
@@ -144,8 +129,8 @@ class KVCache:
     @property
     def known(self) -> int:
         """Tokens at the start that a later sequence can share."""
-        marks = self._marks[: self._length]
-        return self._length if marks.all() else int(np.argmin(marks != UNKNOWN))
+        sources = self._sources[: self._length]
+        return self._length if sources.all() else int(np.argmin(sources != UNKNOWN))
 
     @property
     def bytes_per_token(self) -> int:
@@ -188,12 +173,13 @@ class KVCache:
         if self._output is not None and self._output[0] > length:
             self._output = None
 
-    def append(self, tokens: Tokens, marks: Fingerprints | None = None) -> None:
+    def append(self, tokens: Tokens, sources: Sources | None = None) -> None:
         """Record tokens whose keys and values one run has just written after the others.
 
         Args:
             tokens: Labels [n].
-            marks: Their fingerprints [n], None where they are not worth recognising.
+            sources: Of their embeddings [n], None where they are not worth recognising.
+                Labels alone do not tell tokens apart: two of one tile can have equal ones.
 
         Raises:
             ValueError: There is no room for them (`reserve` was not called), or their positions
@@ -211,9 +197,9 @@ class KVCache:
             more = np.empty(max(end, self.buffers.capacity) - self._length, tokens.dtype)
             self._labels = np.concatenate([self._labels[: self._length], more])
             unknown = np.full(len(more), UNKNOWN, np.uint64)
-            self._marks = np.concatenate([self._marks[: self._length], unknown])
+            self._sources = np.concatenate([self._sources[: self._length], unknown])
         self._labels[self._length : end] = tokens
-        self._marks[self._length : end] = UNKNOWN if marks is None else marks
+        self._sources[self._length : end] = UNKNOWN if sources is None else sources
         self._runs.append((self._length, end))
         self._length = end
 
@@ -246,7 +232,7 @@ class KVCache:
         capacity = max(-(-length // GROWTH) * GROWTH, 1)
         if capacity < self.buffers.capacity:
             self._move(np.arange(length, dtype=np.int64), capacity)
-        self._labels, self._marks = self._labels[:length].copy(), self._marks[:length].copy()
+        self._labels, self._sources = self._labels[:length].copy(), self._sources[:length].copy()
 
     def copy(self, length: int) -> KVCache:
         """A cache of its own that holds the first `length` tokens.
@@ -259,7 +245,7 @@ class KVCache:
             raise ValueError(f"cannot copy {length} of {len(self)} cached tokens")
         capacity = max(-(-length // GROWTH), 1) * GROWTH
         copied = KVCache(self.buffers.copy(length, capacity))
-        copied.append(self._labels[:length], self._marks[:length])
+        copied.append(self._labels[:length], self._sources[:length])
         copied._runs = [run for run in self._runs if run[0] < length]
         return copied
 
@@ -279,7 +265,7 @@ class KVCache:
             raise ValueError(f"cannot take over {length} of {len(other)} cached tokens")
         self._cut(0)
         self.buffers = buffers.copy(length, max(-(-length // GROWTH), 1) * GROWTH)
-        self.append(other._labels[:length], other._marks[:length])
+        self.append(other._labels[:length], other._sources[:length])
         self._runs = [run for run in other._runs if run[0] < length]
 
     def keep(self, indices: NDArray[np.int64]) -> None:
@@ -301,10 +287,10 @@ class KVCache:
         if stayed < len(indices):
             self._move(indices, self.buffers.capacity)
         self._labels[: len(indices)] = self._labels[indices]
-        self._marks[: len(indices)] = self._marks[indices]
+        self._sources[: len(indices)] = self._sources[indices]
         # Tokens after a dropped one have seen it: what they hold is not what a cache that never
         # had it would hold.
-        self._marks[stayed : len(indices)] = UNKNOWN
+        self._sources[stayed : len(indices)] = UNKNOWN
         self._cut(stayed)
         self._length = len(indices)
 
@@ -337,22 +323,22 @@ class KVCache:
         self.keep(np.setdiff1d(np.arange(len(self), dtype=np.int64), dropped))
         return len(dropped)
 
-    def common_prefix(self, tokens: Tokens, marks: Fingerprints) -> int:
+    def common_prefix(self, tokens: Tokens, sources: Sources) -> int:
         """Tokens at the start that the cache holds just as they are here.
 
         Args:
             tokens: Labels [n].
-            marks: Their fingerprints [n]; `UNKNOWN` equals nothing.
+            sources: Of their embeddings [n]; `UNKNOWN` equals nothing.
         """
         count = min(self._length, len(tokens))
-        same = self._marks[:count] == marks[:count]
-        same &= marks[:count] != UNKNOWN
+        same = self._sources[:count] == sources[:count]
+        same &= sources[:count] != UNKNOWN
         if self._labels.dtype != tokens.dtype:
             return 0
         same &= self._labels[:count] == tokens[:count]
         return count if same.all() else int(np.argmin(same))
 
-    def computed_alike(self, tokens: Tokens, marks: Fingerprints, bounds: Sequence[int]) -> int:
+    def computed_alike(self, tokens: Tokens, sources: Sources, bounds: Sequence[int]) -> int:
         """Tokens at the start that the cache holds just as running this sequence would leave them.
 
         Besides the tokens, the runs must be the same: where an engine quantizes activations by the
@@ -360,13 +346,13 @@ class KVCache:
 
         Args:
             tokens: Labels [n].
-            marks: Their fingerprints [n]; `UNKNOWN` equals nothing.
+            sources: Of their embeddings [n]; `UNKNOWN` equals nothing.
             bounds: 0, and where the runs of this sequence end, ascending to n.
 
         Returns:
             One of the bounds.
         """
-        same, end = self.common_prefix(tokens, marks), 0
+        same, end = self.common_prefix(tokens, sources), 0
         for held, wanted in zip(self._runs, pairwise(bounds), strict=False):
             if held != wanted or held[1] > same:
                 break

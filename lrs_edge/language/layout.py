@@ -29,14 +29,13 @@ from lrs_edge.bundle.layout import (
     PromptSpec,
     Separator,
 )
+from lrs_edge.engines.rows import Embeds, joined
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
 from lrs_edge.language.local_plan import Plan, TilePieces, as_image, block, framed, plan_rows
 from lrs_edge.language.prompt import Prompt
 from lrs_edge.language.sequence import LocalTokens, TokenSequence, concatenate
 from lrs_edge.pyramid.levels import TileIndex, TokenGrid
 from lrs_edge.pyramid.selection import grid_indices
-
-Embeds = NDArray[np.float32]
 
 #: Embeddings float32 [n, D] of token ids int64 [n].
 Lookup = Callable[[NDArray[np.int64]], Embeds]
@@ -49,7 +48,7 @@ class SequenceBuilder:
         prompt: Layout and tokenizer.
         lookup: Embeddings of tokens. Any width and type will do: training gives the tokens' numbers
             instead, and embeds them later.
-        newline: float32 [D], ends rows of local tokens.
+        newline: float32 [D], or rows [1, D]; ends rows of local tokens.
         views: Tokens of the global view; only asked for where it comes after the local tokens.
     """
 
@@ -57,7 +56,7 @@ class SequenceBuilder:
         self.prompt = prompt
         self._views = views
         self._lookup = lookup
-        self._newline = newline
+        self._newline = newline[None] if isinstance(newline, np.ndarray) else newline
         self._marks: dict[str, NDArray[np.int64]] = {}
 
     @property
@@ -75,7 +74,8 @@ class SequenceBuilder:
         Args:
             global_tokens: float32 [T, D]; not among them where the view comes last (`after`).
         """
-        embeds, kinds, positions = [], [], []
+        embeds: list[Embeds] = []
+        kinds, positions = [], []
         start = 0
         for place, part in enumerate(self.spec.parts[: self.spec.local_place]):
             kind = TokenKind.SYSTEM
@@ -99,7 +99,7 @@ class SequenceBuilder:
             embeds, kinds = [global_tokens[:0]], [np.zeros(0, np.int8)]
             positions = [self._text_positions(0, 0)]
         labels = make_tokens(np.concatenate(positions, axis=-1), np.concatenate(kinds))
-        return TokenSequence(np.concatenate(embeds), labels)
+        return TokenSequence(joined(embeds), labels)
 
     @property
     def axes(self) -> int:
@@ -122,7 +122,7 @@ class SequenceBuilder:
         if not self._view_is_last:
             return text
         place = len(self.prompt.between)
-        return np.concatenate([text[:place], global_tokens, text[place:]])
+        return joined([text[:place], global_tokens, text[place:]])
 
     @property
     def views_after(self) -> int:
@@ -190,7 +190,7 @@ class SequenceBuilder:
             note: float32 [m, D], of what was found, which stands between both
                 (`Prompt.note`); None for nothing.
         """
-        text = after if note is None else np.concatenate([note, after])
+        text = after if note is None else joined([note, after])
         if self.axes > 1:
             return self.level(prefix, kept, text)
         start = prefix.next_position
@@ -241,12 +241,10 @@ class SequenceBuilder:
                 model's range.
         """
         plan = self._plan(grid, features, level, close_gaps=close_gaps)
-        width = self._newline.shape[0]
-        rows = [self._lookup(plan.marks)[::-1], self._newline[None]]
+        tables = [*features.values(), self._lookup(plan.marks)[::-1], self._newline]
         # From the end: the marks' tokens, the newline, then the tiles' from the start.
-        table = np.concatenate([*features.values(), *rows]) if len(plan.source) else None
-        embeds = np.zeros((0, width), np.float32) if table is None else table[plan.source]
-        return replace(plan.tokens, embeds=embeds)
+        source = np.where(plan.source < 0, plan.source + sum(map(len, tables)), plan.source)
+        return replace(plan.tokens, embeds=joined(tables)[source])
 
     def places(
         self, grid: TokenGrid, tiles: Iterable[TileIndex], level: int, *, close_gaps: bool = False

@@ -12,6 +12,7 @@ from lrs_edge.answer.answer import FinishReason
 from lrs_edge.baselines.inside import PruningPlan
 from lrs_edge.baselines.segments import SegmentCaches, SegmentedDecoder
 from lrs_edge.bundle.bundle import Embeddings
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.errors import BundleError
 from lrs_edge.language.decoder import Decoder, OnPart
 from lrs_edge.language.kv_cache import KVCache, TokenKind, Tokens, make_tokens
@@ -79,7 +80,7 @@ class LanguageModel:
     def prefill(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         prefix: int,
         on_part: OnPart | None = None,
@@ -100,16 +101,14 @@ class LanguageModel:
         ends = (prefix, len(tokens))
         return np.asarray(self._decoder.prefill(cache, embeds, tokens, ends, on_part=on_part)[0])
 
-    def remembers(
-        self, cache: KVCache, embeds: NDArray[np.float32], tokens: Tokens, prefix: int
-    ) -> bool:
+    def remembers(self, cache: KVCache, embeds: Embeds, tokens: Tokens, prefix: int) -> bool:
         """Whether `prefill` with the same arguments would have nothing to run."""
         return self._decoder.begins_with(cache, embeds, tokens, prefix)
 
     def fill_prefix(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         on_part: OnPart | None = None,
     ) -> None:
@@ -132,7 +131,7 @@ class LanguageModel:
         cache.truncate(length)
 
     def prefill_pruned(
-        self, embeds: NDArray[np.float32], tokens: Tokens, plan: PruningPlan
+        self, embeds: Embeds, tokens: Tokens, plan: PruningPlan
     ) -> tuple[SegmentCaches, Logits]:
         """Run the whole prompt, dropping vision tokens between layers.
 
@@ -159,9 +158,7 @@ class LanguageModel:
             self._loaded_segments = self._load_segments()
         return self._loaded_segments
 
-    def _forward(
-        self, cache: KVCache | SegmentCaches, embeds: NDArray[np.float32], tokens: Tokens
-    ) -> Logits:
+    def _forward(self, cache: KVCache | SegmentCaches, embeds: Embeds, tokens: Tokens) -> Logits:
         if isinstance(cache, SegmentCaches):
             return np.asarray(self._segments().forward(cache, embeds, tokens)[0])
         return np.asarray(self._decoder.forward(cache, embeds, tokens)[0])

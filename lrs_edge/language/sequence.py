@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.engines.rows import Embeds, joined
 from lrs_edge.language.kv_cache import TokenKind, Tokens, make_tokens, position_ids
 from lrs_edge.pyramid.levels import TokenGrid
 
@@ -15,11 +16,16 @@ from lrs_edge.pyramid.levels import TokenGrid
 class TokenSequence:
     """Embeddings float32 [n, D] and the labels [n] of the same tokens."""
 
-    embeds: NDArray[np.float32]
+    embeds: Embeds
     tokens: Tokens
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The embeddings on the host, float32 [n, D]; not to be written to."""
+        return np.asarray(self.embeds)
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -39,7 +45,7 @@ class TokenSequence:
 def concatenate(*parts: TokenSequence) -> TokenSequence:
     """Sequences one after the other; positions stay as they are."""
     return TokenSequence(
-        np.concatenate([part.embeds for part in parts]),
+        joined([part.embeds for part in parts]),
         np.concatenate([part.tokens for part in parts]),
     )
 
@@ -72,7 +78,7 @@ class LocalTokens:
         level: Index of the search level.
     """
 
-    embeds: NDArray[np.float32]
+    embeds: Embeds
     indices: NDArray[np.int64]
     cells: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -169,8 +175,10 @@ def pad_dense(local: LocalTokens, grid: TokenGrid) -> LocalTokens:
     For layouts of rows that end with newlines, as all models of the reference have.
     """
     count = grid.count
-    embeds = np.zeros((count, local.embeds.shape[1]), np.float32)
-    embeds[local.indices] = local.embeds
+    nothing = np.zeros((1, local.embeds.shape[1]), np.float32)
+    sources = np.full(count, len(local), np.int64)
+    sources[local.indices] = np.arange(len(local))
+    embeds = joined([local.embeds, nothing])[sources]
     hidden = np.ones(count, bool)
     hidden[local.indices] = False
     indices = np.arange(count, dtype=np.int64)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lrs_edge.answer.answer import ObjectReport
 from lrs_edge.answer.evidence import object_reports
 from lrs_edge.answer.trace import Trace
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.objects.detections import no_detections
 from lrs_edge.objects.merge import merge
 from lrs_edge.objects.note import describe, longest
@@ -36,7 +34,7 @@ class ObjectsNote:
         self._question = question
         self._spec = stages.manifest.vision.objects
         self._found = no_detections()
-        self.embeds: NDArray[np.float32] | None = None
+        self.embeds: Embeds | None = None
 
     def most_tokens(self) -> int:
         """Tokens that a note may have, before it is known."""
@@ -74,7 +72,7 @@ class ObjectsNote:
                 )
                 return
             trim(result, room, "the model's length", "max_vision_tokens")
-        self.embeds = self._stages.embeddings.lookup(ids)
+        self.embeds = self._stages.sequences.text(ids)
         context.budget.noted(len(ids))
         if trace is not None:
             trace.add_note(text, ids)

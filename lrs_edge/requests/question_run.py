@@ -19,6 +19,7 @@ from lrs_edge.answer.evidence import (
 from lrs_edge.answer.trace import Trace
 from lrs_edge.baselines.segments import SegmentCaches
 from lrs_edge.baselines.tower import CompressedTiles
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.errors import ReadStoppedError
 from lrs_edge.language.kv_cache import KVCache, TokenKind
 from lrs_edge.language.prompt import PromptTokens
@@ -183,7 +184,7 @@ class QuestionRun:
                 llm.try_step(cache)
 
     def _prompted(
-        self, prefix: TokenSequence, after: NDArray[np.float32]
+        self, prefix: TokenSequence, after: Embeds
     ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
         """Search, and prefill what was found."""
         context = SearchContext(
@@ -215,7 +216,7 @@ class QuestionRun:
     def _fitted_to_time(
         self,
         prefix: TokenSequence,
-        after: NDArray[np.float32],
+        after: Embeds,
         result: SearchResult,
         sequence: TokenSequence,
     ) -> TokenSequence:
@@ -239,7 +240,7 @@ class QuestionRun:
         self,
         sequence: TokenSequence,
         prefix: TokenSequence,
-        after: NDArray[np.float32],
+        after: Embeds,
         result: SearchResult,
     ) -> tuple[KVCache | SegmentCaches, NDArray[np.float32]]:
         """The caches that hold the prompt, pruned as asked, and the logits [V] after it."""
@@ -270,7 +271,7 @@ class QuestionRun:
         return cache, logits
 
     def _cut_short(
-        self, prefix: TokenSequence, after: NDArray[np.float32], result: SearchResult, sent: int
+        self, prefix: TokenSequence, after: Embeds, result: SearchResult, sent: int
     ) -> TokenSequence:
         """The sequence with only the first local tokens: the prefill took longer than expected."""
         self._warnings.append(
@@ -285,7 +286,7 @@ class QuestionRun:
         result.final = result.final.take(kept)
         return self._final_sequence(prefix, after, result)
 
-    def _around(self) -> tuple[TokenSequence, NDArray[np.float32]]:
+    def _around(self) -> tuple[TokenSequence, Embeds]:
         """What stands before and after the local tokens."""
         stages = self._stages
         self._progress.tell("encode")
@@ -300,7 +301,7 @@ class QuestionRun:
         return prefix, stages.sequences.after(self._prompt.after, global_tokens)
 
     def _final_sequence(
-        self, prefix: TokenSequence, after: NDArray[np.float32], result: SearchResult
+        self, prefix: TokenSequence, after: Embeds, result: SearchResult
     ) -> TokenSequence:
         """Prefix, kept local tokens, objects, text after the image; positions without gaps."""
         start, kept = len(prefix), result.final

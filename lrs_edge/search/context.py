@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.language.layout import SequenceBuilder
 from lrs_edge.language.sequence import LocalTokens, TokenSequence, global_places
 from lrs_edge.pyramid.levels import Level, Pyramid, TileIndex, TokenGrid, token_grid
@@ -16,7 +17,6 @@ from lrs_edge.requests.budget import Budget
 from lrs_edge.requests.options import AskOptions
 from lrs_edge.search.result import SearchResult
 from lrs_edge.search.rfm import RegionFocus
-from lrs_edge.vision.encoder import Features
 from lrs_edge.vision.tiles import TileSession
 
 Item = TypeVar("Item")
@@ -102,7 +102,7 @@ class SearchContext:
     pyramid: Pyramid
     tiles: TileSession
     prefix: TokenSequence
-    after: NDArray[np.float32]
+    after: Embeds
     options: AskOptions
     budget: Budget
     on_level: OnLevel
@@ -142,7 +142,7 @@ class SearchContext:
         return level.height, level.width
 
     def place(
-        self, grid: TokenGrid, features: dict[TileIndex, Features], index: int
+        self, grid: TokenGrid, features: Mapping[TileIndex, Embeds], index: int
     ) -> LocalTokens:
         """Tokens of some tiles in the order of the level's padded sequence."""
         closed = self.closes_gaps(grid)

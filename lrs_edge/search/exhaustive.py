@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.errors import OutOfMemoryError
+from lrs_edge.engines.rows import Embeds, joined
 from lrs_edge.language.sequence import LocalTokens
 from lrs_edge.pyramid.levels import Level, TileIndex
 from lrs_edge.pyramid.selection import top_indices
@@ -38,11 +38,7 @@ class Exhaustive:
         self._scorer = scorer
 
     def run(self) -> SearchResult:
-        """Search; see `Search.run`.
-
-        Raises:
-            OutOfMemoryError: The tokens of all tiles do not fit into memory.
-        """
+        """Search; see `Search.run`."""
         context = self._context
         result = context.nothing()
         index = len(context.pyramid.levels) - 1
@@ -113,14 +109,13 @@ class _Canvas:
 
     Args:
         places: Of all tokens that may be added, without embeddings.
-
-    Raises:
-        OutOfMemoryError: The tokens do not fit into memory (told when the first are added).
     """
 
     def __init__(self, places: LocalTokens) -> None:
         self._places = places
-        self._embeds: NDArray[np.float32] | None = None
+        self._embeds: list[Embeds] = []
+        # Of each place, its row among all that were added.
+        self._rows = np.full(len(places), -1, np.int64)
         self._logits: NDArray[np.float32] | None = None
         self._filled = np.zeros(len(places), bool)
 
@@ -130,30 +125,17 @@ class _Canvas:
         A row's newline is in every group that has it; the logarithms of the sums make its share of
         the softmax the sum of its shares.
         """
-        if self._embeds is None or self._logits is None:
-            self._embeds = self._room(local.embeds.shape[1])
+        if self._logits is None:
             self._logits = np.full((len(logits), len(self._places)), -np.inf, np.float32)
         places = np.searchsorted(self._places.indices, local.indices)
-        self._embeds[places] = local.embeds
+        self._rows[places] = sum(map(len, self._embeds)) + np.arange(len(local))
+        self._embeds.append(local.embeds)
         self._logits[:, places] = np.logaddexp(self._logits[:, places], logits)
         self._filled[places] = True
 
-    def _room(self, width: int) -> NDArray[np.float32]:
-        count = len(self._places)
-        try:
-            return np.empty((count, width), np.float32)
-        except MemoryError as error:
-            raise OutOfMemoryError(
-                f"the {count} tokens of all tiles do not fit into memory; use --search pyramid, or "
-                "a smaller --max-tiles"
-            ) from error
-
     def tokens(self) -> tuple[LocalTokens, NDArray[np.float32]]:
         """What was added, in the order of the level's sequence, and the logits [H, n]."""
-        assert self._embeds is not None
         assert self._logits is not None
-        local = replace(self._places, embeds=self._embeds)
-        if self._filled.all():
-            return local, self._logits
         places = np.flatnonzero(self._filled)
-        return local.take(places), self._logits[:, places]
+        embeds = joined(self._embeds)[self._rows[places]]
+        return replace(self._places.take(places), embeds=embeds), self._logits[:, places]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.engines.base import KVBuffers
 from lrs_edge.engines.joined import JoinedBuffers
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.language.decoder import Decoder, OnPart
 from lrs_edge.language.kv_cache import KVCache, Tokens
 
@@ -60,9 +61,7 @@ def token_scores(
 LEAST_SCORE = 1e-9
 
 
-def relative_logits(
-    asked: NDArray[np.float32], generic: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def relative_logits(asked: NDArray[np.float32], generic: Embeds) -> NDArray[np.float32]:
     """Scores under a question, divided by those under a generic instruction, as one row of logits.
 
     Tokens that draw attention whatever is asked (sinks, borders) lose what they draw anyway (Zhang
@@ -126,7 +125,7 @@ class RegionFocus:
     def fill_prefix(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         on_part: OnPart | None = None,
         llm_cache: KVCache | None = None,
@@ -161,7 +160,7 @@ class RegionFocus:
     def logits(
         self,
         cache: KVCache,
-        embeds: NDArray[np.float32],
+        embeds: Embeds,
         tokens: Tokens,
         ends: Sequence[int],
         attention_bias: NDArray[np.float32] | None = None,

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.engines.rows import Embeds
 from lrs_edge.errors import UsageError
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.layout import SequenceBuilder
@@ -87,9 +88,9 @@ class RfmScorer:
         sequences: SequenceBuilder,
         caches: ScoringCaches,
         prefix: TokenSequence,
-        after: NDArray[np.float32],
+        after: Embeds,
         budget: Budget,
-        generic: NDArray[np.float32] | None = None,
+        generic: Embeds | None = None,
     ) -> None:
         self._generic = generic
         self._focus = focus
@@ -111,7 +112,7 @@ class RfmScorer:
             relative_logits(asked.global_view, generic.global_view),
         )
 
-    def _local(self, local: LocalTokens, after: NDArray[np.float32]) -> TokenLogits:
+    def _local(self, local: LocalTokens, after: Embeds) -> TokenLogits:
         """Logits under one text after the image."""
         start, whole = len(self._prefix), self._sequences.level(self._prefix, local, after)
         ends, bias = [start], None
@@ -132,7 +133,7 @@ class RfmScorer:
         asked = self._view(self._after)
         return asked if self._generic is None else relative_logits(asked, self._view(self._generic))
 
-    def _view(self, after: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _view(self, after: Embeds) -> NDArray[np.float32]:
         whole = self._sequences.without_local(self._prefix, after)
         return self._logits(whole, [len(self._prefix)], None)[:, global_places(whole)]
 
@@ -179,8 +180,8 @@ class RandomScorer:
         after: float32 [a, D]; every question draws numbers of its own, the same every time.
     """
 
-    def __init__(self, seed: int, alone: TokenSequence, after: NDArray[np.float32]) -> None:
-        self._random = np.random.default_rng([seed, zlib.crc32(after.tobytes())])
+    def __init__(self, seed: int, alone: TokenSequence, after: Embeds) -> None:
+        self._random = np.random.default_rng([seed, zlib.crc32(np.asarray(after).tobytes())])
         self._views = len(global_places(alone))
 
     def local(self, local: LocalTokens) -> TokenLogits:
@@ -222,8 +223,8 @@ class NormScorer:
         return 0
 
 
-def _log_norms(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(embeds.astype(np.float64), axis=1)
+def _log_norms(embeds: Embeds) -> NDArray[np.float32]:
+    norms = np.linalg.norm(np.asarray(embeds, np.float64), axis=1)
     logits: NDArray[np.float32] = np.log(np.maximum(norms, _TINY)).astype(np.float32)[None]
     return logits
 

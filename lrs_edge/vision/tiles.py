@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrs_edge.engines.rows import Rows, block_sources, new_block
 from lrs_edge.errors import ReadStoppedError
 from lrs_edge.objects.detections import Detections, decode
 from lrs_edge.pyramid.levels import Level, TileIndex
@@ -44,11 +46,14 @@ class TileSource:
         self._encoder = encoder
         self._cache = cache
         self._colours: dict[Resampling, Colours | None] = {}
+        # Tokens of one tile that are computed again, because they were forgotten, are the same.
+        self._blocks: defaultdict[Hashable, int] = defaultdict(new_block)
 
     def session(self, resampling: Resampling, clock: Clock, on_tile: OnTile) -> TileSession:
         """A view for one question, with counts of its own."""
+        known = self._colours, self._blocks
         return TileSession(
-            self._raster, self._encoder, self._cache, self._colours, resampling, clock, on_tile
+            self._raster, self._encoder, self._cache, known, resampling, clock, on_tile
         )
 
 
@@ -69,7 +74,7 @@ class TileSession:
         raster: Raster,
         encoder: VisionEncoder,
         cache: FeatureCache,
-        colours: dict[Resampling, Colours | None],
+        known: tuple[dict[Resampling, Colours | None], defaultdict[Hashable, int]],
         resampling: Resampling,
         clock: Clock,
         on_tile: OnTile,
@@ -77,7 +82,7 @@ class TileSession:
         self._raster = raster
         self._encoder = encoder
         self._cache = cache
-        self._colours = colours
+        self._colours, self._blocks = known
         self._resampling = resampling
         self._clock = clock
         self._on_tile = on_tile
@@ -99,13 +104,13 @@ class TileSession:
         keys = (self._key(level, tile, "local") for tile in tiles)
         return sum(self._cache.get(key) is not None for key in keys)
 
-    def global_tokens(self, level: Level) -> Features:
+    def global_tokens(self, level: Level) -> Rows:
         """Tokens [T, D] of the global view, not pooled."""
         return self._tokens(level, [TileIndex(0, 0)], "global")[TileIndex(0, 0)]
 
     def local_tokens(
         self, level: Level, tiles: Sequence[TileIndex], stop: Callable[[], bool] | None = None
-    ) -> dict[TileIndex, Features]:
+    ) -> dict[TileIndex, Rows]:
         """Tokens [per_tile**2, D] of tiles of a level, pooled as the model wants it.
 
         Args:
@@ -142,8 +147,8 @@ class TileSession:
         tiles: Sequence[TileIndex],
         role: Role,
         stop: Callable[[], bool] | None = None,
-    ) -> dict[TileIndex, Features]:
-        found: dict[TileIndex, Features] = {}
+    ) -> dict[TileIndex, Rows]:
+        found: dict[TileIndex, Rows] = {}
         missing = []
         for tile in tiles:
             key = self._key(level, tile, role)
@@ -151,7 +156,7 @@ class TileSession:
             if tokens is None:
                 missing.append(tile)
                 continue
-            found[tile] = tokens
+            found[tile] = self._rows(key, tokens)
             if (objects := self._cache.objects(key)) is not None:
                 self._objects[key] = objects
         self.from_cache += len(found)
@@ -192,14 +197,19 @@ class TileSession:
     def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
         return (role, self._resampling, level.height, level.width, tile)
 
+    def _rows(self, key: Hashable, tokens: Features) -> Rows:
+        """A tile's tokens, recognised by the tile."""
+        return Rows.of(tokens, block_sources(self._blocks[key], len(tokens)))
+
     def _encode(
         self,
         level: Level,
         tiles: Sequence[TileIndex],
         pixels: Sequence[NDArray[np.float32]],
         role: Role,
-    ) -> dict[TileIndex, Features]:
-        found, spec = {}, self._encoder.spec.objects
+    ) -> dict[TileIndex, Rows]:
+        found: dict[TileIndex, Rows] = {}
+        spec = self._encoder.spec.objects
         with self._clock.step("encode"):
             batch = self._encoder.look_at(pixels)
             for number, (tile, tokens) in enumerate(zip(tiles, batch.tokens, strict=True)):
@@ -211,7 +221,7 @@ class TileSession:
                 if spec is not None and batch.maps is not None:
                     objects = self._objects[key] = decode(batch.maps[number], level, tile, spec)
                 self._cache.put(key, kept, objects)
-                found[tile] = kept
+                found[tile] = self._rows(key, kept)
         self.encoded += len(tiles)
         self._on_tile("encode", self.read, self.encoded)
         return found

@@ -168,7 +168,7 @@ class Assembler:
         start = len(prefix)
         whole = concatenate(prefix, *self._sequences.behind(prefix, local, *texts))
         packed = PackedInput(
-            embeds=np.ascontiguousarray(whole.embeds),
+            embeds=np.ascontiguousarray(whole.values),
             positions=np.ascontiguousarray(whole.tokens["position"].T),
             image=start + len(local),
             local=(start, start + len(local)),
@@ -192,7 +192,7 @@ class Assembler:
         level: Level,
         size_hw: tuple[int, int],
     ) -> Mask:
-        places = replace(local, embeds=local.embeds[:, :0])
+        places = replace(local, embeds=np.zeros((len(local), 0), np.float32))
         masks = [
             evidence_tokens(places, grid, level, size_hw, self._questions[number].boxes)
             for number in group.questions

@@ -112,7 +112,7 @@ def chosen_texts(llm: Path, prompts: Sequence[TokenSequence], embed: Embed) -> l
     texts = []
     for prompt in prompts:
         session.length = 0
-        logits = [session.run(prompt.embeds, prompt.positions)[0]]
+        logits = [session.run(prompt.values, prompt.positions)[0]]
         ids: list[int] = []
         while len(logits) < STEPS:
             ids.append(int(logits[-1].argmax()))

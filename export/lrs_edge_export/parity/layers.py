@@ -41,7 +41,7 @@ def engine_states(
     Raises:
         ExportError: The engine does not take a layer's graph.
     """
-    embeds = [torch.from_numpy(x.embeds) for x in inputs]
+    embeds = [torch.from_numpy(x.values) for x in inputs]
     states = [
         TokenSequence(stages.first_states(stage, x).numpy(), given.tokens)
         for x, given in zip(embeds, inputs, strict=True)
@@ -87,13 +87,13 @@ def engine_logits(
         layer_graphs.write_head(model.llm, head, path, weights)
         # Integers are small, and engines multiply them slowly as they are in the file.
         session = open_session(path, lean=weights.plan.of("lm_head") in ("fp32", "fp16"))
-        return [session.run(["logits"], {"states": x.embeds[-last:]})[0] for x in states]
+        return [session.run(["logits"], {"states": x.values[-last:]})[0] for x in states]
 
 
 def reference_states(stage: DecoderStage, inputs: Sequence[TokenSequence]) -> list[Tensor]:
     """Output [T, D] of the last full layer for each input, by PyTorch."""
     with torch.inference_mode():
-        embeds = [torch.from_numpy(x.embeds) for x in inputs]
+        embeds = [torch.from_numpy(x.values) for x in inputs]
         states = [stages.first_states(stage, x) for x in embeds]
         turns = [stages.turns_of(stage, x) for x in inputs]
         for layer in range(stage.config.layers):
@@ -130,7 +130,7 @@ def run_decoder(path: Path, inputs: Sequence[TokenSequence]) -> list[Array]:
     session, found = DecoderSession(path, capacity=max(map(len, inputs))), []
     for x in inputs:
         session.length = 0
-        found.append(session.run(np.ascontiguousarray(x.embeds), x.positions))
+        found.append(session.run(np.ascontiguousarray(x.values), x.positions))
     return found
 
 

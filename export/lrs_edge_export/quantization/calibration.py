@@ -140,7 +140,7 @@ def written_data(data: CalibrationData) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {"tiles": data.tiles, "described": np.array(data.described)}
     for name, sequences in (("sequence", data.sequences), ("pruned", data.pruned)):
         for number, sequence in enumerate(sequences):
-            arrays[f"{name}{number}"] = sequence.embeds
+            arrays[f"{name}{number}"] = sequence.values
             arrays[f"{name}{number}.tokens"] = sequence.tokens
     return arrays
 
@@ -278,7 +278,7 @@ def _rfm_logits(stage: DecoderStage, sequences: Sequence[TokenSequence]) -> list
     """Logits [H, T] of each sequence, every layer's weights being read once."""
     weights = KeptTensors(stage.tensors)
     stage = replace(stage, tensors=Scoped(weights, ""))
-    embeds = [torch.from_numpy(sequence.embeds) for sequence in sequences]
+    embeds = [torch.from_numpy(sequence.values) for sequence in sequences]
     states = [stages.first_states(stage, x) for x in embeds]
     ropes = [stages.turns_of(stage, sequence) for sequence in sequences]
     with torch.inference_mode():
@@ -304,7 +304,7 @@ def _answered(
     for prompt in prompts:
         text = prompt
         for _ in range(ANSWER_TOKENS):
-            embeds, places = torch.from_numpy(text.embeds), torch.from_numpy(text.positions)
+            embeds, places = torch.from_numpy(text.values), torch.from_numpy(text.positions)
             token = int(stages.llm_logits(stage, head, embeds, 1, places)[0].argmax())
             if token in stops:
                 break

@@ -130,7 +130,7 @@ class DecoderCalibrator:
     def _restart(self) -> None:
         self._layer = -1
         self._states = [
-            stages.first_states(self._stage, torch.from_numpy(sequence.embeds))
+            stages.first_states(self._stage, torch.from_numpy(sequence.values))
             for sequence in self._sequences
         ]
         self._found: dict[str, InputStatistics] = {}
@@ -157,7 +157,7 @@ class DecoderCalibrator:
             turns = stages.turns_of(stage, given)
             if full:
                 found = stages.run_layer(stage, layer, x, turns, step.observe)
-                added = stages.add_later(stage, layer, found, torch.from_numpy(given.embeds))
+                added = stages.add_later(stage, layer, found, torch.from_numpy(given.values))
                 self._states[i] = added
             elif stage.scoring:
                 stages.scoring_logits(stage, x, turns, step.observe)

@@ -36,7 +36,7 @@ def kv_scales(
     Returns:
         Scales float32 [kv_heads * head_dim] by buffer, `key_0`, `value_0`, ...
     """
-    embeds = [torch.from_numpy(sequence.embeds) for sequence in sequences]
+    embeds = [torch.from_numpy(sequence.values) for sequence in sequences]
     states = [stages.first_states(stage, x).numpy() for x in embeds]
     scales: dict[str, Array] = {}
     for layer in range(stage.config.layers):

@@ -64,7 +64,7 @@ class Probe:
             graph = self._vision(path, precision)
             return [graph.run({"pixel_values": tile[None]}, ["tokens"])[0] for tile in self._tiles]
         return [
-            self._session(path, len(prompt)).run(prompt.embeds, prompt.positions)
+            self._session(path, len(prompt)).run(prompt.values, prompt.positions)
             for prompt in self._prompts
         ]
 
@@ -92,10 +92,10 @@ class Probe:
     def _timed_prompt(self, session: DecoderSession, prompt: TokenSequence) -> float:
         session.length = 0
         start = time.perf_counter()
-        session.run(prompt.embeds, prompt.positions)
+        session.run(prompt.values, prompt.positions)
         if self._stage == "llm":
             for _ in range(_DECODED):
-                session.run(prompt.embeds[-1:])
+                session.run(prompt.values[-1:])
         return time.perf_counter() - start
 
 
