@@ -57,7 +57,7 @@ def alone(whole: PackedInput, question: int) -> tuple[torch.Tensor, torch.Tensor
     """One question's sequence as inference has it: embeddings and positions."""
     start = whole.image + sum(whole.lengths[:question])
     rows = np.r_[: whole.image, start : start + whole.lengths[question]]
-    return torch.from_numpy(whole.values[rows]), torch.from_numpy(whole.positions[rows])
+    return torch.from_numpy(whole.embeds[rows]), torch.from_numpy(whole.positions[rows])
 
 
 def scores_alone(stage: DecoderStage, whole: PackedInput, question: int) -> np.ndarray:

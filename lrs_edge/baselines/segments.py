@@ -104,7 +104,7 @@ class SegmentedDecoder:
             if keep is not None and found.ranking is not None:
                 places = kept_places(tokens, found.ranking, kept_count(vision, keep))
                 states, tokens = states[places], tokens[places]
-        return caches, states
+        return caches, np.asarray(states)
 
     def forward(self, caches: SegmentCaches, embeds: Embeds, tokens: Tokens) -> NDArray[np.float32]:
         """Run a few new tokens through all segments at once; nothing is dropped.

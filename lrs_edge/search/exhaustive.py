@@ -136,6 +136,9 @@ class _Canvas:
     def tokens(self) -> tuple[LocalTokens, NDArray[np.float32]]:
         """What was added, in the order of the level's sequence, and the logits [H, n]."""
         assert self._logits is not None
+        embeds = joined(self._embeds)
+        if self._filled.all():
+            return replace(self._places, embeds=embeds[self._rows]), self._logits
         places = np.flatnonzero(self._filled)
-        embeds = joined(self._embeds)[self._rows[places]]
-        return replace(self._places.take(places), embeds=embeds), self._logits[:, places]
+        local = replace(self._places.take(places), embeds=embeds[self._rows[places]])
+        return local, self._logits[:, places]

@@ -61,7 +61,9 @@ def token_scores(
 LEAST_SCORE = 1e-9
 
 
-def relative_logits(asked: NDArray[np.float32], generic: Embeds) -> NDArray[np.float32]:
+def relative_logits(
+    asked: NDArray[np.float32], generic: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Scores under a question, divided by those under a generic instruction, as one row of logits.
 
     Tokens that draw attention whatever is asked (sinks, borders) lose what they draw anyway (Zhang

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ from lrs_edge.bundle.manifest import Flavour, GraphFile, VisionSpec
 from lrs_edge.engines.base import (
     BackendOptions,
     Feed,
+    Graph,
     HostTensor,
     KVBuffers,
     Tensor,
     TensorSpec,
 )
 from lrs_edge.engines.onnx import OnnxGraph
+from lrs_edge.engines.rows import Rows
 from lrs_edge.errors import BackendError
 from lrs_edge.files import replacing
 from lrs_edge.objects.detections import Detections
@@ -111,9 +113,7 @@ class VisionGraph:
         buffers: KVBuffers | None = None,
     ) -> list[NDArray[np.float32]]:
         """Encode tiles. Raises BackendError."""
-        if self._graph is None:
-            self._graph = OnnxGraph.load(self._path, self._options)
-        return self._graph.run(feeds, outputs, buffers)
+        return self._loaded().run(feeds, outputs, buffers)
 
     def run_on_device(
         self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
@@ -124,6 +124,23 @@ class VisionGraph:
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:
         """There are none. Raises BackendError."""
         raise BackendError(f"{self._path.name} has no key and value buffers {list(names)}")
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """The array itself."""
+        return HostTensor(array)
+
+    def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
+        """See `Graph.gather_rows`."""
+        return self._loaded().gather_rows(tables, places)
+
+    def beside(self, model: bytes) -> Graph:
+        """See `Graph.beside`."""
+        return self._loaded().beside(model)
+
+    def _loaded(self) -> OnnxGraph:
+        if self._graph is None:
+            self._graph = OnnxGraph.load(self._path, self._options)
+        return self._graph
 
     def release(self) -> None:
         """Free the weights; the next tile loads them again."""
@@ -228,7 +245,7 @@ class ImageTokens:
         """Tiles encoded so far, the rest was kept on disk."""
         return self.session.encoded
 
-    def global_tokens(self) -> Features:
+    def global_tokens(self) -> Rows:
         """Tokens float32 [T, D] of the global view. Raises ImageError."""
         encoded = self.encoded
         tokens = self.session.global_tokens(self.pyramid.global_view)
@@ -237,7 +254,7 @@ class ImageTokens:
             tokens = self.session.global_tokens(self.pyramid.global_view)
         return tokens
 
-    def local_tokens(self, level: Level, tiles: Sequence[TileIndex]) -> dict[TileIndex, Features]:
+    def local_tokens(self, level: Level, tiles: Sequence[TileIndex]) -> dict[TileIndex, Rows]:
         """Tokens float32 [per_tile**2, D] of tiles of a level. Raises ImageError."""
         encoded = self.encoded
         tokens = self.session.local_tokens(level, tiles)
