@@ -224,7 +224,7 @@ class Graph(Protocol):
         """A small graph on the same device, for what is done to this one's inputs or outputs there.
 
         Args:
-            model: Serialized ONNX (`small_models.py`), of inputs with open sizes.
+            model: Serialized ONNX, of inputs with open sizes.
 
         Raises:
             BackendError: The engine cannot run it.
