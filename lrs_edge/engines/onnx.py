@@ -22,9 +22,9 @@ from lrs_edge.engines.base import (
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.gather_model import gather_model
 from lrs_edge.engines.node_places import RECORD, check_places, node_places
+from lrs_edge.engines.onnx_rows import RowGatherer
 from lrs_edge.engines.providers import CPU, Provider, available, quiet
 from lrs_edge.engines.providers import provider as resolve
-from lrs_edge.engines.onnx_rows import RowGatherer
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
 from lrs_edge.requests.memory import means_no_memory
