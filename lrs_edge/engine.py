@@ -96,6 +96,15 @@ class Engine:
         return self._loaded().places()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What every answer says of how the model was loaded.
+
+        Raises:
+            UsageError: The engine is closed.
+        """
+        return self._loaded().warnings
+
+    @property
     def provider(self) -> str:
         """The older name of `device`."""
         return self.device

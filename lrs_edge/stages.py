@@ -82,7 +82,7 @@ def load_stages(bundle: Bundle, options: BackendOptions, kv_cache: str = "float"
     except BackendError as error:
         for placement in others:
             stages = _load(bundle, placement, options, kv_cache)
-            failed = f"running on the CPU because CUDA failed: {error}"
+            failed = f"auto runs this on {placement} because {first} failed: {error}"
             return replace(stages, warnings=(failed, *stages.warnings))
         raise
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lrs_edge.commands import checks as doctor
-from lrs_edge.commands.checks import Check
+from lrs_edge.commands import device_checks
+from lrs_edge.commands.check import Check
 from lrs_edge.commands.main import run
+from lrs_edge.engines import install
+from lrs_edge.errors import BackendError
 
 STATUSES = {"ok", "warn", "missing"}
 
@@ -69,7 +73,7 @@ def test_a_listed_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            doctor, "_try_provider", lambda name: "" if name[:3] == "CPU" else "no driver"
+            device_checks, "try_provider", lambda name: "" if name[:3] == "CPU" else "no driver"
         )
         checks = doctor.run_checks()
     assert found(checks, "CUDAExecutionProvider").status == "warn"
@@ -109,3 +113,67 @@ def test_json_and_text_agree(
     facts = json.loads(capsys.readouterr().out)
     assert facts["ready"] is False
     assert facts["checks"][1]["advice"] == "get it"
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that brings a provider, whose library is no library."""
+    providers = importlib.import_module("lrs_edge.engines.providers")
+    if not hasattr(providers.ort, "register_execution_provider_library"):
+        pytest.skip("this onnxruntime knows no plugins")
+    library = tmp_path / "libbroken.so"
+    library.write_bytes(b"not a library")
+    package = tmp_path / "onnxruntime_ep_broken"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"def get_library_path():\n    return {str(library)!r}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    providers.register_plugins.cache_clear()
+    yield package
+    providers.register_plugins.cache_clear()
+    sys.modules.pop("onnxruntime_ep_broken", None)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plugin_whose_library_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers = importlib.import_module("lrs_edge.engines.providers")
+    monkeypatch.setattr(providers, "no_discovery", lambda: " (no /sys/class/drm)")
+    checks = doctor.run_checks()
+    check = found(checks, "onnxruntime_ep_broken")
+    assert (check.status, check.exit_code) == ("warn", 0)
+    assert "libbroken.so" in check.detail
+    assert "/sys/class/drm" in found(checks, "GPU discovery").detail
+    with pytest.raises(BackendError, match="plugin onnxruntime_ep_broken does not load"):
+        providers.provider("onnxruntime:broken")
+
+
+def test_where_the_embedded_model_runs() -> None:
+    check = found(doctor.run_checks(), "placement")
+    if check.status == "ok":
+        assert "vision on " in check.detail
+        assert "llm on " in check.detail
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "version", "said"),
+    [
+        ("Linux", "x86_64", (3, 10, 13), "Python 3.10.13 the last onnxruntime-gpu is 1.23.2"),
+        ("Linux", "aarch64", (3, 12, 1), "NVIDIA's wheels for your JetPack"),
+        ("Darwin", "arm64", (3, 12, 1), "no wheel of onnxruntime-gpu for Darwin arm64"),
+        ("Windows", "AMD64", (3, 12, 1), ""),
+    ],
+)
+def test_where_there_is_no_wheel_for_gpus(
+    system: str,
+    machine: str,
+    version: tuple[int, int, int],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(install.platform, "system", lambda: system)
+    monkeypatch.setattr(install.platform, "machine", lambda: machine)
+    monkeypatch.setattr(install.platform, "python_version", lambda: ".".join(map(str, version)))
+    monkeypatch.setattr(install.sys, "version_info", version)
+    assert said in install.gpu_wheel_problem()
+    assert bool(said) == bool(install.gpu_wheel_problem())
+    assert said in install.install_advice()
+    assert (said or "'.[gpu]'") in install.gpu_advice()

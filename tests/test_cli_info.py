@@ -166,3 +166,21 @@ def test_a_manifest_that_cannot_be_read(
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "bug" not in captured.err
+
+
+def test_where_a_bundle_runs(
+    bundle: Path, image: Path, printed: Read, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["info", str(bundle), "--device", "cpu", "--format", "json"]
+    assert run(line) == 0
+    facts = json.loads(printed())
+    assert "cpu" in facts["runs_on"]
+    assert "--target cuda" in facts["refused_on"]["cuda"]
+    assert [place["stage"] for place in facts["placement"]] == ["vision", "rfm", "llm"]
+    assert {place["device"] for place in facts["placement"]} == {"cpu"}
+    assert facts["warnings"] == []
+    assert run(line[:4]) == 0
+    assert "llm: onnxruntime on cpu" in printed()
+    assert run(["info", str(bundle), "--device", "vision=abacus"]) == 2
+    assert run(["info", str(image), "--device", "cpu"]) == 2
+    assert "is none" in capsys.readouterr().err

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import importlib
 import platform
-import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
+from lrs_edge.commands.check import Check
+from lrs_edge.commands.device_checks import gpu_checks, placement_check, provider_checks
 from lrs_edge.engines.cores import available_cores
+from lrs_edge.engines.install import install_advice
 from lrs_edge.errors import BackendError, BundleError, LrsEdgeError
-
-Status = Literal["ok", "warn", "missing"]
 
 #: Distributions that install the module `onnxruntime`; two of them overwrite each other.
 ONNXRUNTIMES = (
@@ -30,35 +27,15 @@ ONNXRUNTIMES = (
 )
 
 _PACKAGES = ("numpy", "tokenizers", "safetensors", "msgspec", "pillow", "click", "rich")
-_JETSON_RELEASE = Path("/etc/nv_tegra_release")
 _LITTLE_MEMORY = 1 << 30
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding.
-
-    Attributes:
-        name: What was looked at.
-        status: `ok`; `warn` where something is worse than it could be; `missing` where it is not
-            there or does not work.
-        detail: What was found.
-        advice: What to do about it; empty where there is nothing to do.
-        exit_code: Exit code of a problem that keeps `lrs-edge ask` from working, else 0.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    advice: str = ""
-    exit_code: int = 0
 
 
 def run_checks() -> list[Check]:
     """Look at everything. Nothing here raises: a check that fails is a finding."""
     checks = [_python(), _lrs_edge()]
     checks += [_package(name) for name in _PACKAGES]
-    checks += [_rasterio(), *_proj(), *_onnxruntime(), *_devices(), _memory(), _default_model()]
+    checks += [_rasterio(), *_proj(), *_onnxruntime(), *gpu_checks(), _memory()]
+    checks += [_default_model(), *placement_check()]
     return checks
 
 
@@ -138,7 +115,7 @@ def _onnxruntime() -> Iterator[Check]:
             "onnxruntime",
             "missing",
             f"{listed or 'not installed'}; does not load ({type(error).__name__}: {error})",
-            "pip install '.[cpu]', or '.[gpu]' for NVIDIA GPUs, where lrs-edge was installed from",
+            install_advice(),
             BackendError.exit_code,
         )
         return
@@ -152,30 +129,8 @@ def _onnxruntime() -> Iterator[Check]:
         )
     else:
         yield Check("onnxruntime", "ok", listed or str(runtime.__version__))
-    for provider in providers:
-        yield _provider(provider)
+    yield from provider_checks(providers)
     yield _integers()
-    if "CUDAExecutionProvider" not in providers and shutil.which("nvidia-smi"):
-        yield Check(
-            "CUDAExecutionProvider",
-            "warn",
-            "there is an NVIDIA GPU, and this onnxruntime does not use it",
-            "pip uninstall -y onnxruntime, then pip install '.[gpu]'",
-        )
-
-
-def _provider(name: str) -> Check:
-    """Whether a listed provider really runs a graph: onnxruntime falls back without an error."""
-    required = BackendError.exit_code if name == "CPUExecutionProvider" else 0
-    advice = "reinstall onnxruntime" if required else "its driver or libraries are not found"
-    try:
-        problem = _try_provider(name)
-    # Providers fail with whatever their libraries raise.
-    except Exception as error:
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-    if problem:
-        return Check(name, "missing" if required else "warn", problem, advice, required)
-    return Check(name, "ok", "loads and runs")
 
 
 def _integers() -> Check:
@@ -195,47 +150,6 @@ def _integers() -> Check:
         detail = "right for the weights of bundles that say exact_integers; no VNNI"
         return Check(name, "ok", detail)
     return Check(name, "ok", "right for all weights")
-
-
-def _try_provider(name: str) -> str:
-    """Run a one-node graph on a provider; returns what went wrong."""
-    import numpy as np
-
-    from lrs_edge.engines.gather_model import gather_model
-    from lrs_edge.engines.runtime import ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(gather_model("float32"), options, providers=[name])
-    if name not in session.get_providers():
-        return "listed, but does not load"
-    x = np.arange(6, dtype=np.float32).reshape(1, 1, 3, 2)
-    (y,) = session.run(None, {"x": x, "indices": np.array([2, 0], np.int64)})
-    return "" if np.array_equal(y, x[:, :, [2, 0]]) else "runs, but computes wrong results"
-
-
-def _devices() -> Iterator[Check]:
-    if _JETSON_RELEASE.is_file():
-        release = _JETSON_RELEASE.read_text(errors="replace").splitlines()[0].strip("# ")
-        yield Check("Jetson", "ok", release)
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        yield Check("GPU", "ok", "no NVIDIA GPU found (nvidia-smi is not installed); using the CPU")
-        return
-    query = "--query-gpu=name,memory.total,driver_version,compute_cap"
-    try:
-        done = subprocess.run(  # noqa: S603 - a fixed command, found on PATH
-            [tool, query, "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        yield Check("GPU", "warn", f"nvidia-smi fails ({error})", "check the NVIDIA driver")
-        return
-    for line in done.stdout.splitlines():
-        yield Check("GPU", "ok", line.strip())
 
 
 def _memory() -> Check:

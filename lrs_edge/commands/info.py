@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from lrs_edge.commands.common import (
     write_json,
     write_result,
 )
+from lrs_edge.commands.search_options import device_name
 from lrs_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +60,13 @@ MOST_CONTEXT = 1 << 20
     metavar="BUNDLE",
     help="Show the levels that this model would search; the embedded model when left out.",
 )
+@click.option(
+    "--device",
+    type=device_name,
+    metavar="DEVICE",
+    help="Load BUNDLE there (as `ask --device` takes it) and show where every node of its graphs "
+    "runs.",
+)
 @bands_option
 @crs_option
 @view_options[0]
@@ -70,6 +79,7 @@ def info(
     memory: bool,
     context: int | None,
     bundle: Path | None,
+    device: str | None,
     bands: tuple[int, ...] | None,
     crs: str | None,
     output_format: str,
@@ -93,7 +103,9 @@ def info(
     if context is not None:
         raise UsageError("--context says how much memory a model takes; add --memory")
     if path.is_dir() or path.name == _MANIFEST:
-        facts = _bundle_facts(path.parent if path.name == _MANIFEST else path)
+        facts = _bundle_facts(path.parent if path.name == _MANIFEST else path, device)
+    elif device is not None:
+        raise UsageError(f"--device says where a bundle runs, and {path} is none")
     else:
         facts = _image_facts(path, bundle, bands, crs, take_view(view))
     if output_format == "json":
@@ -175,10 +187,27 @@ def _levels(height: int, width: int, bundle: Path | None) -> tuple[str, list[dic
     return manifest.name, levels
 
 
-def _bundle_facts(path: Path) -> dict[str, Any]:
+def _bundle_facts(path: Path, device: str | None) -> dict[str, Any]:
     from lrs_edge.bundle.bundle import open_bundle
+    from lrs_edge.engines.placement import refusals
 
-    return _manifest_facts(open_bundle(path, verify=False))
+    bundle = open_bundle(path, verify=False)
+    refused = refusals(bundle.manifest)
+    facts = {
+        **_manifest_facts(bundle),
+        "runs_on": [name for name, problem in refused.items() if not problem],
+        "refused_on": {name: problem for name, problem in refused.items() if problem},
+    }
+    if device is None:
+        return facts
+    from lrs_edge.engine import load
+
+    with load(path, device=device, verify=False) as engine:
+        return {
+            **facts,
+            "placement": [asdict(place) for place in engine.places],
+            "warnings": list(engine.warnings),
+        }
 
 
 def _manifest_facts(bundle: Bundle) -> dict[str, Any]:
@@ -335,6 +364,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _row(row: dict[str, Any]) -> str:
+    if "nodes" in row:
+        nodes = ", ".join(f"{count} nodes by {name}" for name, count in row["nodes"].items())
+        return f"{row['stage']}: {row['engine']} on {row['device']}, {nodes or 'not told by what'}"
     if "tile_rows" in row:
         return (
             f"{row['level']}: {row['width']} x {row['height']} px, "

@@ -166,7 +166,7 @@ def threads_callback(ctx: click.Context, _param: click.Parameter, value: int | N
     return used
 
 
-def _device(text: str) -> str:
+def device_name(text: str) -> str:
     """A click type: where stages run, as `backend_options` reads it."""
     try:
         backend_options(text)
@@ -175,14 +175,14 @@ def _device(text: str) -> str:
     return text
 
 
-_device.__name__ = "device"  # What click calls the type.
+device_name.__name__ = "device"  # What click calls the type.
 
 #: Decorator that adds `--device`, and its older name `--provider`.
 device_option = click.option(
     "--device",
     "--provider",
     "device",
-    type=_device,
+    type=device_name,
     default=AUTO,
     show_default=True,
     metavar="DEVICE",

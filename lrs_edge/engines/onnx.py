@@ -462,6 +462,14 @@ def _checked_session(
 def _session(
     model: str | bytes, where: str | Provider, chosen: BackendOptions, *, strict: bool = False
 ) -> ort.InferenceSession:
+    """A session on a provider, or on the device that names it; raises what ONNX Runtime does.
+
+    Args:
+        model: Path of a graph, or the graph itself.
+        where: What it runs on.
+        chosen: Threads, and whether weights are unpacked.
+        strict: Whether a node that would run on the CPU is an error.
+    """
     provider = resolve(where) if isinstance(where, str) else where
     options = ort.SessionOptions()
     options.log_severity_level = 4

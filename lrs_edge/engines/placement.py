@@ -23,6 +23,7 @@ from lrs_edge.bundle.manifest import (
 )
 from lrs_edge.engines.base import BackendOptions, Graph, HostNodes
 from lrs_edge.engines.devices import AUTO, PROVIDER_PREFIX, STAGE_NAMES, StageName, StagePlace
+from lrs_edge.engines.install import gpu_advice, install_advice
 from lrs_edge.engines.joined import JoinedGraph
 from lrs_edge.engines.metered import Meter, MeteredGraph
 from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
@@ -185,6 +186,19 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
     return (first,) if first == last else (first, last)
 
 
+def refusals(manifest: Manifest) -> dict[str, str]:
+    """Why a bundle cannot run on a device as a whole, by device; empty text where it can.
+
+    As far as the manifest tells, and whether the device is there or not.
+    """
+    found = {}
+    for engine in engines():
+        for device in engine.every if engine.flavours else ():
+            problems = (engine.problem(spec, device) for spec in _specs(manifest).values())
+            found[device] = next((problem for problem in problems if problem), "")
+    return found
+
+
 def _places(name: str) -> list[Place]:
     """Places that a name stands for, the best first. Raises BackendError or UsageError."""
     known = engines()
@@ -329,18 +343,12 @@ def _onnx_devices() -> tuple[str, ...]:
     except ImportError as error:
         if means_no_memory(error):
             raise out_of_memory("onnxruntime cannot be imported", error) from error
-        raise BackendError(
-            "onnxruntime is not installed; run, where lrs-edge was installed from: "
-            "pip install '.[cpu]' (or '.[gpu]' on an NVIDIA GPU)"
-        ) from error
+        raise BackendError(f"onnxruntime is not installed; {install_advice()}") from error
     return devices()
 
 
 def _onnx_absent(_device: str) -> str:
-    return (
-        "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or use "
-        "--device cpu"
-    )
+    return f"this onnxruntime has no CUDA provider; {gpu_advice()}, or use --device cpu"
 
 
 def _load_onnx(path: Path, options: BackendOptions) -> Graph:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lrs_edge.engines.devices import PROVIDER_PREFIX
+from lrs_edge.engines.install import gpu_advice
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError
 
@@ -146,10 +147,7 @@ def _absent(short: str, plugins: Mapping[str, str]) -> str:
                 reason = f"is there, and ONNX Runtime gives it no device{no_discovery()}"
             return f"the plugin {package} {reason}; see `lrs-edge doctor`, or use --device cpu"
     if short == "cuda":
-        return (
-            "this onnxruntime has no CUDA provider; install the extra `gpu` in place of `cpu`, or "
-            "use --device cpu"
-        )
+        return f"this onnxruntime has no CUDA provider; {gpu_advice()}, or use --device cpu"
     have = ", ".join(sorted({*ort.get_available_providers(), *plugins}))
     return (
         f"onnxruntime {ort.__version__} has no provider {short!r}, only {have}; install a package "
