@@ -83,3 +83,42 @@ def _by_model(recipes: list[Recipe]) -> Iterator[str]:
 
 def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+#: Boards, and what is recommended for each.
+_JETSONS = {
+    "Orin Nano 8 GB": ("smolvlm-500m", "llava-onevision-0.5b"),
+    "Orin NX 16 GB": ("qwen2-vl-2b", "qwen3-vl-4b"),
+    "AGX Orin 64 GB": ("llava-largeimg-qwen2-7b",),
+}
+_JETSON_CONTEXT = 4096
+
+
+def jetson_memory() -> str:
+    """The table of `docs/jetson.md`: weights and buffers of each stage on TensorRT."""
+    recipes = {recipe.name: recipe for recipe in all_recipes()}
+    stages = ("vision, fp16", "RFM", "language model", "KV caches")
+    lines = [
+        _line("board", "recipe", "decoders", *stages, "embeddings", "together"),
+        _line("---", "---", "---", *["---:"] * 6),
+    ]
+    for board, names in _JETSONS.items():
+        for name in names:
+            floats = recipes[name].need("fp16", _JETSON_CONTEXT)
+            vision, focus, llm = floats.stages
+            for precision, share in (("fp16", 1.0), ("int4-weight", _int4_share(recipes[name]))):
+                sizes = (
+                    vision.weights,
+                    focus.weights * share,
+                    llm.weights * share,
+                    focus.kv + llm.kv,
+                    floats.embeddings,
+                )
+                cells = (f"{size / 1e6:,.0f}" for size in (*sizes, sum(sizes)))
+                lines.append(_line(board, f"`{name}`", precision, *cells))
+    return "\n".join(lines)
+
+
+def _int4_share(recipe: Recipe) -> float:
+    """Bytes of the decoders' weights in 4 bits, of those in 16."""
+    return recipe.need("int4-weight").stages[-1].file / recipe.need("fp16").stages[-1].file

@@ -15,7 +15,7 @@ import click
 
 from lrs_edge.answer.report import json_schema
 from lrs_edge.commands.main import PROGRAM, cli
-from scripts.device_docs import device_docs
+from scripts.device_docs import device_docs, jetson_memory
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -52,7 +52,15 @@ def generated() -> dict[Path, str]:
         DOCS / "cli.md": cli_reference(),
         DOCS / "answer.schema.json": json_schema(),
         DOCS / "devices.md": device_docs(),
+        DOCS / "jetson.md": _with_table(DOCS / "jetson.md", jetson_memory()),
     }
+
+
+def _with_table(path: Path, table: str) -> str:
+    """A document written by hand, with its table between the marks made anew."""
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split("<!-- memory -->")
+    return f"{before}<!-- memory -->\n{table}\n<!-- /memory -->{rest.split('<!-- /memory -->')[1]}"
 
 
 def cli_reference() -> str:
