@@ -41,6 +41,7 @@ COMMANDS = {
     "bench": "Measure each stage on this machine, against its floor.",
     "models": "List and verify model bundles, and list recipes.",
     "export": "Turn a checkpoint into a bundle.",
+    "build": "Build TensorRT engines of a bundle.",
     "scenes": "Make large question-answer scenes from labelled tiles.",
     "distill": "Train the region focus module of a checkpoint.",
 }

@@ -1,0 +1,273 @@
+"""An engine as a graph: the contract of `lrs_edge.engines.base` over TensorRT.
+
+New tokens run 256 at a time at most, as the engine's profile has it; longer inputs are cut here.
+Key and value buffers are bound as `past_*` and, the same memory, as `present_*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrs_edge.engines.base import Feed, KVBuffers, Tensor, TensorSpec
+from lrs_edge.engines.tensorrt.buffers import TensorRTBuffers
+from lrs_edge.engines.tensorrt.device import Block, Device, DeviceTensor
+from lrs_edge.engines.tensorrt.execution import Execution
+from lrs_edge.errors import BackendError
+
+_PAST, _PRESENT = "past_", "present_"
+#: Axis of new tokens in the inputs that have one.
+_TOKEN_AXES = {"inputs_embeds": 1, "position_ids": 1, "attended": 1, "attention_bias": 2}
+#: Hides places of a buffer that hold nothing; far below any score, and float16 holds it.
+_HIDDEN = np.float32(-3e4)
+_BIAS = "attention_bias"
+
+
+class TensorRTGraph:
+    """One stage's engine.
+
+    Args:
+        execution: The engine.
+        name: File of the bundle's graph that it was built of.
+        device: Its GPU.
+        place: What the device is called, such as `tensorrt`.
+        mover: The engine that compacts its buffers; None for vision.
+        scoring: Its `logits` [H, S] have one column for each place of a buffer, of which the
+            filled ones are given out.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        name: str,
+        device: Device,
+        place: str,
+        *,
+        mover: Execution | None = None,
+        scoring: bool = False,
+    ) -> None:
+        self._execution = execution
+        self._name = name
+        self._device = device
+        self._place = place
+        self._mover = mover
+        self._scoring = scoring
+        self._taken: dict[str, Block] = {}
+        # Buffers have as many places as a sequence needs, as far as callers are concerned.
+        self._inputs = {
+            spec.name: _open_places(spec) if spec.name.startswith(_PAST) else spec
+            for spec in execution.inputs.values()
+        }
+
+    @property
+    def name(self) -> str:
+        """Its file in the bundle."""
+        return self._name
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Inputs by name."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Outputs by name."""
+        return self._execution.outputs
+
+    @property
+    def device(self) -> str:
+        """`tensorrt` or `tensorrt-rtx`."""
+        return self._place
+
+    def run(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run once; see `lrs_edge.engines.base.Graph.run`."""
+        found = self.run_on_device(feeds, outputs, buffers)
+        return [np.asarray(tensor.numpy(), np.float32) for tensor in found]
+
+    def run_on_device(
+        self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
+    ) -> list[Tensor]:
+        """Run once; see `lrs_edge.engines.base.Graph.run_on_device`."""
+        if buffers is not None and not isinstance(buffers, TensorRTBuffers):
+            raise TypeError(f"{type(buffers).__name__} does not belong to TensorRT")
+        if buffers is None:
+            return self._run(feeds, outputs, None, {})
+        new = feeds["position_ids"].shape[1]
+        longest = self._execution.largest("position_ids")[1]
+        self._check_room(feeds, new, buffers)
+        whole: dict[str, DeviceTensor] = {}
+        found: list[Tensor] = []
+        for start in range(0, new, longest):
+            part = slice(start, min(start + longest, new))
+            found = self._run(self._part(feeds, part, buffers), outputs, buffers, whole, part, new)
+        return found
+
+    def _check_room(self, feeds: Mapping[str, Feed], new: int, buffers: TensorRTBuffers) -> None:
+        """TensorRT writes beyond a buffer's end without a word."""
+        past = int(_host(feeds["past_length"]).item())
+        if past + new > buffers.capacity:
+            raise BackendError(
+                f"{new} tokens after {past} do not fit into {buffers.capacity} places; build the "
+                f"engine again: lrs-edge build BUNDLE --context {past + new}"
+            )
+
+    def _part(
+        self, feeds: Mapping[str, Feed], part: slice, buffers: TensorRTBuffers
+    ) -> dict[str, Feed]:
+        """Inputs of some of the new tokens."""
+        past = int(_host(feeds["past_length"]).item()) + part.start
+        cut: dict[str, Feed] = {"past_length": np.array([past], np.int64)}
+        for name, feed in feeds.items():
+            if name in _TOKEN_AXES:
+                cut[name] = _cut(feed, _TOKEN_AXES[name], part)
+        if _BIAS in cut:
+            given = _host(cut[_BIAS])
+            bias = np.full((*given.shape[:3], buffers.capacity), _HIDDEN, np.float32)
+            bias[..., : given.shape[3]] = given
+            cut[_BIAS] = np.maximum(bias, _HIDDEN)
+        return cut
+
+    def _run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        buffers: TensorRTBuffers | None,
+        whole: dict[str, DeviceTensor],
+        part: slice | None = None,
+        new: int = 0,
+    ) -> list[Tensor]:
+        shapes = {name: tuple(feed.shape) for name, feed in feeds.items()}
+        addresses = {name: self._address(name, feed) for name, feed in feeds.items()}
+        for name in () if buffers is None else buffers.names:
+            addresses[_PAST + name] = addresses[_PRESENT + name] = buffers.address(name)  # type: ignore[union-attr]
+        self._execution.shape(shapes)
+        found: dict[str, DeviceTensor] = {}
+        for name, spec in self.outputs.items():
+            if name not in addresses:
+                found[name] = self._result(name, spec, whole, part, new)
+                addresses[name] = found[name].address
+        self._execution.run(shapes, addresses)
+        if self._scoring and "logits" in found:
+            filled = int(_host(feeds["past_length"]).item()) + shapes["position_ids"][1]
+            found["logits"] = self._filled(found["logits"], filled)
+        return [whole.get(name, found[name]) for name in outputs]
+
+    def _result(
+        self,
+        name: str,
+        spec: TensorSpec,
+        whole: dict[str, DeviceTensor],
+        part: slice | None,
+        new: int,
+    ) -> DeviceTensor:
+        """Memory for an output: its own, or of the new tokens' part in the whole of it."""
+        shape = self._execution.output_shape(name)
+        if part is None or len(spec.shape) != 3 or spec.shape[1] is not None:
+            return self._tensor(shape, spec.dtype)
+        if name not in whole:
+            whole[name] = self._tensor((1, new, shape[2]), spec.dtype)
+        offset = part.start * shape[2] * np.dtype(spec.dtype).itemsize
+        return DeviceTensor(whole[name].block, shape, spec.dtype, self._place, offset)
+
+    def _filled(self, scores: DeviceTensor, filled: int) -> DeviceTensor:
+        """Scores [H, filled] of scores [H, S]."""
+        heads, places = scores.shape
+        item = np.dtype(scores.dtype).itemsize
+        cut = self._tensor((heads, filled), scores.dtype)
+        width = filled * item
+        self._device.copy_rows(scores.address, places * item, cut.address, width, width, heads)
+        return cut
+
+    def _tensor(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return DeviceTensor(self._device.allocate(size), shape, dtype, self._place)
+
+    def _address(self, name: str, feed: Feed) -> int:
+        """Where an input lies: a tensor of this GPU as it is, anything else copied there."""
+        spec = self._inputs.get(name)
+        if spec is None:
+            raise BackendError(f"the engine of {self._name} has no input {name}; build it again")
+        if isinstance(feed, DeviceTensor) and feed.dtype == spec.dtype:
+            return feed.address
+        array = _host(feed).astype(spec.dtype, copy=False)
+        # Kept for the next run; everything on the device happens in order.
+        block = self._taken.get(name)
+        if block is None or block.size < array.nbytes:
+            self._taken[name] = block = self._device.allocate(array.nbytes)
+        self._device.upload(array, block.address)
+        return block.address
+
+    def new_buffers(self, names: Sequence[str]) -> TensorRTBuffers:
+        """Empty buffers for the inputs `past_<name>`."""
+        spec = self._execution.inputs[_PAST + names[0]]
+        if self._mover is None or None in spec.shape:
+            raise BackendError(f"the engine of {self._name} has no buffers; build it again")
+        shape = tuple(size for size in spec.shape if size is not None)
+        return TensorRTBuffers(names, shape, spec.dtype, self._device, self._move)
+
+    def _move(self, source: int, places: int, target: int) -> None:
+        assert self._mover is not None
+        spec = next(s for s in self._execution.inputs.values() if s.name.startswith(_PAST))
+        shape = tuple(size for size in spec.shape if size is not None)
+        shapes = {"x": shape, "indices": shape[2:3]}
+        self._mover.run(shapes, {"x": source, "indices": places, "y": target})
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """A copy of a host array on the GPU."""
+        tensor = self._tensor(array.shape, array.dtype.name)
+        self._device.upload(array, tensor.address)
+        return tensor
+
+    def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
+        """Rows of tables laid end to end, float32 [1, n, D] on the GPU.
+
+        Args:
+            tables: float32 [m, D] each, of any m.
+            places: int64 [n].
+        """
+        parts = [t if isinstance(t, DeviceTensor) else self.upload(_host(t)) for t in tables]
+        width = parts[0].shape[-1]
+        row = width * 4
+        found = self._tensor((1, len(places), width), "float32")
+        starts = np.cumsum([0, *(part.shape[0] for part in parts)])
+        for first, end in _runs(places, starts):
+            table = int(np.searchsorted(starts[1:], places[first], side="right"))
+            part = parts[table]
+            assert isinstance(part, DeviceTensor)
+            source = part.address + int(places[first] - starts[table]) * row
+            self._device.copy(source, found.address + first * row, (end - first) * row)
+        return found
+
+
+def _runs(places: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Stretches of places that follow each other in one table."""
+    if len(places) == 0:
+        return
+    cut = np.flatnonzero((np.diff(places) != 1) | np.isin(places[1:], starts)) + 1
+    yield from zip([0, *cut.tolist()], [*cut.tolist(), len(places)], strict=True)
+
+
+def _open_places(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.dtype, (*spec.shape[:2], None, *spec.shape[3:]))
+
+
+def _host(feed: Feed) -> NDArray[Any]:
+    return feed if isinstance(feed, np.ndarray) else feed.numpy()
+
+
+def _cut(feed: Feed, axis: int, part: slice) -> Feed:
+    """Some of the new tokens of an input."""
+    if part.start == 0 and part.stop >= feed.shape[axis]:
+        return feed
+    if isinstance(feed, DeviceTensor) and axis == 1 and feed.shape[0] == 1:
+        shape = (1, part.stop - part.start, *feed.shape[2:])
+        row = int(np.prod(feed.shape[2:])) * np.dtype(feed.dtype).itemsize
+        offset = feed.offset + part.start * row
+        return DeviceTensor(feed.block, shape, feed.dtype, feed.device, offset)
+    index = (slice(None),) * axis + (part,)
+    return _host(feed)[index]
