@@ -96,7 +96,7 @@ def test_a_gpu_that_nothing_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_little_memory_is_worth_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_memory_bytes", lambda: (4 << 30, 512 << 20))
+    monkeypatch.setattr(doctor, "machine_memory", lambda: (4 << 30, 512 << 20))
     assert found(doctor.run_checks(), "memory").status == "warn"
 
 

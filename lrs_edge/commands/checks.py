@@ -16,6 +16,7 @@ from lrs_edge.commands.device_checks import gpu_checks, placement_check, provide
 from lrs_edge.engines.cores import available_cores
 from lrs_edge.engines.install import install_advice
 from lrs_edge.errors import BackendError, BundleError, LrsEdgeError
+from lrs_edge.requests.memory import machine_memory
 
 #: Distributions that install the module `onnxruntime`; two of them overwrite each other.
 ONNXRUNTIMES = (
@@ -153,7 +154,7 @@ def _integers() -> Check:
 
 
 def _memory() -> Check:
-    total, available = _memory_bytes()
+    total, available = machine_memory()
     if total is None:
         return Check("memory", "warn", "cannot be read on this system")
     shown = available if available is not None else total
@@ -161,30 +162,6 @@ def _memory() -> Check:
     if shown < _LITTLE_MEMORY:
         return Check("memory", "warn", detail, "close other programs, or use --max-tiles 16")
     return Check("memory", "ok", detail)
-
-
-def _memory_bytes() -> tuple[int | None, int | None]:
-    """Total and available bytes; a container's limit counts as the machine's."""
-    fields: dict[str, int] = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            fields[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    total, available = fields.get("MemTotal"), fields.get("MemAvailable")
-    limit = _cgroup_number("memory.max")
-    if limit is None or total is None or limit >= total:
-        return total, available
-    free = limit - (_cgroup_number("memory.current") or 0)
-    return limit, free if available is None else min(free, available)
-
-
-def _cgroup_number(name: str) -> int | None:
-    try:
-        return int((Path("/sys/fs/cgroup") / name).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _default_model() -> Check:

@@ -51,6 +51,7 @@ class EngineKind:
         load: Loads a graph on the device that the options' `provider` names.
         problem: Why a stage cannot run on a device, or empty; looks at nothing but the manifest.
         device_flavours: Flavours for the usual need that are preferred to those, by device.
+        reads: Engine whose files of a bundle it takes; its own where this is empty.
     """
 
     name: str
@@ -61,6 +62,7 @@ class EngineKind:
     load: Callable[[Path, BackendOptions], Graph]
     problem: Callable[[StageSpec, str], str]
     device_flavours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reads: str = ""
 
     def flavours_on(self, device: str, need: Need) -> tuple[str, ...]:
         """Flavours that it runs on a device for a need, the preferred first."""
@@ -85,26 +87,39 @@ def engines() -> tuple[EngineKind, ...]:
         problem=_onnx_problem,
         device_flavours={"cuda": (Flavour.FUSED,)},
     )
-    return (onnxruntime, *_PLANNED)
+    return (onnxruntime, _tensorrt("tensorrt"), _tensorrt("tensorrt-rtx"))
 
 
-def _planned(name: str) -> EngineKind:
-    """An engine of which there is only the name, so that a stage placed there is refused by it."""
+def _tensorrt(name: str) -> EngineKind:
+    """TensorRT or TensorRT-RTX; see `lrs_edge.engines.tensorrt`, which is imported when needed.
 
-    def load(_path: Path, _options: BackendOptions) -> Graph:
-        raise BackendError(absent(name))
+    Its engines are built of the bundle's graphs for onnxruntime, and lie in a cache.
+    """
 
-    def absent(device: str) -> str:
-        return (
-            f"this version of lrs-edge has no engine for {device}; use --device cuda with a bundle "
-            "that was exported with --target cuda, or --device cpu"
-        )
+    def devices() -> tuple[str, ...]:
+        from lrs_edge.engines.tensorrt import loading
 
-    return EngineKind(name, {}, (name,), tuple, absent, load, lambda _spec, _device: "")
+        return loading.devices(name)
 
+    def load(path: Path, _options: BackendOptions) -> Graph:
+        from lrs_edge.engines.tensorrt import loading
 
-#: TensorRT and TensorRT-RTX take their entries' places here.
-_PLANNED = (_planned("tensorrt"), _planned("tensorrt-rtx"))
+        return loading.load_engine(name, path)
+
+    return EngineKind(
+        name=name,
+        flavours={
+            "usual": (Flavour.GQA, Flavour.PLAIN),
+            "masked": (Flavour.MASKED,),
+            "rest": (Flavour.GQA_REST,),
+        },
+        every=(name,),
+        devices=devices,
+        absent=lambda device: f"{device} cannot be used here; see lrs-edge doctor",
+        load=load,
+        problem=lambda _spec, _device: "",
+        reads=ONNXRUNTIME,
+    )
 
 
 @dataclass(frozen=True)
@@ -258,9 +273,10 @@ class GraphLoader:
         """The file in the bundle that serves a stage's need where it is placed; None for none."""
         spec, place = _specs(self._bundle.manifest)[stage], self._placement.places[stage]
         engine = place.engine
+        reads = engine.reads or engine.name
         for flavour in engine.flavours_on(place.device, need):
-            if spec.has(flavour, engine.name):
-                return spec.path(flavour, engine.name)
+            if spec.has(flavour, reads):
+                return spec.path(flavour, reads)
         return None
 
     def stage(self, stage: StageName, need: Need = "usual") -> Graph:

@@ -66,3 +66,30 @@ def give_back() -> None:
     except (OSError, AttributeError):  # Another C library, such as musl's.
         return
     trim(0)
+
+
+def machine_memory() -> tuple[int | None, int | None]:
+    """Total and available bytes; a container's limit counts as the machine's.
+
+    None where the system does not tell.
+    """
+    fields: dict[str, int] = {}
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            fields[name] = int(rest.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    total, available = fields.get("MemTotal"), fields.get("MemAvailable")
+    limit = _cgroup_number("memory.max")
+    if limit is None or total is None or limit >= total:
+        return total, available
+    free = limit - (_cgroup_number("memory.current") or 0)
+    return limit, free if available is None else min(free, available)
+
+
+def _cgroup_number(name: str) -> int | None:
+    try:
+        return int((Path("/sys/fs/cgroup") / name).read_text())
+    except (OSError, ValueError):
+        return None

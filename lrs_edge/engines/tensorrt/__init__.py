@@ -8,5 +8,5 @@ runs them is tested over a simulated device (`tests/fake_tensorrt.py`).
 Read in this order: `library.py` imports the library, `building.py` makes an engine of a graph, for
 a `targets.py`, in the memory that `room.py` allows; `engine_cache.py` keeps engines and says which
 may run here; `device.py` is the GPU's memory, `graph.py` runs an engine over it, `buffers.py` holds
-its keys and values; `loading.py` finds the engine of a bundle's stage. docs/tensorrt.md is for users.
+its keys and values; `loading.py` finds the engine of a bundle's stage. For users: docs/tensorrt.md.
 """

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lrs_edge.bundle.bundle import Bundle, read_manifest
 from lrs_edge.bundle.manifest import DecoderSpec, Flavour, StageSpec
-from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.tensorrt.device import Device, open_device
 from lrs_edge.engines.tensorrt.engine_cache import CachedEngine, EngineCache, stage_hash
 from lrs_edge.engines.tensorrt.execution import Execution
@@ -25,7 +24,7 @@ ENGINE_FLAVOURS = {
 MOVE = "move"
 
 
-def load_engine(name: str, path: Path, _options: BackendOptions) -> TensorRTGraph:
+def load_engine(name: str, path: Path) -> TensorRTGraph:
     """Load the engine that was built of a bundle's graph.
 
     Args:
@@ -78,13 +77,6 @@ def _check_whole(spec: StageSpec | None, flavour: str, stage: str) -> None:
             "the region focus module of this bundle is the language model's first layers: place "
             "both on the same device, with a KV cache of floats"
         )
-
-
-def problem(spec: StageSpec, _device: str) -> str:
-    """Why a stage cannot be built for TensorRT, as a clause after the bundle's path; or empty."""
-    if isinstance(spec, DecoderSpec) and not (spec.has(Flavour.GQA) or spec.has(Flavour.GQA_REST)):
-        return "has no graph that TensorRT engines are built of; export the checkpoint again"
-    return ""
 
 
 def devices(name: str) -> tuple[str, ...]:

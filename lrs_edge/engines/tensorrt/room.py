@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from lrs_edge.errors import OutOfMemoryError
-
-_MEMINFO = Path("/proc/meminfo")
+from lrs_edge.requests.memory import machine_memory
 
 #: Measured with tensorrt-rtx 1.7.1: its libraries, and what a build holds for each byte of weights
 #: (docs/tensorrt.md): the file that was read, the network's copy, the engine twice.
@@ -40,18 +38,6 @@ def estimate(weights: int, workspace: int) -> BuildMemory:
     )
 
 
-def available_memory() -> int | None:
-    """Bytes that programs can still have before the machine swaps; None where it does not tell."""
-    try:
-        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
 def check_room(stage: str, need: BuildMemory, free_on_gpu: int | None, *, shared: bool) -> None:
     """Refuse a build that would make the machine swap.
 
@@ -64,7 +50,7 @@ def check_room(stage: str, need: BuildMemory, free_on_gpu: int | None, *, shared
     Raises:
         OutOfMemoryError: There is less memory than that.
     """
-    free = available_memory()
+    _, free = machine_memory()
     host = need.host + (need.workspace if shared else 0)
     if free is not None and host > free:
         raise OutOfMemoryError(
