@@ -38,7 +38,7 @@ class BuildOptions:
     on_progress: OnProgress | None = None
 
 
-def build_engine(library: Library, path: Path, profile: Profile, options: BuildOptions) -> bytes:
+def build_engine(library: Library, path: Path, profile: Profile, options: BuildOptions) -> memoryview:
     """Build an engine of an ONNX file.
 
     Args:
@@ -46,6 +46,9 @@ def build_engine(library: Library, path: Path, profile: Profile, options: BuildO
         path: The file, with its weights beside it.
         profile: Shapes of every input that has open dimensions; the one profile.
         options: How.
+
+    Returns:
+        The engine, in the library's own memory: it may be as large as the weights.
 
     Raises:
         BackendError: The parser or the builder refuses the graph.
@@ -80,7 +83,7 @@ def build_engine(library: Library, path: Path, profile: Profile, options: BuildO
         raise BackendError(f"{library.name} {library.version} cannot build {path.name}: {said}")
     if timings is not None and options.timings is not None:
         options.timings.write_bytes(bytes(memoryview(timings.serialize())))
-    return bytes(memoryview(data))
+    return memoryview(data)
 
 
 def _strongly_typed(trt: Any) -> int:

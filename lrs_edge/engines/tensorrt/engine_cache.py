@@ -161,10 +161,10 @@ class EngineCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = (folder or cache_folder()) / "engines"
 
-    def write(self, record: EngineRecord, data: bytes) -> CachedEngine:
+    def write(self, record: EngineRecord, data: bytes | memoryview) -> CachedEngine:
         """Keep an engine. Raises LrsEdgeError where that cannot be."""
         record = msgspec.structs.replace(
-            record, size=len(data), sha256=hashlib.sha256(data).hexdigest()
+            record, size=memoryview(data).nbytes, sha256=hashlib.sha256(data).hexdigest()
         )
         place = self.folder / record.bundle / record.file
         try:

@@ -196,7 +196,7 @@ def _build(
     cache: EngineCache,
     device: Device | None,
     on_progress: OnProgress | None,
-) -> bytes:
+) -> memoryview:
     # TensorRT keeps times of one GPU's kernels; it leaves those of another alone.
     timings = None
     if not library.is_rtx:
