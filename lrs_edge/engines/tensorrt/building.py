@@ -38,7 +38,9 @@ class BuildOptions:
     on_progress: OnProgress | None = None
 
 
-def build_engine(library: Library, path: Path, profile: Profile, options: BuildOptions) -> memoryview:
+def build_engine(
+    library: Library, path: Path, profile: Profile, options: BuildOptions
+) -> memoryview:
     """Build an engine of an ONNX file.
 
     Args:
