@@ -262,6 +262,7 @@ class Engine:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.num_layers = len(model.graph.node)
         self._names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self._names)
         self.get_tensor_name = self._names.__getitem__

@@ -1,4 +1,4 @@
-"""A GPU's memory, by way of cuda-python: allocating, copying, waiting. One stream for everything.
+"""A GPU's memory, by way of cuda-bindings: allocating, copying, waiting. One stream for everything.
 
 Everything happens in the order in which it is asked for, so memory that was given back may be given
 out again at once, and nobody waits but who reads on the host.
@@ -221,22 +221,34 @@ def open_device() -> Device:
     """The GPU of this machine.
 
     Raises:
-        BackendError: cuda-python is not installed, or no GPU answers.
+        BackendError: cuda-bindings is not installed, or no GPU answers.
     """
     try:
         runtime = _runtime()
     except ImportError as error:
         raise BackendError(
-            "the package cuda-python is not installed, which TensorRT's engines run with; run, "
+            "the package cuda-bindings is not installed, which TensorRT's engines run with; run, "
             "where lrs-edge was installed from: pip install '.[tensorrt-rtx]' (or '.[tensorrt]')"
         ) from error
     try:
         return Device(runtime)
     except BackendError as error:
+        found, wanted = (_major(runtime, of) for of in ("Driver", "Runtime"))
+        if 0 < found < wanted:
+            raise BackendError(
+                f"cuda-bindings {wanted} is newer than this machine's driver, which knows CUDA "
+                f"{found}; run: pip install 'cuda-bindings=={found}.*'"
+            ) from error
         raise BackendError(
             f"no NVIDIA GPU answers ({error}); TensorRT needs one with its driver, on a Jetson "
             "that of JetPack. Without one use --device cpu"
         ) from error
+
+
+def _major(runtime: Any, of: str) -> int:
+    """CUDA's version that the driver knows, or that cuda-bindings is of; 0 without a driver."""
+    status, version = getattr(runtime, f"cuda{of}GetVersion")()
+    return 0 if int(status) else int(version) // 1000
 
 
 def _runtime() -> Any:

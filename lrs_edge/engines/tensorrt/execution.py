@@ -72,6 +72,11 @@ class Execution:
         weakref.finalize(self, _keep, compiled, kernels)
         return self._engine.create_execution_context(config)
 
+    @property
+    def layers(self) -> int:
+        """Layers of the engine, after the builder joined what it could."""
+        return int(self._engine.num_layers)
+
     def largest(self, name: str) -> tuple[int, ...]:
         """Largest shape of an input in the engine's profile."""
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import Feed, KVBuffers, Tensor, TensorSpec
+from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec
 from lrs_edge.engines.tensorrt.buffers import TensorRTBuffers
 from lrs_edge.engines.tensorrt.device import Block, Device, DeviceTensor
 from lrs_edge.engines.tensorrt.execution import Execution
@@ -58,7 +58,7 @@ class TensorRTGraph:
         self._taken: dict[str, Block] = {}
         # Buffers have as many places as a sequence needs, as far as callers are concerned.
         self._inputs = {
-            spec.name: _open_places(spec) if spec.name.startswith(_PAST) else spec
+            spec.name: _open_places(spec) if _is_buffer(spec.name) else spec
             for spec in execution.inputs.values()
         }
 
@@ -81,6 +81,11 @@ class TensorRTGraph:
     def device(self) -> str:
         """`tensorrt` or `tensorrt-rtx`."""
         return self._place
+
+    @property
+    def nodes(self) -> Mapping[str, int]:
+        """Layers of the engine, all of which run on the GPU."""
+        return {self._place: self._execution.layers}
 
     def run(
         self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers | None = None
@@ -212,7 +217,7 @@ class TensorRTGraph:
 
     def _move(self, source: int, places: int, target: int) -> None:
         assert self._mover is not None
-        spec = next(s for s in self._execution.inputs.values() if s.name.startswith(_PAST))
+        spec = next(s for s in self._execution.inputs.values() if _is_buffer(s.name))
         shape = tuple(size for size in spec.shape if size is not None)
         shapes = {"x": shape, "indices": shape[2:3]}
         self._mover.run(shapes, {"x": source, "indices": places, "y": target})
@@ -243,6 +248,12 @@ class TensorRTGraph:
             self._device.copy(source, found.address + first * row, (end - first) * row)
         return found
 
+    def beside(self, model: bytes) -> Graph:
+        """A small graph, on the CPU: TensorRT would have to build an engine of it first."""
+        from lrs_edge.engines.onnx import OnnxGraph
+
+        return OnnxGraph.small(model, self._name)
+
 
 def _runs(places: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Stretches of places that follow each other in one table."""
@@ -250,6 +261,10 @@ def _runs(places: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[tupl
         return
     cut = np.flatnonzero((np.diff(places) != 1) | np.isin(places[1:], starts)) + 1
     yield from zip([0, *cut.tolist()], [*cut.tolist(), len(places)], strict=True)
+
+
+def _is_buffer(name: str) -> bool:
+    return name.startswith(_PAST) and name != "past_length"
 
 
 def _open_places(spec: TensorSpec) -> TensorSpec:
