@@ -4,7 +4,8 @@ Its parser has neither MatMulInteger nor DynamicQuantizeLinear, takes integers w
 nothing, and 4-bit blocks without zero points only. So
 
 - `int8-dynamic`: the int8 of each output channel becomes a DequantizeLinear's, uint8 less 128;
-- `int8-static` with uint8 activations: they stay floats;
+- `int8-static` with uint8 activations: these stay floats; with symmetric ones all stays as it is,
+  but for constants of less than two dimensions, which keep the builder from building;
 - blocks that the inputs do not fill are cut into smaller ones that they do;
 - 4-bit blocks with zero points: x W = x (q s) - sum of x over each block * (z s).
 """
@@ -58,8 +59,108 @@ def with_explicit_weights(graph: EditableGraph) -> None:
         yield graph.node("MatMul", inputs, out=node.output[0], label=found.label)
 
     graph.rewrite(rewritten)
+    _Signed(graph).rewrite()
     graph.rewrite(partial(_in_blocks, graph))
     graph.prune()
+
+
+class _Signed:
+    """Quantization without integers that have no sign, and without zero points."""
+
+    def __init__(self, graph: EditableGraph) -> None:
+        self._graph = graph
+        self._same: dict[str, str] = {}
+        #: Zero points times scales [blocks, N] of weights whose products lack them.
+        self._offsets: dict[str, tuple[str, tuple[int, int]]] = {}
+
+    def rewrite(self) -> None:
+        self._graph.rewrite(self._rewritten)
+
+    def _rewritten(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        graph = self._graph
+        for place, name in enumerate(node.input):
+            node.input[place] = self._same.get(name, name)
+        if node.op_type == "QuantizeLinear" and self._unsigned(node):
+            self._same[node.output[0]] = node.input[0]
+        elif node.op_type == "DequantizeLinear":
+            if graph.is_constant(node.input[0]):
+                yield from self._weight(node)
+            elif self._unsigned(node):
+                self._same[node.output[0]] = node.input[0]
+            else:
+                yield node
+        elif node.op_type == "MatMul" and node.input[1] in self._offsets:
+            yield from self._less_offsets(node)
+        else:
+            yield node
+
+    def _unsigned(self, node: onnx.NodeProto) -> bool:
+        if len(node.input) < 3:
+            return node.op_type == "QuantizeLinear"
+        return self._graph.element(node.input[2]) == TensorProto.UINT8
+
+    def _weight(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        graph, out = self._graph, node.output[0]
+        weight, scales = node.input[:2]
+        shape, element = graph.shape(weight), graph.element(weight)
+        zeros = graph.array(node.input[2]) if len(node.input) > 2 else np.zeros(1)
+        block = attribute(node, "block_size", 0)
+        if len(shape) < 2 or (not block and zeros.any()):
+            made = partial(_dequantized, graph, node)
+            floats = graph.define(f"{weight}.floats", graph.element(scales), shape, made)
+            yield graph.node("Identity", [floats], out=out)
+            return
+        if zeros.any() and shape[0] % block:
+            # Not in 4 bits, then: -15 to 15.
+            made = partial(_centred, graph, weight, node.input[2], block)
+            node.input[0] = graph.define(f"{weight}.centred", TensorProto.INT8, shape, made)
+        elif zeros.any() and element in (TensorProto.INT4, TensorProto.INT8):
+            made = partial(_offset, graph, node.input[2], scales)
+            blocks = shape[0] // block, block
+            kind, offsets = graph.element(scales), (blocks[0], shape[1])
+            self._offsets[out] = graph.define(f"{weight}.offset", kind, offsets, made), blocks
+        elif zeros.any():
+            raise BundleError(f"{weight} has zero points that TensorRT has no operator for")
+        del node.input[2:]
+        yield node
+
+    def _less_offsets(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """A product, less what the zero points of its weight's blocks add."""
+        graph, x = self._graph, node.input[0]
+        offsets, blocks = self._offsets[node.input[1]]
+        leading = graph.node("Shape", [x], start=0, end=-1)
+        shape = graph.node("Concat", [leading.output[0], graph.constant(blocks)], axis=0)
+        parts = graph.node("Reshape", [x, shape.output[0]])
+        sums = graph.node("ReduceSum", [parts.output[0], graph.constant([-1])], keepdims=0)
+        added = graph.node("MatMul", [sums.output[0], offsets])
+        product = graph.node("MatMul", list(node.input), label=node.name)
+        yield from (leading, shape, parts, sums, added, product)
+        yield graph.node("Sub", [product.output[0], added.output[0]], out=node.output[0])
+
+
+def _dequantized(graph: EditableGraph, node: onnx.NodeProto) -> NDArray[Any]:
+    integers, scales = (graph.array(name) for name in node.input[:2])
+    zeros = graph.array(node.input[2]) if len(node.input) > 2 else np.zeros(1)
+    rows = [-1 if i == attribute(node, "axis", 1) else 1 for i in range(integers.ndim)]
+    if scales.size == 1:
+        rows = [1] * integers.ndim
+    centred = integers.astype(np.float32) - zeros.astype(np.float32).reshape(
+        rows if zeros.size > 1 else [1] * integers.ndim
+    )
+    made: NDArray[Any] = (centred * scales.astype(np.float32).reshape(rows)).astype(scales.dtype)
+    return made
+
+
+def _centred(graph: EditableGraph, weight: str, zeros: str, block: int) -> NDArray[np.int8]:
+    integers = graph.array(weight)
+    made: NDArray[np.int8] = integers - np.repeat(graph.array(zeros), block, 0)[: len(integers)]
+    return made
+
+
+def _offset(graph: EditableGraph, zeros: str, scales: str) -> NDArray[Any]:
+    found = graph.array(scales)
+    made: NDArray[Any] = graph.array(zeros).astype(found.dtype) * found
+    return made
 
 
 def _in_blocks(graph: EditableGraph, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
