@@ -127,10 +127,10 @@ class _Static:
         yield graph.node("Reshape", [rows.output[0], flat], out=node.output[0])
 
     def _angles(self, table: str) -> str:
-        """Cosine or sine [1, L, d / 2] of the new tokens, of the table that pads them."""
-        pad = self._producers[table]
-        squeeze = self._producers[pad.input[0]]
-        if (pad.op_type, squeeze.op_type) != ("Pad", "Squeeze"):
+        """Cosine or sine [1, L, d / 2] of the new tokens, of the table that has them as rows."""
+        spread = self._producers[table]
+        squeeze = self._producers[spread.input[0]]
+        if spread.op_type not in ("Pad", "Gather") or squeeze.op_type != "Squeeze":
             raise BundleError(f"{table} of the graph is made in a way that is not known")
         return str(squeeze.input[0])
 
