@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.embedded_checkpoint import write_checkpoint
 from benchmarks.measure import head, parser_for
-from lrs_edge.engines.placement import STAGE_NAMES, StageName
+from lrs_edge.engines.devices import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export import AccuracyCheck, ExportOptions, Precisions, export_bundle
 from lrs_edge_export.bundle.stages import StageWriter, check_plan

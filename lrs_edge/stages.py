@@ -5,7 +5,7 @@ Where they run is decided in `engines/placement.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lrs_edge.baselines.segments import SegmentedDecoder
 from lrs_edge.baselines.tower import TowerEncoder
 from lrs_edge.bundle.bundle import Bundle, Embeddings
-from lrs_edge.bundle.manifest import DecoderSpec, Flavour, Manifest
+from lrs_edge.bundle.manifest import ONNXRUNTIME, DecoderSpec, Flavour, Manifest
 from lrs_edge.engines.base import BackendOptions, Graph
 from lrs_edge.engines.devices import StagePlace
 from lrs_edge.engines.metered import Meter
@@ -161,7 +161,11 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         tower=_tower(manifest, graphs),
         kv_cache=kv_cache,
         places=graphs.places,
-        warnings=(*placement.notes, *_integer_warnings(manifest, placement)),
+        warnings=(
+            *placement.notes,
+            *_untold(graphs.places()),
+            *_integer_warnings(manifest, placement),
+        ),
     )
 
 
@@ -199,6 +203,21 @@ def _llm_graph(graphs: GraphLoader, kv_cache: str) -> Graph:
             "use --kv-cache float"
         )
     return graphs.stage("llm", "int8-kv")
+
+
+def _untold(places: Sequence[StagePlace]) -> tuple[str, ...]:
+    """A warning where a part of a stage may run on the CPU and nobody can tell."""
+    stages = [
+        place.stage
+        for place in places
+        if place.engine == ONNXRUNTIME and place.device != "cpu" and not place.nodes
+    ]
+    if not stages:
+        return ()
+    return (
+        f"this onnxruntime does not tell where the nodes of {', '.join(stages)} run, so a part may "
+        "run on the CPU; version 1.24 and newer tell",
+    )
 
 
 def _integer_warnings(manifest: Manifest, placement: Placement) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
 from lrs_edge.bundle.manifest import Flavour, GraphFile
 from lrs_edge.engines import onnx, placement, providers
 from lrs_edge.engines.base import BackendOptions, Graph
-from lrs_edge.engines.devices import backend_options
+from lrs_edge.engines.devices import StagePlace, backend_options
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import EngineKind, GraphLoader, Placement, placements
 from lrs_edge.errors import BackendError, BundleError, UsageError
@@ -230,3 +230,11 @@ def test_auto_says_why_it_leaves_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert "float32" in placed.notes[0]
     (asked,) = placements(bundle_of("float32"), BackendOptions("cpu"))
     assert asked.notes == ()
+
+
+def test_an_onnxruntime_that_does_not_tell_is_named() -> None:
+    known = StagePlace("vision", "onnxruntime", "cuda", {"CUDAExecutionProvider": 9})
+    here = StagePlace("rfm", "onnxruntime", "cpu", {})
+    assert stages._untold([known, here]) == ()
+    (said,) = stages._untold([known, here, StagePlace("llm", "onnxruntime", "cuda", {})])
+    assert "nodes of llm run" in said

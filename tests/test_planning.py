@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 import onnx
 
-from lrs_edge.engines.placement import STAGE_NAMES
+from lrs_edge.engines.devices import STAGE_NAMES
 from lrs_edge.errors import ExportError
 from lrs_edge_export import ExportOptions, Precisions, export_bundle
 from lrs_edge_export.bundle.stages import Plans, StageWriter

@@ -6,7 +6,7 @@ import importlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lrs_edge.commands.check import Check
@@ -50,10 +50,13 @@ def _provider(name: str) -> Check:
     if not problem:
         return Check(name, "ok", "loads and runs")
     if name == "CUDAExecutionProvider":
+        from lrs_edge.engines.node_places import NO_CARD
         from lrs_edge.engines.providers import cuda_problem
 
-        found = cuda_problem()
-        problem, advice = found or problem, "use --device cpu, or install what is missing"
+        if "fallback to CPU EP" in problem:  # What a provider that failed leaves behind.
+            problem = f"does not load; {NO_CARD}"
+        problem = cuda_problem() or problem
+        advice = "use --device cpu, or install what is missing"
     if name == _TENSORRT:
         # Comes with every onnxruntime-gpu, and needs libraries that hardly anybody has.
         return Check(name, "ok", "not used: its libraries are not installed")
@@ -148,7 +151,7 @@ def placement_check() -> Iterator[Check]:
         yield Check("placement", "ok", detail)
 
 
-def _counts(nodes: dict[str, int]) -> str:
+def _counts(nodes: Mapping[str, int]) -> str:
     """Such as ` (163 nodes)`, and which provider runs how many where there are several."""
     if len(nodes) < 2:
         return "".join(f" ({count} nodes)" for count in nodes.values())

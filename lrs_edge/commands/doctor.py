@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from lrs_edge.commands.checks import Check, exit_code, run_checks
+from lrs_edge.commands.check import Check
+from lrs_edge.commands.checks import exit_code, run_checks
 from lrs_edge.commands.common import debug_option, format_option, one_line, write_json, write_result
 
 

@@ -19,6 +19,9 @@ from lrs_edge.errors import BackendError
 #: Has a session remember where its nodes went.
 RECORD = "session.record_ep_graph_assignment_info"
 
+#: What is left where a provider's driver and libraries are there and it does not load.
+NO_CARD = "its libraries are there: no card, or a driver that is too old?"
+
 #: Operators with which graphs compute shapes and places; asked for nodes that are not in the file.
 _SHAPE_OPERATORS = frozenset(
     (
@@ -57,7 +60,7 @@ def check_places(
         problem = cuda_problem() if provider.memory == "cuda" else ""
         raise BackendError(
             f"{provider.name} is installed but does not load "
-            f"({problem or 'a driver or a library is missing'}); see `lrs-edge doctor`, or use "
+            f"({problem or NO_CARD}); see `lrs-edge doctor`, or use "
             "--device cpu"
         )
     if not hasattr(session, "get_provider_graph_assignment_info"):

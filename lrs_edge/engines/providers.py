@@ -171,7 +171,7 @@ def register_plugins() -> Mapping[str, str]:
     Returns:
         Names of the plugins' packages, and what went wrong; empty text where nothing did.
     """
-    found = {}
+    found: dict[str, str] = {}
     if not hasattr(ort, "register_execution_provider_library"):
         return found
     for module in pkgutil.iter_modules():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lrs_edge.engines.placement import STAGE_NAMES, StageName
+from lrs_edge.engines.devices import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export.quantization.precision import REFUSED, REQUESTS, TARGETS, Requested, Target
 

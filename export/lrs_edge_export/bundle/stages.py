@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from lrs_edge.engines.placement import StageName
+from lrs_edge.engines.devices import StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array

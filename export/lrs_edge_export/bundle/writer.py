@@ -19,7 +19,7 @@ from lrs_edge.bundle.manifest import (
     Source,
 )
 from lrs_edge.bundle.parity import ParityReport
-from lrs_edge.engines.placement import STAGE_NAMES
+from lrs_edge.engines.devices import STAGE_NAMES
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.embeddings import write_embeddings
 from lrs_edge_export.bundle.manifest import EMBEDDINGS, MANIFEST, TOKENIZER, BundleFolder, Origin

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,7 @@ class VisionGraph:
 
     name = _GRAPH
     device = "cpu"
+    nodes: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, path: Path, stage: VisionStage, threads: int | None) -> None:
         self._path = path

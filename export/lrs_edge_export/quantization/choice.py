@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs_edge.engines.placement import StageName
+from lrs_edge.engines.devices import StageName
 from lrs_edge_export.bundle.stages import StageWriter
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.vision import EfficientNetTower

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrs_edge.engines.placement import StageName
+from lrs_edge.engines.devices import StageName
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.towers import TransformerTower
 from lrs_edge_export.quantization.error_feedback import gptq

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from lrs_edge.bundle.parity import Choice, ParityReport
-from lrs_edge.engines.placement import STAGE_NAMES, StageName
+from lrs_edge.engines.devices import STAGE_NAMES, StageName
 from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.options import ExportOptions
 from lrs_edge_export.bundle.stages import STATIC_TILES, Plans, calibrated, check_plan

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.devices import StageName
 from lrs_edge.engines.onnx import OnnxGraph
-from lrs_edge.engines.placement import StageName, unpacks_weights
+from lrs_edge.engines.placement import unpacks_weights
 from lrs_edge.language.sequence import TokenSequence
 from lrs_edge_export.bundle.stages import LLM, RFM, VISION
 from lrs_edge_export.checkpoints.tensors import Array

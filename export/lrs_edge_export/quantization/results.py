@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.placement import StageName
+from lrs_edge.engines.devices import StageName
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.quantization.effort import Effort
 from lrs_edge_export.quantization.rounding import Quantized

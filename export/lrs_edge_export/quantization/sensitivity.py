@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrs_edge.engines.placement import StageName
+from lrs_edge.engines.devices import StageName
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.graphs import decoder_graph, vision_graph
 from lrs_edge_export.graphs.weight_file import WeightFile
