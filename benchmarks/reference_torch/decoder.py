@@ -37,7 +37,7 @@ class Decoder:
             mask: bool [L, L], True where a token may look; None for causal.
             cache: Keys and values of the tokens before; the new ones are appended. None for none.
         """
-        turns = self._turns(first, len(x))
+        turns = self._turns(first, x)
         for layer in range(self._config.layers):
             weights, attend = self._layers[layer], _attend(layer, mask, cache)
             x = decoder.decoder_layer(self._config, weights, x, turns, attend)
@@ -51,11 +51,12 @@ class Decoder:
     def scores(self, x: Tensor) -> Tensor:
         """Scaled query-key products [H, L] of the last token at layer n, for states [L, D]."""
         weights, last = self._layers[self._config.layers], slice(len(x) - 1, None)
-        turns = self._turns(0, len(x))
+        turns = self._turns(0, x)
         return decoder.attention_logits(self._config, weights, x, turns, last)[:, 0]
 
-    def _turns(self, first: int, count: int) -> Rope:
-        return decoder.rope(self._config, torch.arange(first, first + count))
+    def _turns(self, first: int, x: Tensor) -> Rope:
+        places = torch.arange(first, first + len(x), device=x.device)
+        return decoder.rope(self._config, places)
 
 
 def _attend(layer: int, mask: Tensor | None, cache: Cache | None) -> Attend:

@@ -64,7 +64,13 @@ def decode(path: Path) -> Image.Image:
 
 
 def open_levels(
-    image: Image.Image, *, tile: int, base_side: int, mean: Triple, std: Triple
+    image: Image.Image,
+    *,
+    tile: int,
+    base_side: int,
+    mean: Triple,
+    std: Triple,
+    device: str = "cpu",
 ) -> Levels:
     """All levels of an image, every one resampled from the full normalised image.
 
@@ -74,11 +80,12 @@ def open_levels(
         base_side: Long side of the base level in pixels.
         mean: Per channel, on pixels of 0..1.
         std: Per channel, on pixels of 0..1.
+        device: Where it is normalised and resampled, and where the levels lie.
 
     Raises:
         ValueError: The authors' code fails on an image of this shape.
     """
-    pixels = _normalised(image, mean, std)
+    pixels = _normalised(image, mean, std, device)
     height, width = pixels.shape[1:]
     longest = max(height, width)
     smallest = min(base_side / longest, 1.0)
@@ -93,12 +100,13 @@ def open_levels(
     return Levels(height, width, view, finer)
 
 
-def _normalised(image: Image.Image, mean: Triple, std: Triple) -> Tensor:
+def _normalised(image: Image.Image, mean: Triple, std: Triple, device: str) -> Tensor:
     """float32 [3, H, W]."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).contiguous()
+    pixels = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
+    pixels = pixels.to(torch.float32).contiguous()
     pixels.div_(255)
-    pixels.sub_(torch.tensor(mean)[:, None, None])
-    return pixels.div_(torch.tensor(std)[:, None, None])
+    pixels.sub_(torch.tensor(mean, device=device)[:, None, None])
+    return pixels.div_(torch.tensor(std, device=device)[:, None, None])
 
 
 def _resized(pixels: Tensor, ratio: float, tile: int) -> Resized:

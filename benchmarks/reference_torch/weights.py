@@ -77,13 +77,22 @@ class _InMemory:
         return self._tensors[name]
 
 
-def load_weights(folder: Path) -> Weights:
+def load_weights(folder: Path, device: str = "cpu") -> Weights:
     """Read a checkpoint folder of any family that `lrs-edge export` reads.
+
+    Args:
+        folder: The checkpoint.
+        device: Where weights lie: float32 on `cpu`, float16 on `cuda`.
 
     Raises:
         ExportError: The checkpoint is not usable.
     """
     model = read_model(find_checkpoint(str(folder)))
+    kind = torch.float16 if device == "cuda" else torch.float32
+
+    def placed(array: Array) -> Tensor:
+        return torch.from_numpy(array).to(device, kind)
+
     tower = replace(model.vision.tower, tensors=_in_memory(model.vision.tower.tensors))
     if isinstance(tower, EfficientNetTower) and (neck := tower.neck) is not None:
         parts = _in_memory(neck.tensors), _in_memory(neck.projection)
@@ -98,14 +107,12 @@ def load_weights(folder: Path) -> Weights:
                 model.vision.projector, tensors=_in_memory(model.vision.projector.tensors)
             ),
         ),
-        rfm=_decoder(model.region_focus),
-        llm=_decoder(model.llm),
-        embed_tokens=torch.from_numpy(model.embed_tokens()),
-        lm_head=torch.from_numpy(model.lm_head()),
-        newline=torch.from_numpy(model.image_newline()),
-        tables=None
-        if tables is None
-        else (torch.from_numpy(tables.rows()), torch.from_numpy(tables.cols())),
+        rfm=_decoder(model.region_focus, device, kind),
+        llm=_decoder(model.llm, device, kind),
+        embed_tokens=placed(model.embed_tokens()),
+        lm_head=placed(model.lm_head()),
+        newline=placed(model.image_newline()),
+        tables=None if tables is None else (placed(tables.rows()), placed(tables.cols())),
     )
 
 
@@ -113,11 +120,16 @@ def _in_memory(tensors: Scoped) -> Scoped:
     return Scoped(_InMemory({name: tensors.read(name) for name in tensors.names()}), "")
 
 
-def _decoder(stage: DecoderStage) -> DecoderWeights:
+def _decoder(stage: DecoderStage, device: str, kind: torch.dtype) -> DecoderWeights:
     cpu, count = torch.device("cpu"), stage.config.layers
-    layers: list[LayerWeights] = [read_layer(stage, layer, cpu) for layer in range(count)]
+
+    def placed(layer: int, *, scoring: bool = False) -> LayerWeights:
+        read = read_layer(stage, layer, cpu, scoring=scoring)
+        return {name: weight.to(device, kind) for name, weight in read.items()}
+
+    layers = [placed(layer) for layer in range(count)]
     if stage.scoring:
-        layers.append(read_layer(stage, count, cpu, scoring=True))
+        layers.append(placed(count, scoring=True))
         return DecoderWeights(stage.config, tuple(layers), None)
-    norm = torch.from_numpy(stage.tensors.read("norm.weight"))
+    norm = torch.from_numpy(stage.tensors.read("norm.weight")).to(device, kind)
     return DecoderWeights(stage.config, tuple(layers), norm)
