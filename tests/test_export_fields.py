@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers", reason="writes the configs")
 
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint  # noqa: E402
 from lrs_edge_export.families.registry import read_model  # noqa: E402
-from lrs_edge_export.graphs.decoder_builder import inverse_frequencies  # noqa: E402
+from lrs_edge_export.graphs.heads import inverse_frequencies  # noqa: E402
 
 
 @pytest.fixture
@@ -85,7 +85,56 @@ def test_where_theta_is_found(folder: Path, fields: dict[str, Any], theta: float
     assert theta_of(folder) == theta
 
 
-@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope", "llama3", "mrope", "su"])
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 8192},
+    "yarn, all fields": {
+        "factor": 4.0,
+        "beta_fast": 20.0,
+        "beta_slow": 2.0,
+        "mscale": 1.5,
+        "mscale_all_dim": 0.5,
+        "truncate": False,
+    },
+    "yarn, its own gain": {"factor": 4.0, "attention_factor": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize("version", [4, 5])
+def test_kinds_of_rope_as_transformers_computes_them(folder: Path, name: str, version: int) -> None:
+    """Both layouts, and what PyTorch's decoder makes of it, at positions near and far."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    from lrs_edge_export.torch_model.decoder import rope
+
+    kind = name.partition(",")[0]
+    asked = {"rope_type": kind, "rope_theta": 1e6} | SCALINGS[name]
+    config = written(folder, rope_parameters=dict(asked))
+    if version == 4:
+        theta = asked.pop("rope_theta")
+        values = {"rope_parameters": None, "rope_theta": theta, "rope_scaling": asked}
+        edit_json(folder / "config.json", **values)
+    length = config.max_position_embeddings
+    edit_json(folder / "config.json", max_position_embeddings=length)
+    stage = read_model(find_checkpoint(str(folder))).llm
+    model = Qwen2RotaryEmbedding(config)
+    np.testing.assert_array_equal(inverse_frequencies(stage.config), model.inv_freq.numpy())
+    positions = torch.tensor([[0, 1, 700, length - 1]])
+    for found, wanted in zip(
+        rope(stage.config, positions), model(torch.zeros(1), positions), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "proportional", "mrope", "su"])
 @pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("key", ["rope_type", "type"])
 def test_other_kinds_of_rope(folder: Path, kind: str, field: str, key: str) -> None:
@@ -101,6 +150,23 @@ def test_other_kinds_of_rope(folder: Path, kind: str, field: str, key: str) -> N
         ({"rope_parameters": {"rope_theta": 1e4, "mrope_section": [4, 6, 6]}}, ("mrope_section",)),
         ({"rope_parameters": {"rope_theta": 1e4, "factor": 4.0}}, ("factor",)),
         ({"rope_parameters": {"rope_theta": "1e4"}}, ("rope_theta",)),
+        ({"rope_parameters": {"rope_type": "linear"}}, ("rope_parameters.factor",)),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "gain": 2}}, ("gain", "absent")),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 2, "low_freq_factor": 1}},
+            ("rope_scaling.high_freq_factor",),
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2}},
+            ("rope_scaling.rope_type",),
+        ),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2},
+                "rope_parameters": {"rope_type": "default"},
+            },
+            ("rope_parameters and rope_scaling differ",),
+        ),
         ({"rope_parameters": [1e4]}, ("rope_parameters",)),
         (
             {"rope_parameters": {n: {"rope_theta": 1e4} for n in ("full_attention", "sliding")}},

@@ -19,8 +19,8 @@ import torch
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.families.registry import read_model
-from lrs_edge_export.graphs.decoder_builder import inverse_frequencies
 from lrs_edge_export.graphs.decoder_graph import LanguageHead, write_llm, write_rfm
+from lrs_edge_export.graphs.heads import inverse_frequencies
 from lrs_edge_export.graphs.sessions import DecoderSession, open_session
 from lrs_edge_export.graphs.vision_graph import write_vision
 from lrs_edge_export.graphs.weight_file import WeightFile, quantize

@@ -57,7 +57,7 @@ VISION = {
     "patch_size": [PATCH, PATCH],
     "layer_scale_init_value": 0.5,
 }
-#: InternVL3's tower, and that of the 6B, whose queries and keys have norms.
+#: InternVL3's tower and RoPE, and the tower of the 6B, whose queries and keys have norms.
 PLAIN = {"attention_bias": True}
 #: RoPE as InternVL3 has it: its base is another only beyond the longest sequence here.
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}

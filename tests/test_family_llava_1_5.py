@@ -53,10 +53,20 @@ TEXT = {
     "max_position_embeddings": 512,
 }
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+SLOW = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 
-def llava(image_id: int, text: dict[str, Any] | None = None, **config: Any) -> Any:
+
+def llava(
+    image_id: int, text: dict[str, Any] | None = None, side: int = TILE, **config: Any
+) -> Any:
     described = transformers.LlavaConfig(
-        vision_config=VISION,
+        vision_config=VISION | {"image_size": side},
         text_config=TEXT | (text or {}),
         image_token_index=image_id,
         **config,
@@ -64,15 +74,17 @@ def llava(image_id: int, text: dict[str, Any] | None = None, **config: Any) -> A
     return parity.seeded(transformers.LlavaForConditionalGeneration, described)
 
 
-def written(folder: Path, *, scheme: str = "first", **saving: Any) -> tuple[Any, Path]:
+def written(
+    folder: Path, *, scheme: str = "first", side: int = TILE, **saving: Any
+) -> tuple[Any, Path]:
     """A model and its checkpoint, with everything that transformers writes beside it."""
     folder.mkdir()
     image_id = parity.llama_tokenizer(folder, scheme=scheme).token_to_id("<image>")
     text = saving.pop("text", None)
-    model = llava(image_id, text)
+    model = llava(image_id, text, side)
     parity.saved(model, folder, **saving)
-    size = {"height": TILE, "width": TILE}
-    parity.image_processor("Clip", folder, size={"shortest_edge": TILE}, crop_size=size)
+    size = {"height": side, "width": side}
+    parity.image_processor("Clip", folder, size={"shortest_edge": side}, crop_size=size)
     return model, folder
 
 
@@ -100,8 +112,16 @@ def pixels_of(folder: Path, image: Path) -> torch.Tensor:
         ("first", {}),
         ("always", {"names": V4_LLAVA, "dtype": torch.bfloat16, "shards": "60KB"}),
         ("first", {"text": {"tie_word_embeddings": True, "head_dim": 32}}),
+        ("first", {"text": {"head_dim": 8, "num_key_value_heads": 4, "rope_parameters": YARN}}),
+        ("first", {"text": {"head_dim": 20, "num_key_value_heads": 1, "rope_parameters": SLOW}}),
     ],
-    ids=["transformers 5", "transformers 4, sharded, bf16", "tied, wide heads"],
+    ids=[
+        "transformers 5",
+        "transformers 4, sharded, bf16",
+        "tied, wide heads",
+        "heads of half of sixteen, yarn",
+        "heads that buffers fill up, linear",
+    ],
 )
 def test_the_whole_image(tmp_path: Path, image: Path, scheme: str, saving: dict[str, Any]) -> None:
     model, folder = written(tmp_path / "hf", scheme=scheme, **saving)
@@ -111,6 +131,14 @@ def test_the_whole_image(tmp_path: Path, image: Path, scheme: str, saving: dict[
     ids = parity.prompt_ids(folder, prompt, TOKENS)
     image_id = model.config.image_token_id
     assert found.input_ids == parity.collapsed(ids, image_id)
+    parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels_of(folder, image)))
+
+
+def test_pixels_beyond_the_last_patch(tmp_path: Path) -> None:
+    model, folder = written(tmp_path / "hf", side=60)
+    image = parity.image_file(tmp_path / "image.png", 60, 60)
+    found = parity.asked(parity.exported(folder, tmp_path / "bundle"), image, max_tiles=0)
+    ids = parity.prompt_ids(folder, f"USER: <image>\n{QUESTION} ASSISTANT:", TOKENS)
     parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels_of(folder, image)))
 
 
@@ -231,13 +259,13 @@ def test_tiles_are_further_images_and_pruning_keeps_what_it_keeps(tmp_path: Path
     ("change", "words"),
     [
         ({"vision_feature_select_strategy": "full"}, ("select_strategy", "default")),
-        ({"vision_config": VISION | {"image_size": 60}}, ("patches", "image size")),
+        ({"vision_config": VISION | {"patch_size": 28}}, ("patch_embedding",)),
         ({"vision_feature_layer": [-2, -3]}, ("vision_feature_layer",)),
         ({"projector_hidden_act": "tanh"}, ("projector_hidden_act",)),
         ({"multimodal_projector_bias": False}, ("projector", "0.bias")),
         ({"text_config": {"model_type": "gemma"}}, ("text_config.model_type", "llama")),
         ({"vision_config": {"model_type": "pixtral"}}, ("vision_config.model_type", "clip")),
-        ({"text_config": TEXT | {"hidden_size": 72}}, ("head_dim",)),
+        ({"text_config": TEXT | {"hidden_size": 68}}, ("head_dim",)),
     ],
 )
 def test_what_is_not_taken(

@@ -28,6 +28,18 @@ PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [3 * TILE
 MISTRAL = {"model_type": "mistral", "sliding_window": 400, "num_key_value_heads": 1}
 QWEN = {"model_type": "qwen2", "eos_token_id": 258, "rope_theta": 1e6}
 
+LLAMA_3_1 = {
+    "head_dim": 24,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+}
+
 
 def written(folder: Path, text: dict[str, Any], **saving: Any) -> tuple[Any, Path]:
     """A model and its checkpoint."""
@@ -81,8 +93,9 @@ CHATML = (
         ({}, {}, VICUNA, (2, 2)),
         (MISTRAL, {"names": V4_LLAVA}, f"[INST] <image>\n{QUESTION} [/INST]", (1, 2)),
         (QWEN, {}, CHATML, (2, 1)),
+        (LLAMA_3_1, {}, VICUNA, (1, 2)),
     ],
-    ids=["vicuna", "mistral of transformers 4", "qwen2"],
+    ids=["vicuna", "mistral of transformers 4", "qwen2", "heads of 24, rope of LLaMA 3.1"],
 )
 def test_the_whole_image_and_what_is_kept_of_it(
     tmp_path: Path,

@@ -299,7 +299,8 @@ def test_its_own_chat_template(made: Any, tmp_path: Path) -> None:
 CHANGES = [
     ({"text_config": {"rope_parameters": ROPE | {"mrope_section": [2, 3, 4]}}}, "mrope_section"),
     ({"text_config": {"rope_parameters": ROPE | {"mrope_section": [8]}}}, "mrope_section"),
-    ({"text_config": {"rope_parameters": ROPE | {"rope_type": "yarn"}}}, "rope_type"),
+    ({"text_config": {"rope_parameters": ROPE | {"rope_type": "longrope"}}}, "rope_type"),
+    ({"text_config": {"rope_parameters": ROPE | {"rope_type": "yarn"}}}, "factor"),
     ({"text_config": {"num_experts": 8}}, "num_experts"),
     ({"vision_config": {"in_channels": 4}}, "in_channels"),
     ({"vision_config": {"num_heads": 5}}, "num_heads"),
@@ -335,6 +336,16 @@ def test_windows_of_another_size_make_another_tile(tmp_path: Path) -> None:
     assert read(folder).vision.tile == 18 * 28
     edit_json(folder / "config.json", vision_config=vision | {"window_size": 20})
     with pytest.raises(ExportError, match="window_size"):
+        read(folder)
+
+
+def test_more_deepstack_than_layers(tmp_path: Path) -> None:
+    _, folder = written(tmp_path / "hf", "Qwen3VL")
+    config = json.loads((folder / "config.json").read_text())
+    vision = config["vision_config"] | {"deepstack_visual_indexes": [0, 2]}
+    text = config["text_config"] | {"num_hidden_layers": 1}
+    edit_json(folder / "config.json", vision_config=vision, text_config=text)
+    with pytest.raises(ExportError, match="deepstack_visual_indexes names 2 layers"):
         read(folder)
 
 

@@ -281,9 +281,13 @@ def asked(bundle: Path, image: Path, question: str = QUESTION, **options: Any) -
         with engine.open(image) as scene:
             options = {"max_tokens": STEPS, "trace": bundle.parent / "trace.npz", **options}
             answer = scene.ask(question, **options)
+    ids = seen["new_ids"].tolist()
+    if answer.finish_reason == "stop":
+        # The runtime ends with a stop token and does not count it.
+        ids.append(int(seen["step_logits"][len(ids)].argmax()))
     return Asked(
         logits=seen["prefill_last_logits"],
-        ids=seen["new_ids"].tolist(),
+        ids=ids,
         answer=answer,
         sequence=seen["sequence"],
         input_ids=seen["input_ids"].tolist(),

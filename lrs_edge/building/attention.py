@@ -120,7 +120,9 @@ class _Static:
         if not self._mask:
             yield from self._causal()
         inputs = [parts[0], *(_PRESENT + name for name in names), self._mask]
-        attended = graph.node("Attention", inputs, label=node.name, scale=head_dim**-0.5)
+        # Heads that zeros fill up in the buffers say by what they are scaled.
+        scale = attribute(node, "scale", 0.0) or head_dim**-0.5
+        attended = graph.node("Attention", inputs, label=node.name, scale=scale)
         rows = graph.node("Transpose", [attended.output[0]], perm=[0, 2, 1, 3])
         flat = graph.constant([1, -1, heads * head_dim])
         yield from (attended, rows)

@@ -259,7 +259,7 @@ class DecoderSpec(StageSpec, frozen=True):
         layers: Full layers n (for the RFM, the scoring layer comes on top).
         heads: Query heads H.
         kv_heads: Key and value heads.
-        head_dim: Width of one head.
+        head_dim: Width of one head in the buffers, zeros behind it included.
         hidden: Width D of the embeddings.
         intermediate: Width of the gated MLP; 0 where the exporter did not note it.
         floats: Type of everything that is not quantized, key/value buffers included. ONNX Runtime's

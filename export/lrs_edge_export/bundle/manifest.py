@@ -216,7 +216,7 @@ def _decoder_spec(
         layers=config.layers,
         heads=config.heads,
         kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
+        head_dim=config.buffer_dim,
         hidden=config.hidden,
         vocabulary=vocabulary,
         precision=plan.precision,

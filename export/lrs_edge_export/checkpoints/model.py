@@ -13,6 +13,7 @@ from pathlib import Path
 from lrs_edge.bundle.layout import PromptSpec
 from lrs_edge.bundle.manifest import Limits
 from lrs_edge.errors import ExportError
+from lrs_edge_export.checkpoints.rope import RopeScaling
 from lrs_edge_export.checkpoints.rows import Rows
 from lrs_edge_export.checkpoints.tensors import Array, Scoped, Shapes
 from lrs_edge_export.checkpoints.vision import VisionStage
@@ -27,7 +28,7 @@ class DecoderConfig:
         hidden: Width D.
         heads: Query heads H.
         kv_heads: Key and value heads; H is a multiple.
-        head_dim: Width of one head.
+        head_dim: Width of one head, even.
         intermediate: Width of the MLP.
         eps: Of the norms.
         theta: Base of RoPE's frequencies.
@@ -37,6 +38,7 @@ class DecoderConfig:
         qk_norm: Whether queries and keys pass an RMS norm each before RoPE, head by head (Qwen3).
         deepstack: Vectors that a token brings besides its embedding: the first is added to what
             layer 0 gives, the next to what layer 1 gives, ... (Qwen3-VL). Those of text are zero.
+        scaling: What changes RoPE's frequencies; None for nothing.
     """
 
     layers: int
@@ -51,11 +53,17 @@ class DecoderConfig:
     rope_axes: tuple[int, ...] = ()
     qk_norm: bool = False
     deepstack: int = 0
+    scaling: RopeScaling | None = None
 
     @property
     def position_axes(self) -> int:
         """Positions k of a token."""
         return max(self.rope_axes, default=0) + 1
+
+    @property
+    def buffer_dim(self) -> int:
+        """Width of one head in key/value buffers: zeros fill it up to a multiple of 8."""
+        return -(-self.head_dim // 8) * 8
 
     @property
     def width(self) -> int:

@@ -99,9 +99,6 @@ LANGUAGE = (
     "lm_head.",
 )
 
-#: A kind of RoPE whose base is another where a sequence is longer than in training.
-_DYNAMIC = "dynamic"
-
 #: Weights of a table that is computed anew.
 _COMPUTED = ("rotary_emb.inv_freq", "position_ids")
 
@@ -189,28 +186,16 @@ def _nested(config: Settings, key: str) -> Settings:
 
 
 def longest(settings: Settings) -> tuple[Settings, int]:
-    """The language model's config without what only longer sequences see, and the longest one.
+    """The language model's config without a sliding window, and the longest sequence in tokens.
 
-    Where all layers have the same sliding window, attention within a sequence that is no longer
-    equals attention without a window. RoPE whose base grows with the sequence (`dynamic`) has its
-    own base up to `max_position_embeddings`.
-
-    Returns:
-        The config, and the longest sequence in tokens.
+    Where all layers have the same window, attention within a sequence that is no longer equals
+    attention without a window.
     """
     values = dict(settings.values)
     length = settings.integer("max_position_embeddings", 1, 1 << 30)
     if values.get("model_type") == "mistral" and values.get("sliding_window") is not None:
         length = min(length, settings.integer("sliding_window", 1, 1 << 30))
         del values["sliding_window"]
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = values.get(name)
-        if isinstance(rope, dict) and _DYNAMIC in (rope.get("rope_type"), rope.get("type")):
-            values[name] = {
-                key: "default" if value == _DYNAMIC else value
-                for key, value in rope.items()
-                if key != "factor"
-            }
     return settings.replaced(values), min(length, 1 << 20)
 
 

@@ -13,6 +13,7 @@ from lrs_edge_export.checkpoints.tensors import Array, Scoped
 from lrs_edge_export.families.decoder_fields import (
     require_plain_decoder,
     require_plain_generation,
+    rope_scaling,
     rope_theta,
 )
 
@@ -40,8 +41,8 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
         raise config.wrong("num_key_value_heads", f"must divide the {heads} attention heads")
     if config.values.get("head_dim") is None and hidden % heads:
         raise config.wrong("num_attention_heads", f"must divide hidden_size {hidden}")
-    if head_dim % 16:
-        raise config.wrong("head_dim", f"must be a multiple of 16, heads here have {head_dim}")
+    if head_dim % 2:
+        raise config.wrong("head_dim", f"must be even for RoPE, heads here have {head_dim}")
     for name in ("hidden_act", "hidden_activation"):
         if config.text(name, "silu") not in ("silu", "swish"):
             raise config.wrong(name, "must be silu")
@@ -55,6 +56,7 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
         intermediate=config.integer("intermediate_size", 1, MAX_WIDTH),
         eps=config.number("rms_norm_eps", 0.0, 1.0),
         theta=rope_theta(config),
+        scaling=rope_scaling(config),
         qkv_bias=qkv_bias,
     )
 

@@ -150,6 +150,11 @@ def read_qwen_vl(checkpoint: Checkpoint, vision_tower: str | None, variant: Vari
             f"{checkpoint.config.path}: the vision tower gives tokens of another width than the "
             f"language model's {decoder.hidden}; the configs do not belong together"
         )
+    if decoder.deepstack > decoder.layers:
+        raise ExportError(
+            f"{checkpoint.config.path}: deepstack_visual_indexes names {decoder.deepstack} layers "
+            f"of the tower, and the language model has {decoder.layers} to add them to"
+        )
     inner = Scoped(weights, "model.")
     vocabulary = settings.integer("vocab_size", 1, MAX_TOKENS)
     check_vocabulary(inner, vocabulary)

@@ -71,8 +71,7 @@ def clip_tower(
     # Defaults are those of CLIPVisionConfig, which leaves out of config.json what equals them.
     sizes = _sizes(settings, eps=1e-5, patch=32, activation="quick_gelu")
     whole = sizes.side if side is None else side
-    if whole % sizes.patch:
-        raise ExportError(f"{settings.path}: patches do not divide the image size {whole}")
+    # Pixels beyond the last whole patch are not looked at.
     grid = whole // sizes.patch
     return ClipTower(
         tensors=tensors,
@@ -153,6 +152,8 @@ def _sizes(settings: Settings, *, eps: float, patch: int, activation: str) -> _S
 
 def _layers(count: int, config: Settings, select: str, layer: int | None) -> int:
     """Layers that are run up to the selected hidden state. Raises ExportError."""
+    if isinstance(config.values.get(select), list):
+        raise config.wrong(select, "must be one layer: several at once are not implemented")
     chosen = config.integer(select, -count - 1, count, default=layer)
     # hidden_states holds one entry more than there are layers: the embeddings come first.
     return chosen if chosen >= 0 else count + 1 + chosen

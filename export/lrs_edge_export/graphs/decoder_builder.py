@@ -7,6 +7,8 @@ A token may have several positions (`DecoderConfig.rope_axes`): each frequency t
 position of its axis, and nothing after the angles differs.
 Query, key and value come out of one matrix product, which with RoPE inside makes decoding 5 to 7 %
 faster (`docs/benchmarks.md`); where queries and keys have norms, these stand between both.
+GroupQueryAttention takes heads of a multiple of 8 and turns those of a multiple of 16: others are
+turned before it, and filled up with zeros, which change no product.
 """
 
 from __future__ import annotations
@@ -16,25 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from onnx import TensorProto
 
-from lrs_edge_export.checkpoints.model import DecoderConfig, DecoderStage
+from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.decoder_places import DevicePlaces, Places
+from lrs_edge_export.graphs.heads import cut, filled, rotations
 from lrs_edge_export.graphs.onnx_writer import CONTRIB, GraphWriter
 from lrs_edge_export.graphs.weight_file import WeightFile
 
 Flavour = Literal["gqa", "masked"]
 
 _END = np.iinfo(np.int64).max
-
-
-def inverse_frequencies(config: DecoderConfig) -> Array:
-    """RoPE's inverse frequencies, float32 [head_dim / 2], by torch as in transformers."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies: Array = (1.0 / (config.theta**exponents)).numpy()
-    return frequencies
 
 
 class DecoderBuilder:
@@ -86,25 +80,8 @@ class DecoderBuilder:
             self._bias = graph.from_float32(graph.node("Unsqueeze", bias, graph.constant([1])))
         kind = DevicePlaces if on_device else Places
         self._places = kind(graph, positions, self._past)
-        self._cos, self._sin = self._rotations(positions)
+        self._cos, self._sin = rotations(graph, config, positions)
         self._tables: tuple[str, str, str] | None = None
-
-    def _rotations(self, positions: str) -> tuple[str, str]:
-        """Cosine and sine [1, L, head_dim / 2] of the positions' angles."""
-        graph, axes = self.graph, self._config.rope_axes
-        if axes:
-            # [k, L] becomes [1, L, head_dim / 2]: of every frequency the position of its axis.
-            chosen = graph.node("Gather", positions, graph.constant(axes), axis=0)
-            rows = graph.node("Transpose", chosen, perm=[1, 0])
-            column = graph.node("Unsqueeze", rows, graph.constant([0]))
-        else:
-            column = graph.node("Unsqueeze", positions, graph.constant([2]))
-        frequencies = graph.weight(
-            "inverse_frequencies", lambda: inverse_frequencies(self._config), np.float32
-        )
-        angles = graph.node("Mul", graph.node("Cast", column, to=TensorProto.FLOAT), frequencies)
-        cosine, sine = (graph.node(function, angles) for function in ("Cos", "Sin"))
-        return graph.from_float32(cosine), graph.from_float32(sine)
 
     def save(self, path: Path) -> None:
         """Declare the buffers as outputs, in the order of the inputs, and write the graph."""
@@ -114,7 +91,7 @@ class DecoderBuilder:
 
     @property
     def _buffer_shape(self) -> tuple[int | str, ...]:
-        return (1, self._config.kv_heads, "S", self._config.head_dim)
+        return (1, self._config.kv_heads, "S", self._config.buffer_dim)
 
     @property
     def _buffer_kind(self) -> type:
@@ -165,13 +142,18 @@ class DecoderBuilder:
     def layers_after(self, x: str, first: int, end: int, *, keep_query: bool = False) -> str:
         """As `layers`, of states x [1, L, D]."""
         for layer in range(first, end):
-            if self._bias or (keep_query and layer == end - 1):
+            if self._turns_outside or (keep_query and layer == end - 1):
                 mixed = self.attended(x, layer)
             else:
                 normed = self.norm(x, f"layers.{layer}.input_layernorm.weight")
                 mixed = self._attend_packed(normed, layer)
             x = self.completed(x, mixed, layer)
         return x
+
+    @property
+    def _turns_outside(self) -> bool:
+        """Whether queries and keys are turned before the operator that attends."""
+        return bool(self._bias) or self._config.head_dim % 16 != 0
 
     def attended(self, x: str, layer: int) -> str:
         """What a layer's heads read [1, L, H * d] for states x; `last_attention` can follow."""
@@ -200,14 +182,14 @@ class DecoderBuilder:
     def last_attention(self, layer: int) -> str:
         """Scaled query-key products [H, T] of the last token at a layer that was run."""
         graph = self.graph
-        filled = graph.node(
+        present = graph.node(
             "Slice",
             f"present_key_{layer}",
             graph.constant([0]),
             self._end,
             graph.constant([2]),
         )
-        keys = graph.node("Transpose", filled, perm=[0, 1, 3, 2])
+        keys = graph.node("Transpose", present, perm=[0, 1, 3, 2])
         return self._products(self.last_token(self._queries[layer]), keys)
 
     def scores(self, x: str, layer: int) -> str:
@@ -224,7 +206,9 @@ class DecoderBuilder:
             query = self.last_token(query)
         keys = graph.node(
             "Transpose",
-            self._extended(f"key_{layer}", self._rotated(key, config.kv_heads)),
+            self._extended(
+                f"key_{layer}", filled(graph, config, self._rotated(key, config.kv_heads))
+            ),
             perm=[0, 1, 3, 2],
         )  # [1, kv, d, T]
         query = graph.node(
@@ -234,7 +218,7 @@ class DecoderBuilder:
             self.last_token(self._sin),
             num_heads=config.heads,
         )
-        return self._products(query, keys)
+        return self._products(filled(graph, config, query), keys)
 
     @property
     def _end(self) -> str:
@@ -247,7 +231,7 @@ class DecoderBuilder:
         """Products [H, T] of one token's query [1, 1, H * d] with keys [1, kv, d, T]."""
         graph, config = self.graph, self._config
         grouped = graph.node(
-            "Reshape", query, graph.constant([1, config.kv_heads, -1, config.head_dim])
+            "Reshape", query, graph.constant([1, config.kv_heads, -1, config.buffer_dim])
         )
         # In float32 whatever the graph's type: keys of Qwen2 are large, and this is one row.
         scaled = graph.to_float32(self._scaled(grouped))
@@ -273,13 +257,15 @@ class DecoderBuilder:
 
     def _attend_turned(self, normed: str, layer: int) -> str:
         """Attention over queries and keys that are turned outside of it."""
+        graph, config = self.graph, self._config
         query, key, value = self._vectors(normed, layer)
-        query = self._rotated(query, self._config.heads)
-        key = self._rotated(key, self._config.kv_heads)
+        query = filled(graph, config, self._rotated(query, self._config.heads))
+        key = filled(graph, config, self._rotated(key, self._config.kv_heads))
+        value = filled(graph, config, value)
         self._queries[layer] = query
         if self._bias:
-            return self._attend_masked(query, key, value, layer)
-        return self._gqa([query, key, value], layer, None)
+            return cut(graph, config, self._attend_masked(query, key, value, layer))
+        return cut(graph, config, self._gqa([query, key, value], layer, None))
 
     def _gqa(self, vectors: list[str], layer: int, tables: tuple[str, str, str] | None) -> str:
         names = f"key_{layer}", f"value_{layer}"
@@ -289,6 +275,8 @@ class DecoderBuilder:
             "num_heads": self._config.heads,
             "kv_num_heads": self._config.kv_heads,
         }
+        if self._config.buffer_dim != self._config.head_dim:
+            attributes["scale"] = self._config.head_dim**-0.5
         if tables is not None:
             inputs += tables
             attributes["do_rotary"] = 1
@@ -316,12 +304,14 @@ class DecoderBuilder:
         keys = graph.node("Unsqueeze", graph.node("Transpose", keys, perm=[0, 1, 3, 2]), one_group)
         values = graph.node("Unsqueeze", values, one_group)
         group = config.heads // config.kv_heads
-        split = graph.constant([1, -1, config.kv_heads, group, config.head_dim])
+        split = graph.constant([1, -1, config.kv_heads, group, config.buffer_dim])
         queries = graph.node("Transpose", graph.node("Reshape", query, split), perm=[0, 2, 3, 1, 4])
         products = graph.node("MatMul", self._scaled(queries), keys)
         weights = graph.node("Softmax", graph.node("Add", products, self._bias), axis=-1)
         mixed = graph.node("Transpose", graph.node("MatMul", weights, values), perm=[0, 3, 1, 2, 4])
-        return graph.node("Reshape", mixed, graph.constant([1, -1, config.heads * config.head_dim]))
+        return graph.node(
+            "Reshape", mixed, graph.constant([1, -1, config.heads * config.buffer_dim])
+        )
 
     def _extended(self, name: str, new: str) -> str:
         """Write new keys or values [1, L, kv * d] after the past ones in a buffer.
@@ -333,14 +323,14 @@ class DecoderBuilder:
         """
         graph, config = self.graph, self._config
         past = self._buffer(name)
-        shape = graph.constant([1, -1, config.kv_heads, config.head_dim])
+        shape = graph.constant([1, -1, config.kv_heads, config.buffer_dim])
         heads = graph.node("Transpose", graph.node("Reshape", new, shape), perm=[0, 2, 1, 3])
         axis = graph.constant([2])
         before = graph.node("Slice", past, graph.constant([0]), self._past, axis)
         after = graph.node("Slice", past, self._end, graph.constant([_END]), axis)
-        filled = graph.node("Concat", before, heads, axis=2)
-        graph.node("Concat", filled, after, axis=2, out=f"present_{name}")
-        return filled
+        whole = graph.node("Concat", before, heads, axis=2)
+        graph.node("Concat", whole, after, axis=2, out=f"present_{name}")
+        return whole
 
     def _packed(self, x: str, layer: int) -> str:
         """Query, key and value [1, L, (heads + 2 kv_heads) * d] of one product, before RoPE."""

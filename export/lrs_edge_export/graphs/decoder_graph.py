@@ -53,7 +53,7 @@ def write_llm(
         path: The graph file.
         weights: Its external data.
         kv_scales: Per buffer (`key_0`, `value_0`, ...) one scale per channel, float32
-            [kv_heads * head_dim]: the buffers are int8; None for buffers of the graph's floats.
+            [kv_heads * buffer_dim]: the buffers are int8; None for buffers of the graph's floats.
         on_device: Nothing is copied between host and device within a run on CUDA; the graph has
             the input total_length for that (`decoder_places.DevicePlaces`).
     """

@@ -34,7 +34,7 @@ def kv_scales(
         sequences: Calibration prompts.
 
     Returns:
-        Scales float32 [kv_heads * head_dim] by buffer, `key_0`, `value_0`, ...
+        Scales float32 [kv_heads * buffer_dim] by buffer, `key_0`, `value_0`, ...
     """
     embeds = [torch.from_numpy(sequence.values) for sequence in sequences]
     states = [stages.first_states(stage, x).numpy() for x in embeds]
@@ -46,7 +46,7 @@ def kv_scales(
             write_layer(stage, layer, path, weights)
             session = open_session(path)
         names = f"key_{layer}", f"value_{layer}"
-        peaks = [np.zeros((stage.config.kv_heads, stage.config.head_dim), np.float32)] * 2
+        peaks = [np.zeros((stage.config.kv_heads, stage.config.buffer_dim), np.float32)] * 2
         for number, x in enumerate(states):
             positions = sequences[number].positions
             out, found = _run(session, stage, names, x, positions)
@@ -69,7 +69,7 @@ def _run(
     """States after the layer [T, D], and the largest magnitudes [kv_heads, d] of its buffers."""
     config, length = stage.config, len(x)
     kind = np.float16 if "16" in session.get_inputs()[-1].type else np.float32
-    empty = np.zeros((1, config.kv_heads, length, config.head_dim), kind)
+    empty = np.zeros((1, config.kv_heads, length, config.buffer_dim), kind)
     states, keys, values = session.run(
         ["hidden_states", *(f"present_{name}" for name in names)],
         {

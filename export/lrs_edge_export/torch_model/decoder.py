@@ -49,6 +49,10 @@ def rope(config: DecoderConfig, positions: Tensor) -> Rope:
     ).div(config.head_dim)
     # The reciprocal of the power, as transformers computes it: at large positions bits matter.
     frequencies = 1.0 / config.theta**exponents
+    gain = 1.0
+    if config.scaling is not None:
+        scaled = config.scaling.applied(frequencies.cpu(), config.theta)
+        frequencies, gain = scaled.to(positions.device), config.scaling.gain
     if config.rope_axes:
         # Every frequency turns by the position of its axis: [k, T] becomes [T, head_dim / 2].
         axes = torch.tensor(config.rope_axes, device=positions.device)
@@ -56,7 +60,7 @@ def rope(config: DecoderConfig, positions: Tensor) -> Rope:
     else:
         angles = positions.to(torch.float32)[..., None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
-    return Rope(angles.cos(), angles.sin())
+    return Rope(angles.cos() * gain, angles.sin() * gain)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
