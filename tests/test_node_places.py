@@ -11,12 +11,16 @@ import pytest
 import lrs_edge
 from lrs_edge.bundle.bundle import default_bundle_path, open_bundle
 from lrs_edge.bundle.host_nodes import host_nodes
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.engines import node_places, onnx, providers
 from lrs_edge.engines.base import BackendOptions, HostNodes
+from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.onnx import OnnxGraph
+from lrs_edge.engines.placement import GraphLoader, placements
 from lrs_edge.engines.providers import CUDA_OPTIONS, Provider
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError
+from tests.golden_data import checkpoint
 
 BUNDLE = default_bundle_path()
 #: Of every onnxruntime for CPUs; it has no kernels, so all nodes fall to the CPU.
@@ -49,6 +53,26 @@ def test_only_numbers_of_the_host_may_stay_there() -> None:
     made = {name for node in facts.nodes if node.name not in may for name in node.outputs}
     read = {name for node in facts.nodes if node.name in may for name in node.inputs}
     assert not (made & read)
+
+
+def test_what_is_exported_for_cuda(tmp_path: Path) -> None:
+    """The tower leaves nothing to the CPU; decoders nothing that reads states, keys or values."""
+    pytest.importorskip("torch", reason="exporting needs the `export` extra")
+    from lrs_edge_export.bundle.writer import ExportOptions, export_bundle
+
+    source = checkpoint("llama")
+    if source is None:
+        pytest.skip("only a part of the golden data is here")
+    export_bundle(str(source), tmp_path / "cuda", ExportOptions(parity=False, target="cuda"))
+    bundle = open_bundle(tmp_path / "cuda", verify=False)
+    (placed,) = placements(bundle, BackendOptions("cpu"))
+    loader = GraphLoader(bundle, placed, BackendOptions("cpu"), Meter())
+    fused = bundle.manifest.vision.path(Flavour.FUSED)
+    assert not loader._host_nodes(fused).may
+    for path in (bundle.manifest.llm.path(Flavour.GQA), bundle.manifest.rfm.path(Flavour.GQA)):
+        may = loader._host_nodes(path).may
+        operators = {node.op for node in bundle.graph_facts(path).nodes if node.name in may}
+        assert operators <= node_places._SHAPE_OPERATORS | {"Cos", "Sin"}
 
 
 @needs_empty

@@ -14,7 +14,7 @@ import numpy as np
 
 from lrs_edge.bundle.manifest import Manifest
 from lrs_edge.engines.one_node_model import one_node_model
-from lrs_edge.engines.placement import INTEGER_PRECISIONS
+from lrs_edge.engines.onnx_kind import INTEGER_PRECISIONS
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BackendError
 

@@ -16,21 +16,16 @@ from lrs_edge.bundle.bundle import Bundle
 from lrs_edge.bundle.host_nodes import host_nodes
 from lrs_edge.bundle.manifest import (
     ONNXRUNTIME,
-    DecoderSpec,
     Flavour,
     Manifest,
     StageSpec,
 )
+from lrs_edge.engines import onnx_kind
 from lrs_edge.engines.base import BackendOptions, Graph, HostNodes
 from lrs_edge.engines.devices import AUTO, PROVIDER_PREFIX, STAGE_NAMES, StageName, StagePlace
-from lrs_edge.engines.install import gpu_advice, install_advice
 from lrs_edge.engines.joined import JoinedGraph
 from lrs_edge.engines.metered import Meter, MeteredGraph
-from lrs_edge.errors import BackendError, BundleError, UsageError, out_of_memory
-from lrs_edge.requests.memory import means_no_memory
-
-#: Precisions whose products are computed in integers.
-INTEGER_PRECISIONS = ("int8-dynamic", "int8-static")
+from lrs_edge.errors import BackendError, BundleError, UsageError
 
 #: What a stage's graph is needed for: the usual, an attention bias, buffers of int8, or what
 #: follows an RFM that is the language model's first layers.
@@ -81,10 +76,10 @@ def engines() -> tuple[EngineKind, ...]:
             "rest": (Flavour.GQA_REST,),
         },
         every=("cuda", "cpu"),
-        devices=_onnx_devices,
-        absent=_onnx_absent,
-        load=_load_onnx,
-        problem=_onnx_problem,
+        devices=onnx_kind.devices,
+        absent=onnx_kind.absent,
+        load=onnx_kind.load,
+        problem=onnx_kind.problem,
         device_flavours={"cuda": (Flavour.FUSED,)},
     )
     return (onnxruntime, _tensorrt("tensorrt"), _tensorrt("tensorrt-rtx"))
@@ -190,7 +185,7 @@ def placements(bundle: Bundle, options: BackendOptions) -> tuple[Placement, ...]
         ]
         if not choices[stage]:
             raise BundleError(f"{bundle.path} {problems[0]}")
-        if problems[0] and not notes and _has_driver():
+        if problems[0] and not notes and onnx_kind.has_driver():
             notes.append(f"auto takes no {places[0].device} here: this bundle {problems[0]}")
     first = Placement({stage: places[0] for stage, places in choices.items()}, tuple(notes))
     last = Placement({stage: places[-1] for stage, places in choices.items()}, tuple(notes))
@@ -220,7 +215,7 @@ def _places(name: str) -> list[Place]:
     if name == AUTO:
         return [Place(known[0], device) for device in known[0].devices()]
     if name.startswith(PROVIDER_PREFIX):
-        return [Place(known[0], _onnx_provider(name))]
+        return [Place(known[0], onnx_kind.provider_device(name))]
     for engine in known:
         if name in engine.every:
             if name not in engine.devices():
@@ -351,65 +346,3 @@ def unpacks_weights(stage: StageName, precision: str) -> bool:
     where the engine works on the integers.
     """
     return stage == "vision" and precision != "int8-static"
-
-
-def _onnx_devices() -> tuple[str, ...]:
-    try:
-        from lrs_edge.engines.onnx import devices
-    except ImportError as error:
-        if means_no_memory(error):
-            raise out_of_memory("onnxruntime cannot be imported", error) from error
-        raise BackendError(f"onnxruntime is not installed; {install_advice()}") from error
-    return devices()
-
-
-def _onnx_absent(_device: str) -> str:
-    return f"this onnxruntime has no CUDA provider; {gpu_advice()}, or use --device cpu"
-
-
-def _load_onnx(path: Path, options: BackendOptions) -> Graph:
-    from lrs_edge.engines.onnx import OnnxGraph
-
-    return OnnxGraph.load(path, options)
-
-
-def _onnx_provider(device: str) -> str:
-    """The device of `onnxruntime:NAME`, under its shortest name. Raises BackendError."""
-    _onnx_devices()
-    from lrs_edge.engines.providers import provider
-
-    return provider(device).device
-
-
-def _has_driver() -> bool:
-    from lrs_edge.engines.providers import has_driver
-
-    return has_driver()
-
-
-def _onnx_problem(spec: StageSpec, device: str) -> str:
-    """What CUDA has no kernels for, as far as the manifest tells; the rest is found on loading.
-
-    GroupQueryAttention has CUDA kernels for float16 only. In float32 it falls to the CPU inside of
-    a CUDA session, where bound key/value buffers are copied once instead of at every run: the
-    numbers are wrong from the second chunk on. Integers: DynamicQuantizeLinear has no kernel, and
-    static ones are dequantized there, at .71 ms where float16 takes .46 (H100).
-    """
-    if device != "cuda":
-        return ""
-    remedy = (
-        "Use --device cpu, or export the checkpoint for CUDA: lrs-edge export CHECKPOINT "
-        "--target cuda -o BUNDLE"
-    )
-    if isinstance(spec, DecoderSpec) and spec.floats != "float16":
-        return (
-            "would answer wrongly on CUDA: its region focus module or language "
-            "model computes in float32, for which ONNX Runtime's attention has no CUDA kernel. "
-            f"{remedy}"
-        )
-    if spec.precision in INTEGER_PRECISIONS:
-        return (
-            f"has a stage in {spec.precision}, which ONNX Runtime's CUDA provider has no integer "
-            f"products for: they would run on the CPU or in floats, slower than float16. {remedy}"
-        )
-    return ""
