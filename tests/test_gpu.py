@@ -20,6 +20,7 @@ import pytest
 
 import lrs_edge
 from lrs_edge.bundle.bundle import open_bundle
+from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.runtime import ort
 from lrs_edge.errors import BundleError
@@ -194,3 +195,16 @@ def test_golden_answers_on_cuda(name: str, budget: int | None, exported: Exporte
             answer = scene.ask(run.info["question"], kv_budget=budget, max_tokens=8)
             tokens.append(np.array(answer.token_ids))
     assert np.array_equal(*tokens)
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen", "embedded"])
+def test_nodes_run_on_the_card(name: str, exported: Exported) -> None:
+    """As counted after loading: decoders leave shapes, lengths and positions to the CPU alone."""
+    with lrs_edge.load(exported(name, "fp16"), device="cuda") as engine:
+        assert engine.device == "cuda"
+        fused = engine.manifest.vision.has(Flavour.FUSED)
+        for place in engine.places:
+            assert place.device == "cuda"
+            left = place.nodes.get("CPUExecutionProvider", 0)
+            assert place.nodes["CUDAExecutionProvider"] > left
+            assert not (left and place.stage == "vision" and fused)
