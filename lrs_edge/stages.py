@@ -29,6 +29,7 @@ from lrs_edge.language.yes_no import YesNo, yes_no_tokens
 from lrs_edge.search.context import SearchModel
 from lrs_edge.search.rfm import RegionFocus
 from lrs_edge.vision.encoder import VisionEncoder
+from lrs_edge.vision.on_device import DeviceTiles
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
         Rows.of(embeddings.newline[None], newline_sources()),
         manifest.vision.grid**2,
     )
-    vision = VisionEncoder(
-        graphs.stage("vision"), manifest.vision, manifest.llm.width, embeddings.positions
-    )
+    seeing = graphs.stage("vision")
     axes = manifest.prompt.position_axes
     shares = kv_cache == "float" and graphs.shares_layers()
     scoring, answering = graphs.joined() if shares else (None, _llm_graph(graphs, kv_cache))
@@ -133,8 +132,10 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     )
     focus = None
     if manifest.rfm is not None:
-        decoder = _scoring_decoder(manifest.rfm, graphs, scoring or graphs.stage("rfm"), axes)
+        scoring = scoring or graphs.stage("rfm")
+        decoder = _scoring_decoder(manifest.rfm, graphs, scoring, axes)
         focus = RegionFocus(decoder, llm if shares else None)
+    vision = _vision(manifest, embeddings, seeing, answering, scoring)
     return Stages(
         manifest=manifest,
         prompt=prompt,
@@ -167,6 +168,18 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
             *_integer_warnings(manifest, placement),
         ),
     )
+
+
+def _vision(
+    manifest: Manifest, embeddings: Embeddings, graph: Graph, llm: Graph, rfm: Graph | None
+) -> VisionEncoder:
+    """The vision stage; its tokens stay on its device where all that takes them runs there."""
+    positions, around = embeddings.positions, None
+    elsewhere = {other.device for other in (llm, rfm) if other is not None} - {graph.device}
+    if graph.device != "cpu" and not elsewhere:
+        half = manifest.llm.floats == "float16"
+        around = DeviceTiles(graph, manifest.vision, positions, half=half)
+    return VisionEncoder(graph, manifest.vision, manifest.llm.width, positions, around)
 
 
 def _generic(manifest: Manifest, prompt: Prompt) -> NDArray[np.int64] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lrs_edge.bundle.manifest import DecoderSpec, Flavour, GraphFile, VisionSpec
 
 
@@ -30,7 +32,14 @@ def decoder_spec(
 
 
 def vision_spec(
-    graph: str, tile: int, grid: int, local_pool: int, *, mean: float = 0.5, std: float = 0.5
+    graph: str,
+    tile: int,
+    grid: int,
+    local_pool: int,
+    *,
+    mean: float = 0.5,
+    std: float = 0.5,
+    pooling: Literal["mean", "bilinear"] = "mean",
 ) -> VisionSpec:
     """An encoder in fp32 with one graph; mean and std are those of every channel."""
     return VisionSpec(
@@ -38,6 +47,7 @@ def vision_spec(
         tile=tile,
         grid=grid,
         local_pool=local_pool,
+        pooling=pooling,
         mean=(mean, mean, mean),
         std=(std, std, std),
         precision="fp32",

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lrs_edge.engines.onnx import OnnxKVBuffers, open_mover
+from lrs_edge.engines.onnx import open_mover
+from lrs_edge.engines.onnx_buffers import OnnxKVBuffers
 from lrs_edge.engines.rows import UNKNOWN
 from lrs_edge.errors import BackendError
 from lrs_edge.language.kv_cache import (
@@ -22,11 +23,13 @@ from tests.sequences import content_sources
 NAMES = ("key_0", "value_0", "key_1")
 
 
-MOVER = open_mover("float32", "cpu")
+#: Movers of one buffer after the other, as on the host, and of all at once, as on devices.
+MOVERS = {"host": open_mover("float32", "cpu"), "device": open_mover("float32", "cpu", 3)}
 
 
-def new_cache() -> KVCache:
-    return KVCache(OnnxKVBuffers(NAMES, 2, 4, "float32", "cpu", MOVER))
+def new_cache(way: str = "host") -> KVCache:
+    buffers = OnnxKVBuffers(NAMES, 2, 4, "float32", "cpu", MOVERS[way])
+    return KVCache(buffers, doubling=way == "device")
 
 
 def write(cache: KVCache, positions: np.ndarray, kinds: np.ndarray) -> None:
@@ -48,9 +51,11 @@ def content(cache: KVCache, name: str) -> np.ndarray:
 class CacheMachine(RuleBasedStateMachine):
     """Any order of appending, truncating, keeping and evicting, against a plain list."""
 
+    way = "host"
+
     def __init__(self) -> None:
         super().__init__()
-        self.cache = new_cache()
+        self.cache = new_cache(self.way)
         self.expected: list[tuple[int, int]] = []
 
     @rule(count=st.integers(1, 300), gap=st.integers(0, 50), kind=st.sampled_from(TokenKind))
@@ -106,6 +111,27 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
+
+
+class DeviceCacheMachine(CacheMachine):
+    """The same where buffers move together and grow by doubling."""
+
+    way = "device"
+
+
+TestDeviceCacheMachine = DeviceCacheMachine.TestCase
+
+
+def test_buffers_double_where_moving_costs_more_than_memory() -> None:
+    found = []
+    for way in ("host", "device"):
+        cache = new_cache(way)
+        sizes = []
+        for count in (GROWTH, 1, GROWTH, GROWTH):
+            write(cache, cache.next_position + np.arange(count), np.zeros(count, np.int8))
+            sizes.append(cache.buffers.capacity // GROWTH)
+        found.append(sizes)
+    assert found == [[1, 2, 3, 4], [1, 2, 4, 4]]
 
 
 def test_positions_must_ascend() -> None:
@@ -212,11 +238,13 @@ def test_a_copy_lives_by_itself(count: int, share: float) -> None:
         cache.copy(count + 3)
 
 
-@pytest.mark.parametrize("failing", range(len(NAMES)))
+@pytest.mark.parametrize(
+    ("way", "failing"), [*(("host", number) for number in range(len(NAMES))), ("device", 0)]
+)
 def test_a_cache_whose_move_failed_is_empty_and_works(
-    failing: int, monkeypatch: pytest.MonkeyPatch
+    way: str, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = new_cache()
+    cache = new_cache(way)
     write(cache, np.arange(5), np.zeros(5, np.int8))
     move, calls = OnnxKVBuffers._move, iter(range(10))
 

@@ -20,6 +20,7 @@ from lrs_edge.language.decoder import PREFILL_CHUNK, _boundaries
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
 from lrs_edge.search.rfm import dense_bias
 from tests.golden_data import ROOT
+from tests.sequences import recognisable
 
 IMAGE = ROOT / "images" / "img_1500x900.png"
 QUESTIONS = ("How many ships are there?", "Is there a river?", "What color is the roof?")
@@ -121,7 +122,7 @@ def test_nothing_that_disturbs_a_question_harms_the_next(
 )
 def test_sequences_that_begin_alike_are_cut_alike(head: list[int], tails: tuple[int, int]) -> None:
     ends = np.cumsum(head).tolist()
-    one, other = (_boundaries(*ends, ends[-1] + tail) for tail in tails)
+    one, other = (_boundaries(PREFILL_CHUNK, *ends, ends[-1] + tail) for tail in tails)
     for bounds in (one, other):
         assert all(0 < b - a <= PREFILL_CHUNK for a, b in itertools.pairwise(bounds))
     # Only the last part of the shorter one may end where the longer one goes on.
@@ -136,7 +137,8 @@ def test_a_dense_pass_goes_on_anywhere_in_its_prefix(
     monkeypatch.setattr("lrs_edge.language.decoder.PREFILL_CHUNK", 4)
     focus = engine._loaded().focus
     rng = np.random.default_rng(held)
-    embeds = rng.standard_normal((16, engine.manifest.rfm.hidden)).astype(np.float32)
+    width = engine.manifest.rfm.hidden
+    embeds = recognisable(rng.standard_normal((16, width)).astype(np.float32))
     tokens = make_tokens(np.arange(16, dtype=np.int64), TokenKind.TILE)
     prefix = 10
     bias = dense_bias(prefix, np.zeros(16 - prefix, np.bool_))

@@ -23,7 +23,7 @@ from lrs_edge.requests.options import Resampling
 from lrs_edge.search.context import SearchContext
 from lrs_edge.search.ranking import Shown
 from lrs_edge.vision.colours import Colours, colours_of
-from lrs_edge.vision.encoder import Features, VisionEncoder
+from lrs_edge.vision.encoder import VisionEncoder
 from lrs_edge.vision.tiles import OnTile
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class CompressedTiles:
         """Patches along a tile's side."""
         return self._vision.spec.grid
 
-    def global_tokens(self, view: Level) -> Features:
+    def global_tokens(self, view: Level) -> NDArray[np.float32]:
         """Tokens [k, D] of the global view; padding counts as image there, as it does for `rfm`."""
         pixels = self._read(view, TileIndex(0, 0))
         self.colours = colours_of(pixels)

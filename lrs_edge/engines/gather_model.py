@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from lrs_edge.engines.one_node_model import one_node_model
+from lrs_edge.engines.small_model import Node, Value, small_model
 
 
-def gather_model(dtype: str) -> bytes:
-    """Serialized `y = Gather(x, indices, axis=2)`: x [1, heads, old, dim], indices int64 [new].
+def gather_model(dtype: str, buffers: int = 1) -> bytes:
+    """Serialized `y = Gather(x, indices, axis=2)`, of one buffer or of several at once.
+
+    Inputs are x [1, heads, old, dim] and indices int64 [new], the output is y; of several buffers
+    x0, x1, ... and y0, y1, ...
 
     Args:
-        dtype: Of x and y: `float32`, `float16` or `int8`.
+        dtype: Of the buffers: `float32`, `float16` or `int8`.
+        buffers: How many are moved alike.
 
     Raises:
         KeyError: Another type.
     """
-    return one_node_model(
-        "Gather",
-        ["x", "indices"],
-        {"x": dtype, "indices": "int64", "y": dtype},
-        attributes={"axis": 2},
-        axes={
-            "x": ("one", "heads", "old", "dim"),
-            "indices": ("new",),
-            "y": ("one", "heads", "new", "dim"),
-        },
-    )
+    ends = [""] if buffers == 1 else [str(number) for number in range(buffers)]
+    nodes = [Node("Gather", (f"x{end}", "indices"), f"y{end}", {"axis": 2}) for end in ends]
+    old, new = (Value(dtype, ("one", "heads", places, "dim")) for places in ("old", "new"))
+    inputs = {f"x{end}": old for end in ends} | {"indices": Value("int64", ("new",))}
+    return small_model(nodes, inputs, {f"y{end}": new for end in ends})

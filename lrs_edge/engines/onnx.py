@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,13 @@ from lrs_edge.engines.base import (
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.gather_model import gather_model
 from lrs_edge.engines.node_places import RECORD, check_places, node_places
+from lrs_edge.engines.onnx_buffers import OnnxKVBuffers
+from lrs_edge.engines.onnx_errors import first_line, translated_error
 from lrs_edge.engines.onnx_rows import RowGatherer
 from lrs_edge.engines.providers import CPU, Provider, available, quiet
 from lrs_edge.engines.providers import provider as resolve
 from lrs_edge.engines.runtime import ort
-from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError, out_of_memory
-from lrs_edge.requests.memory import means_no_memory
+from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -89,7 +90,7 @@ class OnnxGraph:
         self._path = path
         self._inputs = _specs(session.get_inputs())
         self._outputs = _specs(session.get_outputs())
-        self._mover: ort.InferenceSession | None = None
+        self._movers: dict[int, ort.InferenceSession] = {}
         self._gatherer: RowGatherer | None = None
 
     @classmethod
@@ -105,11 +106,11 @@ class OnnxGraph:
         try:
             session = _checked_session(path, provider, options)
         except Exception as error:
-            translated = _translated(error, f"{path.name} cannot be loaded")
+            translated = translated_error(error, f"{path.name} cannot be loaded")
             damaged = type(error).__name__ in _DAMAGED and provider.name == CPU
             if damaged and not isinstance(translated, OutOfMemoryError):
                 raise BundleError(
-                    f"{path} is not an ONNX graph that can be run ({_first_line(error)}); copy or "
+                    f"{path} is not an ONNX graph that can be run ({first_line(error)}); copy or "
                     "export the bundle again"
                 ) from error
             raise translated from error
@@ -158,7 +159,7 @@ class OnnxGraph:
             else:
                 results = self._run_bound(feeds, outputs, buffers)
         except Exception as error:
-            raise _translated(error, f"{self._path.name} failed while running") from error
+            raise translated_error(error, f"{self._path.name} failed while running") from error
         return [np.asarray(result, dtype=np.float32) for result in results]
 
     def run_on_device(
@@ -170,7 +171,7 @@ class OnnxGraph:
         try:
             return self._run_kept(feeds, outputs, buffers)
         except Exception as error:
-            raise _translated(error, f"{self._path.name} failed while running") from error
+            raise translated_error(error, f"{self._path.name} failed while running") from error
 
     def _run_bound(
         self, feeds: Mapping[str, Feed], outputs: Sequence[str], buffers: KVBuffers
@@ -220,9 +221,12 @@ class OnnxGraph:
                 f"{self._path.name}: past_{names[0]} must state its heads and head size; "
                 "export the bundle again"
             )
-        if self._mover is None:
-            self._mover = open_mover(spec.dtype, self._device)
-        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._device, self._mover)
+        # The host has no memory for a second cache to spare, and calls cost little there.
+        together = 1 if self._device == "cpu" else len(names)
+        if together not in self._movers:
+            self._movers[together] = open_mover(spec.dtype, self._device, together)
+        mover = self._movers[together]
+        return OnnxKVBuffers(tuple(names), heads, head_dim, spec.dtype, self._device, mover)
 
     def upload(self, array: NDArray[Any]) -> Tensor:
         """See `lrs_edge.engines.base.Graph.upload`."""
@@ -231,7 +235,7 @@ class OnnxGraph:
         try:
             value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
         except Exception as error:
-            raise _translated(error, f"inputs of {self.name} cannot be copied") from error
+            raise translated_error(error, f"inputs of {self.name} cannot be copied") from error
         return OrtTensor(value)
 
     def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
@@ -244,7 +248,7 @@ class OnnxGraph:
         try:
             return OrtTensor(self._gatherer.gather(values, places))
         except Exception as error:
-            raise _translated(error, f"inputs of {self.name} cannot be gathered") from error
+            raise translated_error(error, f"inputs of {self.name} cannot be gathered") from error
 
     def beside(self, model: bytes) -> OnnxGraph:
         """See `lrs_edge.engines.base.Graph.beside`."""
@@ -255,160 +259,17 @@ class OnnxGraph:
         return _session(model, self._device, BackendOptions(threads=1))
 
 
-def open_mover(dtype: str, provider: str) -> ort.InferenceSession:
-    """The session that moves places of key/value buffers; one thread, since it only copies."""
-    return _session(
-        gather_model(dtype), provider, BackendOptions(threads=1), strict=provider != "cpu"
-    )
+def open_mover(dtype: str, provider: str, buffers: int = 1) -> ort.InferenceSession:
+    """The session that moves places of key/value buffers; one thread, since it only copies.
 
-
-class _Bound(NamedTuple):
-    """A session's inputs and outputs bound to buffers.
-
-    `results` is the memory of the other outputs where their shapes are fixed. Asking the binding
-    for its outputs makes an object of each buffer too, a third of a millisecond at 30 layers.
+    Args:
+        dtype: Of the buffers.
+        provider: Where they are.
+        buffers: How many one run moves.
     """
-
-    session: ort.InferenceSession  # A binding does not keep it alive.
-    binding: ort.IOBinding
-    results: list[ort.OrtValue] | None
-
-
-class OnnxKVBuffers:
-    """Key and value buffers as OrtValues, compacted on their own device."""
-
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        heads: int,
-        head_dim: int,
-        dtype: str,
-        provider: str,
-        mover: ort.InferenceSession,
-    ) -> None:
-        self._names = names
-        self._heads = heads
-        self._head_dim = head_dim
-        self._dtype = dtype
-        self._provider = provider
-        self._capacity = 1
-        self._mover = mover
-        self._values = {name: self._allocate(1) for name in names}
-        self._bound: dict[tuple[int, bool, tuple[str, ...]], _Bound] = {}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the buffers."""
-        return self._names
-
-    @property
-    def capacity(self) -> int:
-        """Places of each buffer."""
-        return self._capacity
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers together."""
-        item = np.dtype(self._dtype).itemsize
-        return len(self._names) * self._heads * self._capacity * self._head_dim * item
-
-    def value(self, name: str) -> ort.OrtValue:
-        """The OrtValue [1, kv_heads, capacity, head_dim] of one buffer."""
-        return self._values[name]
-
-    def bound(
-        self,
-        session: ort.InferenceSession,
-        outputs: Sequence[TensorSpec],
-        *,
-        kept: bool = False,
-        again: bool = True,
-    ) -> _Bound:
-        """The buffers bound as `past_*` and, in place, as `present_*` inputs and outputs.
-
-        Kept until the buffers move: binding two values per buffer at every token costs more than
-        all the rest that happens around the engine.
-
-        Args:
-            session: Runs over the buffers.
-            outputs: The other outputs, which the caller binds where they are not all of fixed
-                shape; each set has a binding of its own, since a name that was bound once is
-                computed at every run.
-            kept: What comes out is kept beyond the next run, so the caller binds it in any case.
-            again: Whether the same binding serves the next run.
-        """
-        key = (id(session), kept, tuple(output.name for output in outputs))
-        if not again:
-            self._bound.pop(key, None)
-        if key not in self._bound:
-            binding = session.io_binding()
-            for name, value in self._values.items():
-                binding.bind_ortvalue_input(f"past_{name}", value)
-                binding.bind_ortvalue_output(f"present_{name}", value)
-            results = None if kept else _bound_results(binding, outputs)
-            self._bound[key] = _Bound(session, binding, results)
-        return self._bound[key]
-
-    def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
-        """Move old places to new ones; see `lrs_edge.engines.base.KVBuffers.gather`."""
-        places = np.zeros(capacity, np.int64)
-        places[: len(indices)] = indices
-        spare = None
-        # A binding holds on to the buffers that it was made for.
-        self._bound.clear()
-        try:
-            for name in self._names:
-                old = self._values[name]
-                # One spare buffer moves from layer to layer, so compaction never needs a second
-                # cache; it can be reused only while the capacity stays what it was.
-                new = spare if spare is not None else self._allocate(capacity)
-                self._move(old, places, new)
-                self._values[name] = new
-                spare = old if capacity == self._capacity else None
-        except BaseException as error:
-            self._capacity = 1
-            self._values = {name: self._allocate(1) for name in self._names}
-            if not isinstance(error, Exception):
-                raise
-            raise _translated(error, "the KV cache cannot be compacted") from error
-        self._capacity = capacity
-
-    def copy(self, length: int, capacity: int) -> OnnxKVBuffers:
-        """Buffers of their own; see `lrs_edge.engines.base.KVBuffers.copy`."""
-        places = np.zeros(capacity, np.int64)
-        places[:length] = np.arange(length)
-        other = OnnxKVBuffers(
-            self._names, self._heads, self._head_dim, self._dtype, self._provider, self._mover
-        )
-        try:
-            for name, value in self._values.items():
-                new = self._allocate(capacity)
-                self._move(value, places, new)
-                other._values[name] = new
-        except Exception as error:
-            raise _translated(error, "the KV cache cannot be copied") from error
-        other._capacity = capacity
-        return other
-
-    def _move(self, old: ort.OrtValue, places: NDArray[np.int64], new: ort.OrtValue) -> None:
-        binding = self._mover.io_binding()
-        binding.bind_ortvalue_input("x", old)
-        binding.bind_cpu_input("indices", places)
-        binding.bind_ortvalue_output("y", new)
-        self._mover.run_with_iobinding(binding)
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        """A float32 copy of one buffer."""
-        return np.array(self._values[name].numpy(), dtype=np.float32)
-
-    def _allocate(self, capacity: int) -> ort.OrtValue:
-        shape = (1, self._heads, capacity, self._head_dim)
-        try:
-            return ort.OrtValue.ortvalue_from_numpy(
-                np.zeros(shape, dtype=self._dtype), self._provider, 0
-            )
-        except Exception as error:
-            raise _translated(error, f"a KV buffer of shape {shape} cannot be had") from error
+    return _session(
+        gather_model(dtype, buffers), provider, BackendOptions(threads=1), strict=provider != "cpu"
+    )
 
 
 def _as_value(table: Feed) -> ort.OrtValue:
@@ -430,21 +291,6 @@ def _bind(binding: ort.IOBinding, feeds: Mapping[str, Feed]) -> None:
         else:
             array = feed if isinstance(feed, np.ndarray) else feed.numpy()
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-
-
-def _bound_results(
-    binding: ort.IOBinding, outputs: Sequence[TensorSpec]
-) -> list[ort.OrtValue] | None:
-    """Memory for the outputs, bound; None, and nothing bound, where a shape is not fixed."""
-    if any(None in output.shape for output in outputs):
-        return None
-    results = []
-    for output in outputs:
-        shape = [size for size in output.shape if size is not None]
-        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, output.dtype), "cpu", 0)
-        binding.bind_ortvalue_output(output.name, value)
-        results.append(value)
-    return results
 
 
 def _checked_session(
@@ -502,16 +348,3 @@ def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
         )
         for node in nodes
     }
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
-
-
-def _translated(error: Exception, what: str) -> BackendError:
-    """One line for the user out of an engine's error."""
-    if isinstance(error, BackendError):
-        return error
-    if means_no_memory(error):
-        return out_of_memory(what, error)
-    return BackendError(f"{what}: {_first_line(error)}")

@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from lrs_edge.bundle.manifest import DecoderSpec
 from lrs_edge.engines.base import Feed, Graph, Tensor
 from lrs_edge.engines.rows import UNKNOWN, Embeds, Rows, Sources, sources_of
-from lrs_edge.errors import BackendError, BundleError
+from lrs_edge.errors import BackendError, BundleError, OutOfMemoryError
 from lrs_edge.language.kv_cache import KVCache, Tokens, position_ids
 
 #: Tokens of a long prompt that run through the layers at once: attention holds heads x chunk x
 #: keys numbers, which for a whole level of a scene would be most of the memory that is needed. No
 #: slower than 512 on a CPU, and in `int8-dynamic`, whose scales are those of a run, nearer to fp32.
 PREFILL_CHUNK = 256
+
+#: The same on other devices, whose attention holds no such numbers and whose runs cost the same
+#: however short they are; less where the memory does not hold what the layers compute.
+DEVICE_CHUNK = 4096
 
 #: Told before a part of a prompt runs: its first place in the sequence, and the one after it.
 OnPart = Callable[[int, int], None]
@@ -60,6 +64,7 @@ class Decoder:
         self._load_masked = load_masked
         self._masked: Graph | None = None
         self._axes = axes
+        self._device_chunk = DEVICE_CHUNK
         check_layers(graph, graph.name, spec, names, ("logits",), axes=axes)
 
     @property
@@ -69,7 +74,13 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache on the graph's device."""
-        return KVCache(self._graph.new_buffers(self._names))
+        doubling = self._graph.device != "cpu"
+        return KVCache(self._graph.new_buffers(self._names), doubling=doubling)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that run at once: as many as have fitted into the device's memory so far."""
+        return PREFILL_CHUNK if self._graph.device == "cpu" else self._device_chunk
 
     def _masked_graph(self) -> Graph:
         if self._load_masked is None:
@@ -111,7 +122,9 @@ class Decoder:
                 and the bundle has no masked flavour.
         """
         cache.reserve(len(tokens))
-        return self._run(cache, embeds, tokens, None, attention_bias, _boundaries(len(tokens)))
+        return self._run(
+            cache, embeds, tokens, None, attention_bias, _boundaries(self.chunk, len(tokens))
+        )
 
     def prefill(
         self,
@@ -143,11 +156,28 @@ class Decoder:
         Returns:
             As `forward`.
         """
+        chunk = self.chunk
+        try:
+            return self._prefill(cache, embeds, tokens, ends, attention_bias, on_part)
+        except OutOfMemoryError:
+            if self.chunk == chunk:
+                raise
+        return self.prefill(cache, embeds, tokens, ends, attention_bias, on_part)
+
+    def _prefill(
+        self,
+        cache: KVCache,
+        embeds: Embeds,
+        tokens: Tokens,
+        ends: Sequence[int],
+        attention_bias: NDArray[np.float32] | None,
+        on_part: OnPart | None,
+    ) -> NDArray[np.float32]:
         total = len(tokens)
         known = ends[0] if attention_bias is not None else ends[-1]
         sources = np.full(total, UNKNOWN, np.uint64)
         sources[:known] = sources_of(embeds)[:known]
-        bounds = _boundaries(*ends, total)
+        bounds = _boundaries(self.chunk, *ends, total)
         alike = cache.computed_alike(tokens, sources, bounds)
         if alike == total:
             cache.truncate(total)
@@ -175,7 +205,7 @@ class Decoder:
 
         The sequence's own end is one of them.
         """
-        bounds = _boundaries(*ends, len(tokens))
+        bounds = _boundaries(self.chunk, *ends, len(tokens))
         return cache.computed_alike(tokens, sources_of(embeds), bounds) == len(tokens)
 
     def _run(
@@ -198,7 +228,11 @@ class Decoder:
             if attention_bias is not None:
                 bias = attention_bias[part, : len(cache) + end - start]
             known = None if sources is None else sources[part]
-            logits = self._step(cache, embeds[part], tokens[part], known, bias)
+            try:
+                logits = self._step(cache, embeds[part], tokens[part], known, bias)
+            except OutOfMemoryError:
+                self._device_chunk = max(min(self._device_chunk, end - start) // 2, PREFILL_CHUNK)
+                raise
         return logits
 
     def _step(
@@ -224,14 +258,14 @@ class Decoder:
         return logits
 
 
-def _boundaries(*ends: int) -> list[int]:
-    """0, the ends, and places every `PREFILL_CHUNK` tokens after each of them.
+def _boundaries(chunk: int, *ends: int) -> list[int]:
+    """0, the ends, and places every `chunk` tokens after each of them.
 
     The places depend on nothing after them, so that sequences with a common start are cut alike.
     """
     bounds = [0]
     for end in sorted(set(ends) - {0}):
-        bounds += [*range(bounds[-1] + PREFILL_CHUNK, end, PREFILL_CHUNK), end]
+        bounds += [*range(bounds[-1] + chunk, end, chunk), end]
     return bounds
 
 

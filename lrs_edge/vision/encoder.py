@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.bundle.manifest import VisionSpec
-from lrs_edge.engines.base import Graph
+from lrs_edge.engines.base import Graph, Tensor
 from lrs_edge.errors import BundleError, OutOfMemoryError
 from lrs_edge.objects.detections import Detections
+from lrs_edge.pyramid.levels import Level, TileIndex
 from lrs_edge.requests.cache_pool import CachePool
 from lrs_edge.requests.options import Resampling
+from lrs_edge.vision.on_device import DeviceTiles
+from lrs_edge.vision.pooling import pooled
 from lrs_edge.vision.positions import ImagePositions
 
 if TYPE_CHECKING:
@@ -24,7 +27,16 @@ if TYPE_CHECKING:
 #: Tiles encoded in one run at most.
 MOST_BATCH = 16
 
-Features = NDArray[np.float32]
+#: Tokens float32 [T, D] of one tile, on the host or on a device.
+Features: TypeAlias = NDArray[np.float32] | Tensor
+
+#: What a tile is looked at for.
+Role = Literal["global", "local"]
+
+#: A tile of a level.
+Place: TypeAlias = tuple[Level, TileIndex]
+
+Run = TypeVar("Run")
 
 
 class Encoded(NamedTuple):
@@ -33,7 +45,7 @@ class Encoded(NamedTuple):
     The maps are float32 [N, C + 2, G, G] (`VisionSpec.objects`).
     """
 
-    tokens: Features
+    tokens: NDArray[np.float32]
     maps: NDArray[np.float32] | None
 
 
@@ -45,6 +57,7 @@ class VisionEncoder:
         spec: Tile size, token grid, normalisation.
         hidden: Width D of a token.
         positions: Added to tokens where the model was trained so.
+        device: What is done around the graph on its device, where tokens stay there.
 
     Raises:
         BundleError: The graph's input or output is not that of its role.
@@ -56,8 +69,10 @@ class VisionEncoder:
         spec: VisionSpec,
         hidden: int,
         positions: ImagePositions | None = None,
+        device: DeviceTiles | None = None,
     ) -> None:
         self.spec = spec
+        self._device = device
         self.positions = positions
         self._graph = graph
         self._hidden = hidden
@@ -136,7 +151,13 @@ class VisionEncoder:
         shown /= self._std[:, None, None]
         return tile
 
-    def encode(self, tiles: Sequence[NDArray[np.float32]]) -> Features:
+    def ready(self, pixels: NDArray[np.float32]) -> NDArray[np.generic]:
+        """As `normalise`, in float16 where the graph would round to it in any case."""
+        tile = self.normalise(pixels)
+        half = self._device is not None and self._device.half
+        return tile.astype(np.float16) if half else tile
+
+    def encode(self, tiles: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Tokens float32 [N, T, D] of normalised tiles [3, S, S]; see `look_at`."""
         return self.look_at(tiles).tokens
 
@@ -151,69 +172,94 @@ class VisionEncoder:
             OutOfMemoryError: There is not memory enough for a single tile.
             BundleError: The graph's outputs have other shapes than the manifest says.
         """
+        parts = self._halved(tiles, self._run)
+        if len(parts) == 1:
+            return parts[0]
+        maps = [part.maps for part in parts if part.maps is not None]
+        tokens = np.concatenate([part.tokens for part in parts])
+        return Encoded(tokens, np.concatenate(maps) if maps else None)
+
+    def features(
+        self, tiles: Sequence[NDArray[np.generic]], role: Role, places: Sequence[Place]
+    ) -> Iterator[tuple[Features, NDArray[np.float32] | None]]:
+        """Of each tile its tokens as sequences take them, and its detector's map.
+
+        On the host, or on the device where the encoder runs and the language model takes them.
+
+        Args:
+            tiles: As `ready` gives them.
+            role: What they are looked at for: local tiles are pooled.
+            places: Where they are.
+
+        Raises:
+            As `look_at`.
+        """
+        if self._device is None:
+            batch = self.look_at([np.asarray(tile, np.float32) for tile in tiles])
+            for number, (level, tile) in enumerate(places):
+                tokens = batch.tokens[number]
+                kept = self.pool(tokens) if role == "local" else tokens.copy()
+                if self.positions is not None:
+                    kept += self.positions.of_tile(level, tile, math.isqrt(len(kept)))
+                yield kept, None if batch.maps is None else batch.maps[number]
+            return
+        side = self.per_tile if role == "local" else self.spec.grid
+        rest = iter(places)
+        for together, maps in self._halved(tiles, self._run_kept):
+            for number, (level, tile) in enumerate(islice(rest, together.shape[0])):
+                mixed = None
+                if self.positions is not None:
+                    mixed = self.positions.mixed(level, tile, side)
+                found = self._device.tokens(role, together, number, mixed)
+                yield found, None if maps is None else maps[number]
+
+    def _halved(
+        self,
+        tiles: Sequence[NDArray[np.generic]],
+        run: Callable[[Sequence[NDArray[np.generic]]], Run],
+    ) -> list[Run]:
+        """What `run` gives of all tiles, or of parts of them that fit into memory."""
         try:
-            return self._run(tiles)
+            return [run(tiles)]
         except OutOfMemoryError:
             if len(tiles) == 1:
                 raise
             self._batch = half = (len(tiles) + 1) // 2
-            parts = self.look_at(tiles[:half]), self.look_at(tiles[half:])
-            maps = [part.maps for part in parts if part.maps is not None]
-            tokens = np.concatenate([part.tokens for part in parts])
-            return Encoded(tokens, np.concatenate(maps) if maps else None)
+            return [*self._halved(tiles[:half], run), *self._halved(tiles[half:], run)]
 
-    def _run(self, tiles: Sequence[NDArray[np.float32]]) -> Encoded:
+    def _run(self, tiles: Sequence[NDArray[np.generic]]) -> Encoded:
         tokens, *rest = self._graph.run({"pixel_values": np.stack(tiles)}, self._names)
         maps = rest[0] if rest else None
-        if tokens.shape != (len(tiles), self.spec.grid**2, self._hidden):
-            raise BundleError(
-                f"{self._graph.name} gives tokens {tokens.shape}, the manifest says "
-                f"{(len(tiles), self.spec.grid**2, self._hidden)}; export the bundle again"
-            )
-        if maps is not None and maps.shape != (len(tiles), *(self._maps or ())):
-            raise BundleError(
-                f"{self._graph.name} gives objects {maps.shape}, the manifest says "
-                f"{(len(tiles), *(self._maps or ()))}; export the bundle again"
-            )
+        self._check(len(tiles), tokens.shape, maps)
         return Encoded(tokens, maps)
 
-    def pool(self, tokens: Features) -> Features:
+    def _run_kept(
+        self, tiles: Sequence[NDArray[np.generic]]
+    ) -> tuple[Tensor, NDArray[np.float32] | None]:
+        """As `_run`; the tokens stay on the device."""
+        assert self._device is not None
+        pixels = self._device.pixels(tiles)
+        tokens, *rest = self._graph.run_on_device({"pixel_values": pixels}, self._names)
+        maps: NDArray[np.float32] | None = rest[0].numpy() if rest else None
+        self._check(len(tiles), tokens.shape, maps)
+        return tokens, maps
+
+    def _check(self, count: int, shape: tuple[int, ...], maps: NDArray[np.float32] | None) -> None:
+        """Raises BundleError where outputs of `count` tiles have other shapes than they should."""
+        if shape != (count, self.spec.grid**2, self._hidden):
+            raise BundleError(
+                f"{self._graph.name} gives tokens {shape}, the manifest says "
+                f"{(count, self.spec.grid**2, self._hidden)}; export the bundle again"
+            )
+        if maps is not None and maps.shape != (count, *(self._maps or ())):
+            raise BundleError(
+                f"{self._graph.name} gives objects {maps.shape}, the manifest says "
+                f"{(count, *(self._maps or ()))}; export the bundle again"
+            )
+
+    def pool(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
         """Local tokens [per_tile**2, D] of one tile's [T, D]."""
         return pooled(tokens, self.spec.local_pool, self.spec.pooling)
-
-
-def pooled(tokens: Features, pool: int, pooling: Literal["mean", "bilinear"] = "mean") -> Features:
-    """Local tokens of one tile, row-major.
-
-    Args:
-        tokens: float32 [G * G, D].
-        pool: By which the side G is divided, rounded up.
-        pooling: `mean` of pool x pool neighbours, where pool divides G, or `bilinear`. By 2 of an
-            even side, both are the same, and the reference's halving of its 24 x 24 tokens.
-
-    Returns:
-        float32 [P * P, D], P = ceil(G / pool).
-    """
-    side, width = math.isqrt(len(tokens)), tokens.shape[1]
-    short = -(-side // pool)
-    if pooling == "bilinear" and side % pool:
-        weights = _bilinear(side, short)
-        down = (weights @ tokens.reshape(side, side * width)).reshape(short, side, width)
-        return np.ascontiguousarray((weights @ down).reshape(short * short, width))
-    blocks = tokens.reshape(short, pool, short, pool, -1)
-    return np.ascontiguousarray(blocks.mean((1, 3), dtype=np.float32).reshape(short * short, -1))
-
-
-@cache
-def _bilinear(size: int, wanted: int) -> NDArray[np.float32]:
-    """Weights float32 [wanted, size] of linear interpolation between centres, edges repeated."""
-    places = np.maximum((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0.0)
-    below = places.astype(np.int64)
-    rows, share = np.arange(wanted), places - below
-    weights = np.zeros((wanted, size))
-    np.add.at(weights, (rows, below), 1 - share)
-    np.add.at(weights, (rows, np.minimum(below + 1, size - 1)), share)
-    return weights.astype(np.float32)
 
 
 def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -273,4 +319,5 @@ class FeatureCache:
 
 
 def _nbytes(tokens: Features, objects: Detections | None) -> int:
-    return tokens.nbytes + (0 if objects is None else objects.nbytes)
+    held = tokens.nbytes if isinstance(tokens, np.ndarray) else 4 * math.prod(tokens.shape)
+    return held + (0 if objects is None else objects.nbytes)

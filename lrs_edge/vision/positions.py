@@ -9,6 +9,7 @@ manifest says so have them (`VisionSpec.positions`); the authors' checkpoints ha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +40,38 @@ class ImagePositions:
         Returns:
             float32 [side * side, D], row-major.
         """
-        centres = (np.arange(side, dtype=np.float64) + 0.5) * level.tile / side
-        down = _interpolated(self.rows, (tile.row * level.tile + centres) / level.height)
-        right = _interpolated(self.cols, (tile.col * level.tile + centres) / level.width)
-        both: NDArray[np.float32] = down[:, None, :] + right[None, :, :]
+        rows, cols = self.mixed(level, tile, side)
+        both: NDArray[np.float32] = rows.of(self.rows)[:, None, :] + cols.of(self.cols)[None, :, :]
         return both.reshape(side * side, -1)
 
+    def mixed(self, level: Level, tile: TileIndex, side: int) -> tuple[Mixed, Mixed]:
+        """What the embeddings of one tile's token rows and columns are made of; see `of_tile`."""
+        centres = (np.arange(side, dtype=np.float64) + 0.5) * level.tile / side
+        return (
+            _mixed(len(self.rows), (tile.row * level.tile + centres) / level.height),
+            _mixed(len(self.cols), (tile.col * level.tile + centres) / level.width),
+        )
 
-def _interpolated(table: NDArray[np.float32], shares: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Rows of a table [G, D] at shares [n] of its length, linear between entries."""
-    last = len(table) - 1
+
+class Mixed(NamedTuple):
+    """Numbers between two neighbours of a table: places int64 [n], shares of `above` [n, 1]."""
+
+    below: NDArray[np.int64]
+    above: NDArray[np.int64]
+    share: NDArray[np.float32]
+
+    def of(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of a table float32 [G, D], float32 [n, D]."""
+        mixed: NDArray[np.float32] = (
+            table[self.below] * (1 - self.share) + table[self.above] * self.share
+        )
+        return mixed
+
+
+def _mixed(count: int, shares: NDArray[np.float64]) -> Mixed:
+    """At shares [n] of the length of a table of `count` entries, linear between them."""
+    last = count - 1
     places = np.clip(shares, 0.0, 1.0) * last
     below = np.minimum(places.astype(np.int64), max(last - 1, 0))
     above = np.minimum(below + 1, last)
-    weight = (places - below).astype(np.float32)[:, None]
-    mixed: NDArray[np.float32] = table[below] * (1 - weight) + table[above] * weight
-    return mixed
+    return Mixed(below, above, (places - below).astype(np.float32)[:, None])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -19,7 +18,7 @@ from lrs_edge.pyramid.levels import Level, TileIndex
 from lrs_edge.requests.clock import Clock
 from lrs_edge.requests.options import Resampling
 from lrs_edge.vision.colours import Colours, colours_of
-from lrs_edge.vision.encoder import FeatureCache, Features, VisionEncoder
+from lrs_edge.vision.encoder import FeatureCache, Features, Role, VisionEncoder
 from lrs_edge.vision.readahead import reading_ahead
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 #: Told about every step: its name, tiles read so far, tiles encoded so far.
 OnTile = Callable[[Literal["read", "encode"], int, int], None]
-
-#: What a tile is looked at for.
-Role = Literal["global", "local"]
 
 
 class TileSource:
@@ -186,42 +182,39 @@ class TileSession:
 
     def _pixels(
         self, level: Level, role: str, stop: Callable[[], bool], tile: TileIndex
-    ) -> NDArray[np.float32]:
-        """A tile, read and normalised: float32 [3, S, S]."""
+    ) -> NDArray[np.generic]:
+        """A tile, read and normalised: [3, S, S]."""
         size, window = (level.height, level.width), level.tile_window(tile)
         pixels = self._raster.read(size, window, self._encoder.filter_of(self._resampling), stop)
         if role == "global":
             self._colours[self._resampling] = colours_of(pixels)
-        return self._encoder.normalise(pixels)
+        return self._encoder.ready(pixels)
 
     def _key(self, level: Level, tile: TileIndex, role: str) -> tuple[object, ...]:
         return (role, self._resampling, level.height, level.width, tile)
 
     def _rows(self, key: Hashable, tokens: Features) -> Rows:
         """A tile's tokens, recognised by the tile."""
-        return Rows.of(tokens, block_sources(self._blocks[key], len(tokens)))
+        return Rows.of(tokens, block_sources(self._blocks[key], tokens.shape[0]))
 
     def _encode(
         self,
         level: Level,
         tiles: Sequence[TileIndex],
-        pixels: Sequence[NDArray[np.float32]],
+        pixels: Sequence[NDArray[np.generic]],
         role: Role,
     ) -> dict[TileIndex, Rows]:
         found: dict[TileIndex, Rows] = {}
         spec = self._encoder.spec.objects
+        places = [(level, tile) for tile in tiles]
         with self._clock.step("encode"):
-            batch = self._encoder.look_at(pixels)
-            for number, (tile, tokens) in enumerate(zip(tiles, batch.tokens, strict=True)):
-                kept = self._encoder.pool(tokens) if role == "local" else tokens.copy()
-                if self._encoder.positions is not None:
-                    side = math.isqrt(len(kept))
-                    kept += self._encoder.positions.of_tile(level, tile, side)
+            seen = self._encoder.features(pixels, role, places)
+            for tile, (tokens, maps) in zip(tiles, seen, strict=True):
                 key, objects = self._key(level, tile, role), None
-                if spec is not None and batch.maps is not None:
-                    objects = self._objects[key] = decode(batch.maps[number], level, tile, spec)
-                self._cache.put(key, kept, objects)
-                found[tile] = self._rows(key, kept)
+                if spec is not None and maps is not None:
+                    objects = self._objects[key] = decode(maps, level, tile, spec)
+                self._cache.put(key, tokens, objects)
+                found[tile] = self._rows(key, tokens)
         self.encoded += len(tiles)
         self._on_tile("encode", self.read, self.encoded)
         return found

@@ -174,9 +174,10 @@ class DiskFeatures(FeatureCache):
     ) -> None:
         """Store tokens, as float16 where they fit."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        fits = float(np.abs(tokens).max(initial=0.0)) < _HALF_MAX
+        values = tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
+        fits = float(np.abs(values).max(initial=0.0)) < _HALF_MAX
         with replacing(self._path(key)) as stream:
-            np.save(stream, tokens.astype(np.float16) if fits else tokens, allow_pickle=False)
+            np.save(stream, values.astype(np.float16) if fits else values, allow_pickle=False)
 
     def _path(self, key: Hashable) -> Path:
         assert isinstance(key, tuple)

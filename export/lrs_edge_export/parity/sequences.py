@@ -10,7 +10,7 @@ from lrs_edge.language.sequence import TokenSequence
 from lrs_edge.pyramid.levels import Level, TileIndex, TokenGrid
 from lrs_edge.pyramid.selection import kept_indices
 from lrs_edge.search.rfm import token_scores
-from lrs_edge.vision.encoder import pooled
+from lrs_edge.vision.pooling import pooled
 from lrs_edge.vision.positions import ImagePositions
 from lrs_edge_export.checkpoints.model import Model
 from lrs_edge_export.checkpoints.tensors import Array
