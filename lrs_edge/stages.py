@@ -179,6 +179,8 @@ def _vision(
     if graph.device != "cpu" and not elsewhere:
         half = manifest.llm.floats == "float16"
         around = DeviceTiles(graph, manifest.vision, positions, half=half)
+        # Some engines run small graphs on the host: there, tokens had better come down at once.
+        around = around if around.device == graph.device else None
     return VisionEncoder(graph, manifest.vision, manifest.llm.width, positions, around)
 
 

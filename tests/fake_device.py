@@ -59,6 +59,8 @@ class FakeBuffers:
     def __init__(self, inner: KVBuffers, copies: Copies) -> None:
         self.inner, self._copies = inner, copies
 
+    doubling = True
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 

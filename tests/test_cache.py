@@ -27,9 +27,15 @@ NAMES = ("key_0", "value_0", "key_1")
 MOVERS = {"host": open_mover("float32", "cpu"), "device": open_mover("float32", "cpu", 3)}
 
 
+class DeviceBuffers(OnnxKVBuffers):
+    """As on a device."""
+
+    doubling = True  # type: ignore[assignment]
+
+
 def new_cache(way: str = "host") -> KVCache:
-    buffers = OnnxKVBuffers(NAMES, 2, 4, "float32", "cpu", MOVERS[way])
-    return KVCache(buffers, doubling=way == "device")
+    kind = OnnxKVBuffers if way == "host" else DeviceBuffers
+    return KVCache(kind(NAMES, 2, 4, "float32", "cpu", MOVERS[way]))
 
 
 def write(cache: KVCache, positions: np.ndarray, kinds: np.ndarray) -> None:

@@ -322,7 +322,7 @@ def test_tokens_may_have_several_positions() -> None:
     """RoPE over time, rows and columns: labels hold three positions, graphs take [3, L]."""
 
     class Buffers:
-        capacity, nbytes = 64, 64
+        capacity, nbytes, doubling = 64, 64, False
 
         def gather(self, *_: object) -> None: ...
 

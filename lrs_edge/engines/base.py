@@ -118,6 +118,14 @@ class KVBuffers(Protocol):
         """Bytes of all buffers together."""
         ...
 
+    @property
+    def doubling(self) -> bool:
+        """Whether they had better double than grow in small steps: a move costs, memory is there.
+
+        False where engines are built for a number of places.
+        """
+        ...
+
     def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
         """Make place i of every buffer hold what place indices[i] held; later places are undefined.
 

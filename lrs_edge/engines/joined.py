@@ -48,6 +48,11 @@ class JoinedBuffers:
         """Bytes of all buffers together."""
         return sum(part.nbytes for part in self._parts)
 
+    @property
+    def doubling(self) -> bool:
+        """As those of the first graph."""
+        return self.front.doubling
+
     def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
         """See `lrs_edge.engines.base.KVBuffers.gather`."""
         for part in self._parts:

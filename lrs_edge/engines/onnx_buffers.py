@@ -110,6 +110,11 @@ class OnnxKVBuffers:
             self._bound[key] = Bound(session, binding, results)
         return self._bound[key]
 
+    @property
+    def doubling(self) -> bool:
+        """On devices other than the CPU."""
+        return self._provider != "cpu"
+
     def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
         """Move old places to new ones; see `lrs_edge.engines.base.KVBuffers.gather`."""
         places = np.zeros(capacity, np.int64)

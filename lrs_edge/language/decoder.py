@@ -74,8 +74,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache on the graph's device."""
-        doubling = self._graph.device != "cpu"
-        return KVCache(self._graph.new_buffers(self._names), doubling=doubling)
+        return KVCache(self._graph.new_buffers(self._names))
 
     @property
     def chunk(self) -> int:

@@ -96,12 +96,10 @@ class KVCache:
 
     Args:
         buffers: They may have any content.
-        doubling: They at least double when they grow, where a move costs more than the memory.
     """
 
-    def __init__(self, buffers: KVBuffers, *, doubling: bool = False) -> None:
+    def __init__(self, buffers: KVBuffers) -> None:
         self.buffers = buffers
-        self._doubling = doubling
         # Longer than the cache: decoding appends a token at a time.
         self._labels: Tokens = np.empty(0, TOKEN)
         self._sources: Sources = np.empty(0, np.uint64)
@@ -162,7 +160,7 @@ class KVCache:
         """
         needed = len(self) + count
         if needed > self.buffers.capacity:
-            if self._doubling:
+            if self.buffers.doubling:
                 needed = max(needed, 2 * self.buffers.capacity)
             capacity = -(-needed // GROWTH) * GROWTH
             self._move(np.arange(len(self), dtype=np.int64), capacity)
@@ -252,7 +250,7 @@ class KVCache:
         if not 0 <= length <= len(self):
             raise ValueError(f"cannot copy {length} of {len(self)} cached tokens")
         capacity = max(-(-length // GROWTH), 1) * GROWTH
-        copied = KVCache(self.buffers.copy(length, capacity), doubling=self._doubling)
+        copied = KVCache(self.buffers.copy(length, capacity))
         copied.append(self._labels[:length], self._sources[:length])
         copied._runs = [run for run in self._runs if run[0] < length]
         return copied

@@ -48,6 +48,11 @@ class DeviceTiles:
                 "col_table": graph.upload(positions.cols),
             }
 
+    @property
+    def device(self) -> str:
+        """Where the small graphs run."""
+        return self._pool["local"].device
+
     def pixels(self, tiles: Sequence[NDArray[np.generic]]) -> Feed:
         """Tiles [3, S, S] as the vision graph takes them, float32 [N, 3, S, S]."""
         stacked = np.stack(tiles)

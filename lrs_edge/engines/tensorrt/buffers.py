@@ -81,6 +81,11 @@ class TensorRTBuffers:
                 self._device.zero(block.address, self._each)
         return blocks
 
+    @property
+    def doubling(self) -> bool:
+        """They have the places that the engine was built for."""
+        return False
+
     def gather(self, indices: NDArray[np.int64], capacity: int) -> None:
         """Move old places to new ones; see `lrs_edge.engines.base.KVBuffers.gather`.
 
