@@ -62,8 +62,11 @@ def static_vision(
 
     Weights become int8 with one scale per output channel (7 bits of it where activations are
     uint8, so that products are exact on every processor); activations uint8 with a zero point and
-    biases int32, or, symmetric, activations int8 without a zero point and biases float32. The same
-    inputs give the same bytes.
+    biases int32, or, symmetric, activations int8 without a zero point, biases float32, and
+    constants of one number as they were (TensorRT builds nothing of an integer that stands for a
+    factor). Of transformers the symmetric kind has pairs in front of the weighted products only:
+    norms, softmax, activation functions and residual sums stay in floats. The same inputs give the
+    same bytes.
 
     Args:
         graph_fp32: Graph with input `pixel_values` [N, 3, S, S], as `vision_graph` writes it.
@@ -258,6 +261,9 @@ def _quantize(
         if high > low
     }
     # Ranges are overridden; what is calibrated here on one tile serves no purpose but to run.
+    others = _beside_products(model) if symmetric else []
+    if others:
+        nodes["nodes_to_exclude"] = sorted({*nodes.get("nodes_to_exclude", ()), *others})
     with _quiet():
         quantize_static(
             source,
@@ -278,9 +284,48 @@ def _quantize(
                 # TensorRT has no int32 in DequantizeLinear, and adds biases in floats.
                 "QuantizeBias": not symmetric,
                 "TensorQuantOverrides": overrides,
+                # What follows a product in floats has no use for its integers.
+                "OpTypesToExcludeOutputQuantization": ["Conv", "MatMul"] if others else [],
             },
         )
-    return onnx.load(target)
+    quantized = onnx.load(target)
+    if symmetric:
+        _restore_scalars(quantized, model)
+    return quantized
+
+
+def _beside_products(model: onnx.ModelProto) -> list[str]:
+    """Of a transformer, all nodes but convolutions and products with weights; of others none."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    nodes = model.graph.node
+    if not any(node.op_type == "MatMul" and node.input[1] not in weights for node in nodes):
+        return []
+    return [
+        node.name
+        for node in nodes
+        if node.op_type != "Conv" and not (node.op_type == "MatMul" and node.input[1] in weights)
+    ]
+
+
+def _restore_scalars(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Let nodes read constants of one number as floats again, in place of a pair around them."""
+    scalars = {t.name: t for t in model.graph.initializer if int(np.prod(t.dims)) == 1}
+    graph = quantized.graph
+    integers = {tensor.name: tensor for tensor in graph.initializer}
+    restored: dict[str, str] = {}
+    for node in list(graph.node):
+        name = node.input[0].removesuffix("_quantized") if node.input else ""
+        if node.op_type == "DequantizeLinear" and node.input[0] in integers and name in scalars:
+            restored[node.output[0]] = name
+            graph.node.remove(node)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = restored.get(name, name)
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    kept += [scalars[n] for n in sorted(set(restored.values())) if n not in integers]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _around(low: float, high: float) -> tuple[float, float]:
