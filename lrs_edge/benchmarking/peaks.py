@@ -17,6 +17,7 @@ from lrs_edge.benchmarking.floor import Arithmetic, Peaks
 from lrs_edge.benchmarking.machine import cpu_count, largest_cache
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.one_node_model import one_node_model
+from lrs_edge.engines.providers import provider as device_provider
 from lrs_edge.engines.runtime import ort
 
 #: Sides of the matrices: the fastest counts. Those of a CPU stay inside its caches.
@@ -82,11 +83,9 @@ def _session(model: bytes, provider: str, threads: int | None) -> ort.InferenceS
     count = thread_count(threads)
     if count is not None:
         options.intra_op_num_threads = count
-    if provider == "cuda":
-        # Without this an operator that CUDA lacks would quietly run on the CPU.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    name = "CUDAExecutionProvider" if provider == "cuda" else "CPUExecutionProvider"
-    return ort.InferenceSession(model, options, providers=[name])
+    # As the stages' sessions: an operator that a device lacks would quietly run on the CPU.
+    arguments = device_provider(provider).add_to(options, strict=provider != "cpu")
+    return ort.InferenceSession(model, options, **arguments)
 
 
 def _product_speed(
