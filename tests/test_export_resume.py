@@ -18,6 +18,7 @@ pytest.importorskip("onnx", reason="exporting needs the `export` extra")
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export import ExportOptions, Precisions, export_bundle
+from lrs_edge_export.bundle.target import check_target, replacing_folder
 from lrs_edge_export.graphs import weight_file
 from lrs_edge_export.quantization import planning
 from lrs_edge_export.quantization.effort import Effort, Speed, spoken
@@ -85,6 +86,8 @@ def test_a_killed_export_goes_on(tmp_path: Path, rounded: list[tuple[int, ...]])
     assert not (tmp_path / "resumed").exists()
     # Calibration data, states before the second layer, matrices.
     assert len(list(work.iterdir())) == 9
+    (left,) = tmp_path.glob(".resumed.*")
+    assert (left / "new").is_dir()
     damaged = min(work.iterdir(), key=lambda path: path.stat().st_size)
     damaged.write_bytes(damaged.read_bytes()[:-40])
     told: list[str] = []
@@ -92,10 +95,62 @@ def test_a_killed_export_goes_on(tmp_path: Path, rounded: list[tuple[int, ...]])
     # The damaged one and those that were not there.
     assert len(rounded) == MATRICES - 7 + 1
     assert "running the model over the calibration data" not in told
+    assert any(str(left) in line for line in told)
+    assert not list(tmp_path.glob(".resumed.*"))
     for name in ("llm.onnx", "llm.onnx.data", "embeddings.safetensors"):
         found, wanted = (tmp_path / place / name for place in ("resumed", "whole"))
         assert found.read_bytes() == wanted.read_bytes()
     assert not work.exists()
+
+
+def leftover(target: Path, name: str, *, mark: bool = True, old: bool = False) -> Path:
+    """A folder as an export of a target leaves it that is killed."""
+    folder = target.with_name(f".{target.name}.{name}")
+    (folder / "new").mkdir(parents=True)
+    (folder / "new" / "llm.onnx").touch()
+    if old:
+        (folder / "old").mkdir()
+        (folder / "old" / "manifest.json").touch()
+    if mark:
+        (folder / ".lrs-edge-export").touch()
+    return folder
+
+
+def test_only_what_exports_left_is_removed(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    ours = leftover(target, "abcd_123")
+    others = [
+        leftover(target, "work"),
+        leftover(target, "abcd_124", mark=False),
+        leftover(tmp_path / "bundles", "abcd_123"),
+        leftover(tmp_path / "bundle.old", "abcd_123"),
+    ]
+    (leftover(target, "abcd_125") / "notes.txt").touch()
+    (tmp_path / ".bundle.abcd_126").symlink_to(tmp_path / "bundles")
+    told: list[str] = []
+    known = {"mark": "manifest.json", "made_by": "a bundle", "force": False}
+    check_target(target, **known, progress=told.append)
+    assert [str(ours) in line for line in told] == [True]
+    assert not ours.exists()
+    assert all(path.is_dir() for path in (*others, tmp_path / ".bundle.abcd_125"))
+    assert (tmp_path / ".bundle.abcd_126").is_symlink()
+
+
+def test_what_another_export_writes_stays(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with replacing_folder(target) as folder:
+        check_target(target, mark="manifest.json", made_by="a bundle", force=False)
+        assert folder.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_was_moved_aside_is_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    leftover(target, "abcd_123", old=True)
+    with pytest.raises(ExportError, match="--force"):
+        check_target(target, mark="manifest.json", made_by="a bundle", force=False)
+    assert [path.name for path in target.iterdir()] == ["manifest.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_results_of_anything_else_are_not_taken(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def export_bundle(
     """Export a checkpoint.
 
     The bundle is written beside the target under another name and renamed at the end, so that a
-    failure leaves nothing behind, and an existing bundle untouched.
+    failure leaves nothing behind, and an existing bundle untouched. What an export that was killed
+    left beside the target is removed by the next one.
 
     Args:
         checkpoint: Local folder, name of a recipe, or hub name.
@@ -91,7 +92,7 @@ def export_bundle(
             the parity or the accuracy check fails.
     """
     options = options or ExportOptions()
-    check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force)
+    check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force, progress=progress)
     found, recipe, model = _read(checkpoint, options, progress)
 
     @cache
