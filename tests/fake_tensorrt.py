@@ -81,6 +81,9 @@ class FakeCuda:
     def cudaDriverGetVersion(self) -> tuple[int, int]:
         return 0, 13020
 
+    def cudaRuntimeGetVersion(self) -> tuple[int, int]:
+        return 0, 13020
+
     def cudaStreamCreate(self) -> tuple[int, int]:
         return 0, 77
 

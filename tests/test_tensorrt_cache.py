@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
+from lrs_edge.commands import tensorrt_checks
 from lrs_edge.commands.main import run
 from lrs_edge.engines.tensorrt import device, engine_cache, library, room
 from lrs_edge.engines.tensorrt.device import Gpu
@@ -202,8 +203,8 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         find_library("tensorflow")
     device.open_device.cache_clear()
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (35, None))
-    monkeypatch.setattr(cuda, "cudaDriverGetVersion", lambda: (0, 0), raising=False)
-    monkeypatch.setattr(cuda, "cudaRuntimeGetVersion", lambda: (0, 13050), raising=False)
+    monkeypatch.setattr(cuda, "cudaDriverGetVersion", lambda: (0, 0))
+    monkeypatch.setattr(cuda, "cudaRuntimeGetVersion", lambda: (0, 13050))
     with pytest.raises(BackendError, match=r"no NVIDIA GPU answers.*--device cpu"):
         device.open_device()
     monkeypatch.setattr(cuda, "cudaDriverGetVersion", lambda: (0, 12060))
@@ -291,3 +292,31 @@ def test_lengths_and_stages_are_those_of_the_bundle() -> None:
     alone = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, rfm=None))
     with pytest.raises(UsageError, match="no stage rfm; it has vision, llm"):
         chosen_stages(alone, ("rfm",))
+
+
+def test_doctor_says_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put_in_place(monkeypatch, tmp_path)
+    monkeypatch.setattr(
+        tensorrt_checks, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=_only_one))
+    )
+    (check,) = tensorrt_checks.tensorrt_checks()
+    assert (check.name, check.status) == ("tensorrt", "ok")
+    assert check.detail == "10.16.1, no engine for Orin yet"
+    assert check.advice == "lrs-edge build BUNDLE --device tensorrt"
+    gpu = device.open_device().gpu
+    EngineCache().write(record(driver=gpu.driver), bytes(2_000_000))
+    EngineCache().write(record(driver="older"), b"another's")
+    (check,) = tensorrt_checks.tensorrt_checks()
+    assert check.detail.startswith("10.16.1, 1 engines for Orin, 2 MB, ")
+    device.open_device.cache_clear()
+    monkeypatch.setattr(FakeCuda, "cudaGetDeviceCount", lambda _self: (0, 0))
+    (check,) = tensorrt_checks.tensorrt_checks()
+    assert check.status == "warn"
+    assert "builds engines, and runs none: no NVIDIA GPU answers" in check.detail
+    monkeypatch.setattr(tensorrt_checks.importlib.util, "find_spec", lambda _name: None)
+    (check,) = tensorrt_checks.tensorrt_checks()
+    assert "not installed" in check.detail
+
+
+def _only_one(module: str) -> bool:
+    return module == "tensorrt"

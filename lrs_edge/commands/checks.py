@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lrs_edge.commands.check import Check
 from lrs_edge.commands.device_checks import gpu_checks, placement_check, provider_checks
+from lrs_edge.commands.tensorrt_checks import tensorrt_checks
 from lrs_edge.engines.cores import available_cores
 from lrs_edge.engines.install import install_advice
 from lrs_edge.errors import BackendError, BundleError, LrsEdgeError
@@ -35,7 +36,8 @@ def run_checks() -> list[Check]:
     """Look at everything. Nothing here raises: a check that fails is a finding."""
     checks = [_python(), _lrs_edge()]
     checks += [_package(name) for name in _PACKAGES]
-    checks += [_rasterio(), *_proj(), *_onnxruntime(), *gpu_checks(), _memory()]
+    checks += [_rasterio(), *_proj(), *_onnxruntime(), *gpu_checks()]
+    checks += [*tensorrt_checks(), _memory()]
     checks += [_default_model(), *placement_check()]
     return checks
 
