@@ -168,6 +168,11 @@ class FakeTensorRT:
 
     __version__ = "10.16.1"
 
+    @property
+    def updates_in_place(self) -> bool:
+        """TensorScatter is known; without, what is written must not be what is read."""
+        return self.__version__ == "10.16.1"
+
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING = range(3)
 
@@ -329,7 +334,8 @@ class Context:
             shape = self._shapes.get(name) or tuple(engine.get_tensor_shape(name))
             if name.startswith("past_") and name != "past_length":
                 present = name.replace("past_", "present_")
-                assert self._addresses[name] == self._addresses[present], "not in place"
+                in_place = self._addresses[name] == self._addresses[present]
+                assert in_place == self._trt.updates_in_place
             feeds[name] = cuda.array(self._addresses[name], shape, engine.get_tensor_dtype(name))
         self._trt.runs.append({name: feed.shape for name, feed in feeds.items()})
         found = engine.session.run(list(engine.outputs), feeds)
@@ -358,12 +364,15 @@ def _dims(value: Any) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in dims]
 
 
-def put_in_place(monkeypatch: Any, cache: Path, cuda: FakeCuda | None = None) -> FakeTensorRT:
+def put_in_place(
+    monkeypatch: Any, cache: Path, cuda: FakeCuda | None = None, version: str = "10.16.1"
+) -> FakeTensorRT:
     """Make lrs-edge find the fake library and its GPU, and an empty cache of engines."""
     from lrs_edge.engines.tensorrt import device, library
 
     cuda = cuda or FakeCuda()
     trt = FakeTensorRT(cuda)
+    trt.__version__ = version
     find = library.importlib.import_module
     names = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
     fake = SimpleNamespace(import_module=lambda name: names.get(name) or find(name))

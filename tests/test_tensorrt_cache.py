@@ -189,10 +189,14 @@ def test_tensorrt_builds_for_the_gpu_that_is_there() -> None:
         choose_target(TENSORRT, None, None)
 
 
-def test_an_old_tensorrt_builds_vision_alone() -> None:
+def test_an_old_tensorrt_is_refused() -> None:
     TENSORRT.check_operators()
-    with pytest.raises(BackendError, match=r"10\.3\.0 has not all operators.*--stage vision"):
-        Library("tensorrt", SimpleNamespace(), "10.3.0").check_operators()
+    jetpack6 = Library("tensorrt", SimpleNamespace(), "10.3.0")
+    jetpack6.check_operators()
+    assert TENSORRT.updates_in_place
+    assert not jetpack6.updates_in_place
+    with pytest.raises(BackendError, match=r"8\.6\.2 is too old.*10\.3.*JetPack 6\.2"):
+        Library("tensorrt", SimpleNamespace(), "8.6.2").check_operators()
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -56,11 +56,18 @@ def bundle(golden_bundles: dict[str, Path]) -> Bundle:
     return open_bundle(golden_bundles["qwen"])
 
 
-@pytest.fixture(scope="module")
+#: Of JetPack 7.2 and of 6.2, whose graphs have other operators and buffers.
+VERSIONS = ("10.16.1", "10.3.0")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
 def trt(
-    bundle: Bundle, patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    bundle: Bundle,
+    patch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> FakeTensorRT:
-    fake = put_in_place(patch, tmp_path_factory.mktemp("cache"))
+    fake = put_in_place(patch, tmp_path_factory.mktemp("cache"), version=request.param)
     build(bundle)
     return fake
 
@@ -250,9 +257,12 @@ def test_a_full_gpu_is_an_error_that_says_so(
 
 
 @pytest.mark.slow
-def test_the_embedded_model_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_embedded_model_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
+) -> None:
     """The whole way, its two decoders sharing layers; INT8 on the CPU is not float16 exactly."""
-    fake = put_in_place(monkeypatch, tmp_path, FakeCuda(1 << 30))
+    fake = put_in_place(monkeypatch, tmp_path, FakeCuda(1 << 30), version)
     build(open_bundle(default_bundle_path()), 4096)
     answers = []
     for device in ("tensorrt", "cpu"):

@@ -25,6 +25,8 @@ FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
 #: IR version of what is written: the first with operator set 24's element types is 11 or later.
 _IR_VERSION = 11
+#: Of sets of operators that TensorRT 10.3 reads.
+_IR_VERSIONS = {20: 9, 21: 10}
 #: Smaller tensors are part of the graph file (bytes), as in bundles.
 _INLINE_BYTES = 1024
 _ALIGNMENT = 64
@@ -198,7 +200,9 @@ class EditableGraph:
                 self.nodes, self._name, list(self.inputs.values()), list(self.outputs.values())
             )
             graph.initializer.extend(tensors)
-            model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+            model = helper.make_model(
+                graph, opset_imports=opsets, ir_version=_IR_VERSIONS.get(opset, _IR_VERSION)
+            )
             model.producer_name = "lrs-edge"
             path.write_bytes(model.SerializeToString(deterministic=True))
         except OSError as error:

@@ -28,6 +28,7 @@ from onnx import helper
 from lrs_edge.building.attention import with_static_buffers
 from lrs_edge.building.editable import EditableGraph, declared
 from lrs_edge.building.halves import with_halves
+from lrs_edge.building.older import with_older_operators
 from lrs_edge.building.weights import with_explicit_weights
 from lrs_edge.bundle.bundle import Bundle
 from lrs_edge.bundle.manifest import DecoderSpec, Flavour
@@ -103,6 +104,7 @@ def write_std_graph(
     *,
     masked: bool = False,
     floats: Floats = "float16",
+    older: bool = False,
 ) -> StageGraph:
     """Write the RFM or the language model with operators of the standard (flavour `std`).
 
@@ -118,6 +120,7 @@ def write_std_graph(
         masked: The RFM's graph with an attention bias (flavour `masked`).
         floats: Element type of everything that is not quantized. TensorRT's builder takes float16
             alone; `float32` is for comparing on onnxruntime, and asks for a bundle of float32.
+        older: Of operators that TensorRT 10.3 has. `past_*` and `present_*` are then two memories.
 
     Raises:
         BundleError: The bundle has no such stage or graph, or one that is not written as
@@ -136,20 +139,24 @@ def write_std_graph(
     with_static_buffers(graph, capacity)
     if floats == "float16":
         with_halves(graph)
+    opset = with_older_operators(graph) if older else _OPSET
     name = f"{stage}_{'masked_' if masked else ''}std"
     path = folder / f"{name}_{capacity}.onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    graph.save(path, folder / f"{name}.data", _OPSET)
+    graph.save(path, folder / f"{name}.data", opset)
     return _described(graph, path, stage, capacity, {"L": (1, LONGEST, LONGEST)})
 
 
-def write_vision_graph(bundle: Bundle, folder: Path, *, floats: Floats = "float16") -> StageGraph:
+def write_vision_graph(
+    bundle: Bundle, folder: Path, *, floats: Floats = "float16", older: bool = False
+) -> StageGraph:
     """Write the vision stage: the bundle's own graph, of float16 and dequantized weights.
 
     Args:
         bundle: The bundle.
         folder: Where to write; made where it is not there.
         floats: As for `write_std_graph`.
+        older: As for `write_std_graph`.
 
     Raises:
         BundleError: The graph is not written as `lrs-edge export` does, or has weights that
@@ -160,9 +167,10 @@ def write_vision_graph(bundle: Bundle, folder: Path, *, floats: Floats = "float1
     with_explicit_weights(graph)
     if floats == "float16":
         with_halves(graph)
+    opset = with_older_operators(graph) if older else _VISION_OPSET
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "vision_std.onnx"
-    graph.save(path, folder / "vision_std.data", _VISION_OPSET)
+    graph.save(path, folder / "vision_std.data", opset)
     return _described(graph, path, "vision", 0, {"N": (1, LARGEST_BATCH, LARGEST_BATCH)})
 
 

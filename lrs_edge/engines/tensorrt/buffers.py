@@ -28,6 +28,8 @@ class TensorRTBuffers:
         dtype: Of their numbers.
         device: Where they lie.
         mover: Compacts them.
+        in_place: The engine writes new places into the memory that it reads. If not, there is a
+            second memory for each, and both change places after every run.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class TensorRTBuffers:
         dtype: str,
         device: Device,
         mover: Mover,
+        *,
+        in_place: bool = True,
     ) -> None:
         self._names = tuple(names)
         self._shape = shape
@@ -44,6 +48,9 @@ class TensorRTBuffers:
         self._device = device
         self._mover = mover
         self._blocks: dict[str, Block] = {}
+        self._in_place = in_place
+        #: Where engines write that do not write into what they read.
+        self._targets: dict[str, Block] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +65,7 @@ class TensorRTBuffers:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers together, once an engine has run over them."""
-        return len(self._names) * self._each
+        return len(self._names) * self._each * (1 if self._in_place else 2)
 
     @property
     def _each(self) -> int:
@@ -73,6 +80,24 @@ class TensorRTBuffers:
         if not self._blocks:
             self._blocks = self._new()
         return self._blocks[name].address
+
+    def target(self, name: str) -> int:
+        """Where the engine writes what a buffer holds afterwards.
+
+        Raises:
+            OutOfMemoryError: There is no memory for it.
+        """
+        if self._in_place:
+            return self.address(name)
+        if not self._targets:
+            # All places are written by every run.
+            self._targets = self._new(zeroed=False)
+        return self._targets[name].address
+
+    def written(self) -> None:
+        """The engine has run: what it wrote is what the buffers hold."""
+        if not self._in_place:
+            self._blocks, self._targets = self._targets, self._blocks
 
     def _new(self, *, zeroed: bool = True) -> dict[str, Block]:
         blocks = {name: self._device.allocate(self._each) for name in self._names}
@@ -95,7 +120,7 @@ class TensorRTBuffers:
         self._check(capacity)
         count = len(indices)
         if count == 0:
-            self._blocks = {}
+            self._blocks, self._targets = {}, {}
             return
         if not self._blocks or np.array_equal(indices, np.arange(count)):
             return
@@ -112,7 +137,7 @@ class TensorRTBuffers:
                 self._blocks[name], spare = spare, old
         except BaseException:
             # Some have moved and others have not.
-            self._blocks = {}
+            self._blocks, self._targets = {}, {}
             raise
 
     def _check(self, capacity: int) -> None:
@@ -126,7 +151,14 @@ class TensorRTBuffers:
     def copy(self, length: int, capacity: int) -> TensorRTBuffers:
         """Buffers of their own; see `lrs_edge.engines.base.KVBuffers.copy`."""
         self._check(capacity)
-        other = TensorRTBuffers(self._names, self._shape, self._dtype, self._device, self._mover)
+        other = TensorRTBuffers(
+            self._names,
+            self._shape,
+            self._dtype,
+            self._device,
+            self._mover,
+            in_place=self._in_place,
+        )
         if self._blocks and length:
             other._blocks = other._new()
             _, heads, places, width = self._shape

@@ -65,7 +65,8 @@ def build_engine(
         raise BackendError(
             f"{library.name} {library.version} cannot read {path.name}: {_parser_errors(parser)}"
         )
-    _check_in_place(trt, network, path.name)
+    if library.updates_in_place:
+        _check_in_place(trt, network, path.name)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if library.is_rtx:

@@ -1,7 +1,8 @@
 """An engine as a graph: the contract of `lrs_edge.engines.base` over TensorRT.
 
 New tokens run 256 at a time at most, as the engine's profile has it; longer inputs are cut here.
-Key and value buffers are bound as `past_*` and, the same memory, as `present_*`.
+Key and value buffers are bound as `past_*` and as `present_*`: the same memory, but for versions of
+TensorRT that do not update in place.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class TensorRTGraph:
         mover: The engine that compacts its buffers; None for vision.
         scoring: Its `logits` [H, S] have one column for each place of a buffer, of which the
             filled ones are given out.
+        in_place: `present_*` is the memory of `past_*`; if not, each has its own, and they change
+            places after every run.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class TensorRTGraph:
         *,
         mover: Execution | None = None,
         scoring: bool = False,
+        in_place: bool = True,
     ) -> None:
         self._execution = execution
         self._name = name
@@ -55,6 +59,7 @@ class TensorRTGraph:
         self._place = place
         self._mover = mover
         self._scoring = scoring
+        self._in_place = in_place
         self._taken: dict[str, Block] = {}
         # Buffers have as many places as a sequence needs, as far as callers are concerned.
         self._inputs = {
@@ -149,7 +154,9 @@ class TensorRTGraph:
         shapes = {name: tuple(feed.shape) for name, feed in feeds.items()}
         addresses = {name: self._address(name, feed) for name, feed in feeds.items()}
         for name in () if buffers is None else buffers.names:
-            addresses[_PAST + name] = addresses[_PRESENT + name] = buffers.address(name)  # type: ignore[union-attr]
+            assert buffers is not None
+            addresses[_PAST + name] = buffers.address(name)
+            addresses[_PRESENT + name] = buffers.target(name)
         self._execution.shape(shapes)
         found: dict[str, DeviceTensor] = {}
         for name, spec in self.outputs.items():
@@ -157,6 +164,8 @@ class TensorRTGraph:
                 found[name] = self._result(name, spec, whole, part, new)
                 addresses[name] = found[name].address
         self._execution.run(shapes, addresses)
+        if buffers is not None:
+            buffers.written()
         if self._scoring and "logits" in found:
             filled = int(_host(feeds["past_length"]).item()) + shapes["position_ids"][1]
             found["logits"] = self._filled(found["logits"], filled)
@@ -213,7 +222,9 @@ class TensorRTGraph:
         if self._mover is None or None in spec.shape:
             raise BackendError(f"the engine of {self._name} has no buffers; build it again")
         shape = tuple(size for size in spec.shape if size is not None)
-        return TensorRTBuffers(names, shape, spec.dtype, self._device, self._move)
+        return TensorRTBuffers(
+            names, shape, spec.dtype, self._device, self._move, in_place=self._in_place
+        )
 
     def _move(self, source: int, places: int, target: int) -> None:
         assert self._mover is not None

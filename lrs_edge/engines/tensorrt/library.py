@@ -22,8 +22,9 @@ _ADVICE = {
     "tensorrt-rtx": "run, where lrs-edge was installed from: pip install '.[tensorrt-rtx]'",
 }
 
-#: The first versions with all operators of the flavour `std`.
-OLDEST = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
+#: The first versions that graphs are written for, and those that update buffers in place.
+OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}
+_IN_PLACE = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,23 @@ class Library:
         """A logger that keeps what the library says."""
         return _new_log(self.module)
 
+    @property
+    def updates_in_place(self) -> bool:
+        """Whether it has TensorScatter and Attention, so that buffers stay where they are."""
+        return self._numbers >= _IN_PLACE[self.name]
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split(".")[:2])
+
     def check_operators(self) -> None:
-        """Raises BackendError where decoder stages need operators that this version lacks."""
-        numbers = tuple(int(part) for part in self.version.split(".")[:2])
+        """Raises BackendError where graphs need operators that this version lacks."""
         oldest = OLDEST[self.name]
-        if numbers < oldest:
+        if self._numbers < oldest:
             wanted = ".".join(map(str, oldest))
             raise BackendError(
-                f"{self.name} {self.version} has not all operators of the region focus module and "
-                f"the language model (TensorScatter, Attention); they need {wanted} or later. "
-                "Build the vision stage alone (--stage vision) and place it with "
-                f"--device cpu,vision={self.name}"
+                f"{self.name} {self.version} is too old: graphs are written for {wanted} and "
+                "later; update it (on a Jetson: JetPack 6.2 or later), or use --device cpu"
             )
 
 

@@ -49,7 +49,15 @@ def load_engine(name: str, path: Path) -> TensorRTGraph:
         mover = _execution(library, found, device)
     execution = _execution(library, engine, device)
     scoring = stage == "rfm"
-    return TensorRTGraph(execution, path.name, device, name, mover=mover, scoring=scoring)
+    return TensorRTGraph(
+        execution,
+        path.name,
+        device,
+        name,
+        mover=mover,
+        scoring=scoring,
+        in_place=library.updates_in_place,
+    )
 
 
 def _execution(library: Library, engine: CachedEngine, device: Device) -> Execution:

@@ -110,9 +110,7 @@ def build_stages(
         BundleError: A stage cannot be written for TensorRT.
         OutOfMemoryError: The machine has too little memory.
     """
-    decoders = [stage for stage in plan.stages if stage != "vision"]
-    if decoders:
-        library.check_operators()
+    library.check_operators()
     for stage, flavour in _parts(plan):
         record = _record(library, plan, stage, flavour)
         known = (
@@ -204,7 +202,7 @@ def _build(
         timings = cache.folder / f"{plan.target.capability}-{library.version}.timings"
     options = BuildOptions(plan.target, plan.workspace, timings, on_progress)
     with tempfile.TemporaryDirectory(prefix="lrs-edge-build-") as folder:
-        path, profile = _graph(plan, stage, flavour, Path(folder))
+        path, profile = _graph(library, plan, stage, flavour, Path(folder))
         # TensorRT-RTX tries nothing on a GPU.
         workspace = 0 if library.is_rtx else plan.workspace
         need = estimate(weight_bytes(path), workspace)
@@ -214,7 +212,9 @@ def _build(
         return build_engine(library, path, profile, options)
 
 
-def _graph(plan: Plan, stage: str, flavour: str, folder: Path) -> tuple[Path, Profile]:
+def _graph(
+    library: Library, plan: Plan, stage: str, flavour: str, folder: Path
+) -> tuple[Path, Profile]:
     """Write the graph of an engine; its shapes."""
     if flavour == MOVE:
         spec = getattr(plan.bundle.manifest, stage)
@@ -222,11 +222,11 @@ def _graph(plan: Plan, stage: str, flavour: str, folder: Path) -> tuple[Path, Pr
         path = folder / f"{MOVE}.onnx"
         path.write_bytes(gather_model("float16"))
         return path, {"x": (shape,) * 3, "indices": ((plan.capacity,),) * 3}
-    written = _stage_graph(plan, stage, flavour, folder)
+    written = _stage_graph(plan, stage, flavour, folder, older=not library.updates_in_place)
     return written.path, written.profile()
 
 
-def _stage_graph(plan: Plan, stage: str, flavour: str, folder: Path) -> StageGraph:
+def _stage_graph(plan: Plan, stage: str, flavour: str, folder: Path, *, older: bool) -> StageGraph:
     writers: Any
     try:
         from lrs_edge.building import stage_graphs as writers
@@ -236,8 +236,10 @@ def _stage_graph(plan: Plan, stage: str, flavour: str, folder: Path) -> StageGra
             "lrs-edge was installed from: pip install '.[tensorrt-rtx]' (or '.[tensorrt]')"
         ) from error
     if stage == "vision":
-        found: StageGraph = writers.write_vision_graph(plan.bundle, folder)
+        found: StageGraph = writers.write_vision_graph(plan.bundle, folder, older=older)
         return found
     masked = flavour == "std-masked"
-    found = writers.write_std_graph(plan.bundle, stage, plan.capacity, folder, masked=masked)
+    found = writers.write_std_graph(
+        plan.bundle, stage, plan.capacity, folder, masked=masked, older=older
+    )
     return found
