@@ -29,11 +29,12 @@ def _library(name: str) -> Check:
     try:
         library = find_library(name)
     except BackendError as error:
-        return Check(name, "warn", str(error))
+        return Check(name, "warn", str(error), "install it again, or use another --device")
     try:
         gpu = open_device().gpu
     except BackendError as error:
-        return Check(name, "warn", f"{library.version} builds engines, and runs none: {error}")
+        detail = f"{library.version} builds engines (--for), and runs none: {error}"
+        return Check(name, "warn", detail, "needed for its --device alone: docs/tensorrt.md")
     found = engines_here(library, gpu)
     if not found:
         advice = f"lrs-edge build BUNDLE --device {name}"
