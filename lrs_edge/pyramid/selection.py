@@ -77,17 +77,25 @@ def tile_scores(
     Returns:
         float64 [finer.tile_rows, finer.tile_cols].
     """
-    total = np.zeros((finer.tile_rows, finer.tile_cols))
     cell = level.tile / grid.per_tile
-    for index, score in zip(top, scores, strict=True):
-        row, col = divmod(int(index), grid.width)
+
+    def over(place: int, axis: int) -> list[tuple[int, float]]:
+        """Tile rows or columns over a row or column of tokens, with their shares of it."""
+        side = (level.height, level.width)[axis]
+        shares = _shares(place * cell / side, (place + 1) * cell / side, finer, axis)
+        return [(int(tile), float(shares[tile])) for tile in np.flatnonzero(shares)]
+
+    # Many tokens stand in one row or column. Plain numbers: a token lies under a tile or two.
+    places = np.divmod(np.asarray(top, np.int64), grid.width)
+    rows, cols = ({at: over(at, axis) for at in set(places[axis].tolist())} for axis in (0, 1))
+    total = [[0.0] * finer.tile_cols for _ in range(finer.tile_rows)]
+    for row, col, score in zip(*(part.tolist() for part in (*places, scores)), strict=True):
         if col == grid.cols:
             continue
-        rows = _shares(row * cell / level.height, (row + 1) * cell / level.height, finer, 0)
-        cols = _shares(col * cell / level.width, (col + 1) * cell / level.width, finer, 1)
-        under = np.ix_(np.flatnonzero(rows), np.flatnonzero(cols))
-        total[under] += float(score) * rows[under[0]] * cols[under[1]]
-    return total
+        for tile_row, height in rows[row]:
+            for tile_col, width in cols[col]:
+                total[tile_row][tile_col] += score * height * width
+    return np.array(total, np.float64).reshape(finer.tile_rows, finer.tile_cols)
 
 
 def _shares(start: float, stop: float, finer: Level, axis: int) -> NDArray[np.float64]:
