@@ -17,6 +17,21 @@ def readers() -> list[str]:
 
 @settings(deadline=None)
 @given(st.lists(st.integers()), st.integers(1, 5), st.integers(0, 30))
+def test_results_come_in_order_from_several_threads(
+    items: list[int], threads: int, taken: int
+) -> None:
+    found = []
+    with reading_ahead(str, items, 2 * threads, threads=threads) as results:
+        for result in results:
+            found.append(result)
+            if len(found) > taken:
+                break
+    assert found == [str(item) for item in items][: taken + 1]
+    assert not readers()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers()), st.integers(1, 5), st.integers(0, 30))
 def test_results_come_in_order_and_never_too_many(items: list[int], ahead: int, taken: int) -> None:
     started: list[int] = []
 
@@ -70,3 +85,14 @@ def test_reads_happen_while_the_caller_works() -> None:
         assert next(results) == 0
         # Nobody asks for the second item, and yet it is read.
         assert reached.wait(10)
+
+
+def test_items_are_read_at_once() -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def read(item: int) -> int:
+        together.wait()
+        return item
+
+    with reading_ahead(read, [0, 1, 2], 3, threads=3) as results:
+        assert list(results) == [0, 1, 2]

@@ -33,11 +33,12 @@ from lrs_edge.raster.bands import choose_bands
 from lrs_edge.raster.footprint import Ring
 from lrs_edge.raster.gdal_env import environment, image_errors, local_file
 from lrs_edge.raster.georeference import Place
+from lrs_edge.raster.handles import Handle, Handles, open_again, stamp_of
 from lrs_edge.raster.image_thread import ImageThread, Stop
 from lrs_edge.raster.locating import Located, describe
 from lrs_edge.raster.opening import DEFAULT_LIMITS, RasterLimits, check_dtype, open_source, settle
 from lrs_edge.raster.processor import FILTERS
-from lrs_edge.raster.source import Source
+from lrs_edge.raster.source import MemorySource, Source
 from lrs_edge.raster.stretch import check_range
 from lrs_edge.raster.turned import TurnedSource
 from lrs_edge.raster.window import Resampling
@@ -171,13 +172,15 @@ class Raster:
         if orientation not in get_args(Orientation):
             raise ImageError(f"orientation {orientation!r} is unknown; use 'exif' or 'stored'")
         view = _View(bands, wanted, transparency, orientation, page, crs)
-        thread = ImageThread(str(file))
+        stamp, thread = stamp_of(file), ImageThread(str(file))
         try:
             raster = thread.run(partial(cls._open, file, view, limits), stop)
         except BaseException:
             thread.end(_nothing)
             raise
-        raster._thread = thread
+        raster._handles = Handles(
+            Handle(thread, raster._source, raster._reader), partial(open_again, file, limits, stamp)
+        )
         return raster
 
     @classmethod
@@ -196,7 +199,16 @@ class Raster:
                 source.close()
                 raise
 
-    _thread: ImageThread
+    _handles: Handles
+
+    def read_at_once(self, windows: int) -> None:
+        """Let so many windows be read at once, by as many threads that call `read`.
+
+        Each takes an opening of the file of its own, and the memory of reading a window. Of a file
+        that only decodes from its start, one window is read at a time.
+        """
+        if not self._one_by_one:
+            self._handles.allow(windows)
 
     def __init__(
         self,
@@ -215,6 +227,7 @@ class Raster:
         dtype = header.dtype(choice.shown)
         notes = [note for note in (choice.warning, *header.warnings) if note]
         self._source, cost = settle(path, source, list(needed), limits)
+        in_memory = isinstance(self._source, MemorySource)
         turned = view.orientation == "exif" and header.orientation != 1
         if turned:
             self._source = TurnedSource(self._source)
@@ -223,8 +236,8 @@ class Raster:
         self._reader, self._tone = look.reader, look.tone
         notes += [*cost, *look.warnings]
         self._path, self._header = path, header
+        self._one_by_one = header.sequential and not in_memory
         self._lock = threading.Lock()
-        self._closed = False
         self.windows_read = 0
         planes = [self._reader.bands.index(band) for band in choice.shown]
         self._channels = [0, 1, 2] if self._tone.palette is not None else (planes * 3)[:3]
@@ -275,7 +288,7 @@ class Raster:
     @property
     def bytes_read(self) -> int:
         """Bytes of raw pixels taken out of the file so far, masks included."""
-        return self._source.bytes_read
+        return self._handles.bytes_read
 
     def read(
         self,
@@ -305,19 +318,26 @@ class Raster:
                 blocks cannot be decoded.
         """
         _check_window(level_hw, window, resampling)
-        return self._thread.run(partial(self._read, level_hw, window, resampling), stop)
+        with self._handles.taken() as handle:
+            work = partial(self._read, handle, level_hw, window, resampling)
+            return handle.thread.run(work, stop)
 
     def _read(
-        self, level_hw: tuple[int, int], window: LevelWindow, resampling: Resampling
+        self,
+        handle: Handle,
+        level_hw: tuple[int, int],
+        window: LevelWindow,
+        resampling: Resampling,
     ) -> NDArray[np.float32]:
-        """What `read` does in the image's thread."""
-        with self._lock, image_errors(self._path, "read"):
-            if self._closed:
-                raise ImageError(f"{self._path} was closed; open it again to read from it")
+        """What `read` does in the thread of one of the image's openings."""
+        with self._lock:
             self.windows_read += 1
+        with handle.lock, image_errors(self._path, "read"):
+            if handle.closed:
+                raise ImageError(f"{self._path} was closed; open it again to read from it")
             if not window.rows or not window.cols:
                 return np.zeros((window.rows, window.cols, 3), dtype=np.float32)
-            values = self._reader.resample(self._tone, level_hw, window, resampling)
+            values = handle.reader.resample(self._tone, level_hw, window, resampling)
         return np.ascontiguousarray(np.moveaxis(values[self._channels], 0, -1))
 
     def polygon(self, bounds: tuple[float, float, float, float]) -> tuple[Ring, Ring] | None:
@@ -354,13 +374,7 @@ class Raster:
 
         Waits for reads that others wait for, not for one that was given up.
         """
-        self._thread.end(self._close)
-
-    def _close(self) -> None:
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._source.close()
+        self._handles.end()
 
     def __enter__(self) -> Raster:
         return self

@@ -26,6 +26,11 @@ class TurnedSource:
         self.header = _turned_header(source.header, self._turn)
 
     @property
+    def stored(self) -> Source:
+        """The stored image."""
+        return self._source
+
+    @property
     def bytes_read(self) -> int:
         """See `Source.bytes_read`."""
         return self._source.bytes_read

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.bundle.manifest import VisionSpec
 from lrs_edge.engines.base import Graph, Tensor
+from lrs_edge.engines.cores import available_cores
 from lrs_edge.errors import BundleError, OutOfMemoryError
 from lrs_edge.objects.detections import Detections
 from lrs_edge.pyramid.levels import Level, TileIndex
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Tiles encoded in one run at most.
 MOST_BATCH = 16
+
+#: Tiles read at once at most, each in a thread and an opening of the image of its own.
+MOST_READERS = 8
 
 #: Tokens float32 [T, D] of one tile, on the host or on a device.
 Features: TypeAlias = NDArray[np.float32] | Tensor
@@ -129,6 +133,17 @@ class VisionEncoder:
         (docs/benchmarks.md), and they would all be in memory.
         """
         return self._batch
+
+    @property
+    def readers(self) -> int:
+        """Tiles that had better be read at once.
+
+        One on a CPU, whose cores are the encoder's. A GPU encodes a tile in the time that a core
+        takes to read a tenth of one.
+        """
+        if self._graph.device == "cpu":
+            return 1
+        return max(min(available_cores() - 1, MOST_READERS), 1)
 
     def filter_of(self, resampling: Resampling) -> ReadResampling:
         """How an image is read: `processor` is what the model's own image processor does."""

@@ -1,4 +1,4 @@
-"""Reading the next items in a thread while the caller works on the last one."""
+"""Reading the next items in threads while the caller works on the last one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def reading_ahead(
     items: Sequence[Item],
     ahead: int,
     given_up: threading.Event | None = None,
+    threads: int = 1,
 ) -> Iterator[Iterator[Result]]:
-    """Results of `read` for the items, in their order, from one thread of its own.
+    """Results of `read` for the items, in their order, from threads of its own.
 
-    The thread is gone when the block ends, however it ends: an item that is being read is waited
+    The threads are gone when the block ends, however it ends: an item that is being read is waited
     for, later ones are given up. What `read` raises comes out of the iterator. A single item is
     read by the caller, for nothing could be done meanwhile.
 
@@ -31,12 +32,13 @@ def reading_ahead(
         read: Called with each item.
         items: What to read.
         ahead: Results held at most that the caller has not taken, at least 1.
-        given_up: Set when the block ends, so that an item that is being read can end early.
+        given_up: Set when the block ends, so that items that are being read can end early.
+        threads: Items read at once.
     """
     if len(items) < 2:
         yield map(read, items)
         return
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lrs-edge-read")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="lrs-edge-read")
     try:
         yield _results(pool, read, items, ahead)
     finally:

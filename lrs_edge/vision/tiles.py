@@ -160,7 +160,10 @@ class TileSession:
         given_up = threading.Event()
         over = self._clock.expired if stop is None else stop
         read_tile = partial(self._pixels, level, role, lambda: given_up.is_set() or over())
-        with reading_ahead(read_tile, missing, 2 * step, given_up) as pixels:
+        threads = self._encoder.readers
+        if threads > 1:
+            self._raster.read_at_once(threads)
+        with reading_ahead(read_tile, missing, 2 * step, given_up, threads) as pixels:
             for start in range(0, len(missing), step):
                 if stop is not None and stop():
                     break
