@@ -28,9 +28,9 @@ from lrs_edge_export.distill import DistillOptions, LossWeights, Sampling, Train
 from lrs_edge_export.distill.features import open_encoder
 from lrs_edge_export.distill.questions import TrainingQuestion
 from lrs_edge_export.distill.sequences import Assembler, QuestionGroup
-from lrs_edge_export.distill.start import PRUNER
 from lrs_edge_export.distill.student import Student
 from lrs_edge_export.distill.train import Trainer
+from lrs_edge_export.families.parts import PRUNER
 from lrs_edge_export.families.registry import read_model
 from tests.checkpoints import HIDDEN, edit_json, write_nano, write_qwen
 from tests.golden_data import checkpoint as golden_checkpoint

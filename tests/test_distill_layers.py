@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     write = {"qwen": write_qwen, "nano": write_nano}[request.param]
     folder = write(tmp_path_factory.mktemp("checkpoints") / request.param)
-    return read_model(with_start_layers(find_checkpoint(str(folder)), (1, 2)))
+    return with_start_layers(read_model(find_checkpoint(str(folder))), (1, 2))
 
 
 def packed(
@@ -168,5 +168,5 @@ def test_bf16_is_near_fp32(model: Model) -> None:
 def test_checkpoints_are_only_read(tmp_path: Path) -> None:
     folder = write_qwen(tmp_path / "qwen")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    read_model(with_start_layers(find_checkpoint(str(folder)), (1, 2)))
+    with_start_layers(read_model(find_checkpoint(str(folder))), (1, 2))
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

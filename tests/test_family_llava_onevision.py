@@ -17,7 +17,9 @@ import transformers
 
 from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.errors import ExportError
+from lrs_edge.requests.options import AskOptions
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
+from lrs_edge_export.distill.evidence import KEEP_RATIO
 from lrs_edge_export.families.registry import read_model
 from tests import transformers_parity as parity
 from tests.checkpoints import edit_json
@@ -162,3 +164,10 @@ def test_what_is_not_taken(tmp_path: Path, change: dict[str, Any], word: str) ->
     edit_json(folder / "config.json", **change)
     with pytest.raises(ExportError, match=word):
         read_model(find_checkpoint(str(folder)))
+
+
+def test_what_stands_in_a_prompt_is_no_more_than_nine_tiles(tmp_path: Path) -> None:
+    """So the step by which the model makes more tiles smaller (`anyres_max_9`) has no place."""
+    model = read_model(find_checkpoint(str(written(tmp_path / "hf")[1])))
+    assert (model.base_side / model.vision.tile) ** 2 <= 9
+    assert AskOptions().tiles_per_level * KEEP_RATIO <= 9

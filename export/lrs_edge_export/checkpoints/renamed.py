@@ -89,3 +89,8 @@ class Renamed:
             return self._source.rows(place, start, stop)
         rows_shape(name, self.shape(name), start, stop)
         return self._source.rows(place.name, place.start + start, place.start + stop)
+
+    def stored(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint's files. Raises KeyError."""
+        place = self._names[name]
+        return self._source.stored(place if isinstance(place, str) else place.name)

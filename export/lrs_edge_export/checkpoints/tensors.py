@@ -71,6 +71,10 @@ class TensorSource(Protocol):
         """
         ...
 
+    def stored(self, name: str) -> str:
+        """The name that a tensor, or the one that it is cut from, has in the checkpoint's files."""
+        ...
+
 
 class Scoped:
     """The tensors under one prefix, by the rest of their names."""
@@ -95,6 +99,10 @@ class Scoped:
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Some rows of a tensor; see `TensorSource.rows`."""
         return self._source.rows(self.prefix + name, start, stop)
+
+    def stored(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint's files; see `TensorSource.stored`."""
+        return self._source.stored(self.prefix + name)
 
     def has(self, name: str) -> bool:
         """True where the tensor is there."""
@@ -195,6 +203,10 @@ class SafetensorsSource:
         width = math.prod(shape[1:])
         return _read_values(stored, name, start * width, stop * width).reshape(shape)
 
+    def stored(self, name: str) -> str:
+        """The name itself."""
+        return name
+
     def _find(self, name: str) -> StoredTensor:
         path = self._files[name]
         if path not in self._listed:
@@ -264,6 +276,10 @@ class TorchSource:
         path, whole = self._places[name]
         shape = rows_shape(name, whole, start, stop)
         return _copy_torch(_load_torch(path)[name][start:stop].reshape(-1), name).reshape(shape)
+
+    def stored(self, name: str) -> str:
+        """The name itself."""
+        return name
 
 
 def _load_torch(path: Path) -> dict[str, torch.Tensor]:

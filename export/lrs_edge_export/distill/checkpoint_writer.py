@@ -17,9 +17,10 @@ from lrs_edge.errors import ExportError
 from lrs_edge_export.bundle.target import check_target, replacing_folder
 from lrs_edge_export.checkpoints.checkpoint import Checkpoint
 from lrs_edge_export.checkpoints.safetensors_file import read_header
-from lrs_edge_export.checkpoints.tensors import INDEX_NAMES, weight_files
+from lrs_edge_export.checkpoints.tensors import INDEX_NAMES, Scoped, weight_files
 from lrs_edge_export.distill.safetensors_copy import copy_with, dtype_of
-from lrs_edge_export.distill.start import LLM, PRUNER, start_layers
+from lrs_edge_export.distill.start import start_layers
+from lrs_edge_export.families.parts import PRUNER
 
 REPORT = "distill.json"
 
@@ -47,6 +48,7 @@ def check_distilled(target: Path, source: Path, *, force: bool) -> None:
 def write_checkpoint(
     checkpoint: Checkpoint,
     target: Path,
+    llm: Scoped,
     student: Mapping[str, Tensor],
     layer_list: tuple[int, ...],
     report: Mapping[str, Any],
@@ -61,6 +63,7 @@ def write_checkpoint(
     Args:
         checkpoint: Where everything else comes from.
         target: The new folder; replaced if it exists.
+        llm: Weights of its language model, by name such as `layers.0.mlp.up_proj.weight`.
         student: float32 weights of the RFM, by name such as `layers.0.mlp.up_proj.weight`.
         layer_list: Layers of the language model that it learned from.
         report: Written to `distill.json`.
@@ -72,7 +75,7 @@ def write_checkpoint(
     """
     try:
         with replacing_folder(target) as folder:
-            writer = _Writer(checkpoint, folder)
+            writer = _Writer(checkpoint, llm, folder)
             writer.copy_side_files()
             writer.write_config(layer_list)
             tensors = writer.pruner(student, layer_list, whole_last_layer=whole_last_layer)
@@ -86,8 +89,9 @@ def write_checkpoint(
 class _Writer:
     """Writes one checkpoint folder."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, llm: Scoped, folder: Path) -> None:
         self._checkpoint = checkpoint
+        self._llm = llm
         self._folder = folder
         files = [path for path in weight_files(checkpoint.path) if path.name not in INDEX_NAMES]
         if any(path.suffix != ".safetensors" for path in files):
@@ -135,23 +139,25 @@ class _Writer:
         starts, found = start_layers(layer_list), {}
         for name, value in student.items():
             _, place, rest = name.split(".", 2)
-            found[PRUNER + name] = self._like(f"{LLM}layers.{starts[int(place)]}.{rest}", value)
+            found[PRUNER + name] = self._like(f"layers.{starts[int(place)]}.{rest}", value)
         if whole_last_layer:
-            before = f"{LLM}layers.{starts[-1]}."
-            for name in [name for name in self._file_of if name.startswith(before)]:
+            before = f"layers.{starts[-1]}."
+            for name in [name for name in self._llm.names() if name.startswith(before)]:
                 key = f"{PRUNER}layers.{len(layer_list)}.{name[len(before) :]}"
                 if key not in found:
                     found[key] = self._read(name)
-        found[f"{PRUNER}norm.weight"] = self._read(f"{LLM}norm.weight")
+        found[f"{PRUNER}norm.weight"] = self._read("norm.weight")
         return found
 
     def _like(self, name: str, value: Tensor) -> Tensor:
-        dtype = dtype_of(self._file_of[name], name) if name in self._file_of else None
-        return value.detach().cpu().to(dtype or torch.float32)
+        """A tensor in the type that one of the language model's has."""
+        stored = self._llm.stored(name)
+        return value.detach().cpu().to(dtype_of(self._file_of[stored], stored))
 
     def _read(self, name: str) -> Tensor:
-        with safe_open(str(self._file_of[name]), framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        stored = self._llm.stored(name)
+        with safe_open(str(self._file_of[stored]), framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored)
         return tensor
 
     def write_weights(self, tensors: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lrs_edge.engines.cores import thread_count
-from lrs_edge.errors import UsageError
+from lrs_edge.errors import ExportError, UsageError
 from lrs_edge_export.checkpoints.checkpoint import (
     Checkpoint,
     file_sha256,
@@ -56,12 +56,14 @@ from lrs_edge_export.distill.start import (
 from lrs_edge_export.distill.student import Student
 from lrs_edge_export.distill.train import Trainer
 from lrs_edge_export.distill.work import Work
-from lrs_edge_export.families.parts import MAX_LAYERS
 from lrs_edge_export.families.recipes import resolve
 from lrs_edge_export.families.registry import read_model
 
 #: Layers N of a student whose checkpoint has none.
 DEFAULT_LAYERS = 2
+
+#: Families whose checkpoints the authors' code reads.
+_AUTHORS = ("llava_qwen", "llava_llama")
 
 #: Sequences on which a student is measured.
 MEASURED_GROUPS = 80
@@ -142,12 +144,20 @@ class _Run:
         self._device = device
         self._progress = progress
         self._begun = time.monotonic()
+        progress(f"reading {checkpoint.path}")
+        self._model = read_model(checkpoint, options.vision_tower)
+        if self._model.llm.config.deepstack:
+            raise ExportError(
+                f"{checkpoint.path}: no RFM can be trained for checkpoints of family "
+                f"{self._model.family!r}, whose vision tokens bring something for each of several "
+                "layers of the language model; use its own layers, `lrs-edge export --rfm from-llm`"
+            )
         self._count = self._layer_count()
 
     def _layer_count(self) -> int:
         """N, checked against the checkpoint."""
-        options, config = self._options, self._checkpoint.config
-        layers = config.integer("num_hidden_layers", 1, MAX_LAYERS)
+        options = self._options
+        layers = self._model.llm.config.layers
         own = own_layers(self._checkpoint)
         if options.layer_list is not None:
             check_layer_list(options.layer_list, layers)
@@ -175,10 +185,8 @@ class _Run:
     def prepare(self, files: Sequence[Path], images: Path, work_path: Path) -> _Prepared:
         """Everything up to the training: features, layers, targets."""
         options, progress = self._options, self._progress
-        progress(f"reading {self._checkpoint.path}")
         any_list = tuple(range(1, self._count + 1))
-        first = with_start_layers(self._checkpoint, options.layer_list or any_list)
-        model = read_model(first, options.vision_tower)
+        model = with_start_layers(self._model, options.layer_list or any_list)
         progress("hashing the checkpoint")
         work = Work(work_path, self._stamp(model, files))
         encoder, graph = open_encoder(model, work.path, options.threads)
@@ -264,11 +272,10 @@ class _Run:
         """Train, measure and write."""
         options, progress = self._options, self._progress
         targets = self._targets(prepared.work, prepared.layer_list)
-        if options.from_existing:
-            source: Checkpoint = self._checkpoint
-        else:
-            source = with_start_layers(self._checkpoint, prepared.layer_list)
-        stage = read_model(source, options.vision_tower).region_focus
+        started = self._model
+        if not options.from_existing:
+            started = with_start_layers(started, prepared.layer_list)
+        stage = started.region_focus
         student = Student.read(stage, self._device, half=_half(options.precision, self._device))
         assembler = prepared.collector.assembler
         held = prepared.held[:: max(len(prepared.held) // MEASURED_GROUPS, 1)]
@@ -301,11 +308,12 @@ class _Run:
         write_checkpoint(
             self._checkpoint,
             target,
+            self._model.llm.tensors,
             student.state(),
             prepared.layer_list,
             report,
-            # The authors' loader makes whole decoder layers; the nano layout has no spare parts.
-            whole_last_layer=prepared.model.family != "nano",
+            # Only the authors' loader makes whole decoder layers.
+            whole_last_layer=prepared.model.family in _AUTHORS,
         )
         return DistillResult(target, prepared.layer_list, prepared.localisation, measured, report)
 

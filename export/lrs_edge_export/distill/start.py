@@ -1,4 +1,4 @@
-"""A checkpoint seen as if its region focus module were a copy of layers of its language model.
+"""A model seen as if its region focus module were a copy of layers of its language model.
 
 That is where a student starts (paper, figure 2): student layers 0 .. N are the layer before the
 first listed one, and the listed ones. Nothing is written; names lead to other tensors.
@@ -7,15 +7,14 @@ first listed one, and the listed ones. Nothing is written; names lead to other t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
-from lrs_edge.errors import ExportError, UsageError
-from lrs_edge_export.checkpoints.checkpoint import Checkpoint, Settings
-from lrs_edge_export.checkpoints.tensors import Array, Scoped, TensorSource, open_tensors
-
-PRUNER = "model.mm_projector.token_pruner."
-LLM = "model."
+from lrs_edge.errors import UsageError
+from lrs_edge_export.checkpoints.checkpoint import Checkpoint
+from lrs_edge_export.checkpoints.model import DecoderStage, Model
+from lrs_edge_export.checkpoints.renamed import Renamed
+from lrs_edge_export.checkpoints.tensors import Scoped, open_tensors
+from lrs_edge_export.families.parts import PRUNER
 
 
 def start_layers(layer_list: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,59 +52,16 @@ def own_layers(checkpoint: Checkpoint) -> int | None:
     return len(checkpoint.config.integers("llm_layer_list")) or None
 
 
-@dataclass(frozen=True)
-class StartCheckpoint(Checkpoint):
-    """A checkpoint whose RFM tensors are those of the language model.
-
-    Attributes:
-        layer_list: Layers to learn from.
-    """
-
-    layer_list: tuple[int, ...] = ()
-
-    def tensors(self) -> Scoped:
-        """All weights, the RFM's being the language model's. Raises ExportError."""
-        return Scoped(_Aliased(open_tensors(self.path), start_layers(self.layer_list)), "")
-
-
-def with_start_layers(checkpoint: Checkpoint, layer_list: tuple[int, ...]) -> StartCheckpoint:
-    """The checkpoint as if its RFM were made of the language model's layers."""
-    values = checkpoint.config.values | {"llm_layer_list": list(layer_list)}
-    config = Settings(values, checkpoint.config.path)
-    return StartCheckpoint(
-        checkpoint.path, checkpoint.name, config, checkpoint.from_hub, layer_list
-    )
-
-
-class _Aliased:
-    """Tensors of a checkpoint; names of the RFM lead to layers of the language model."""
-
-    def __init__(self, source: TensorSource, starts: tuple[int, ...]) -> None:
-        self._source = source
-        self._names = {name: name for name in source.names() if not name.startswith(PRUNER)}
-        for place, layer in enumerate(starts):
-            before = f"{LLM}layers.{layer}."
-            rest = [name[len(before) :] for name in self._names if name.startswith(before)]
-            if not rest:
-                raise ExportError(
-                    f"the checkpoint has no {before}* tensors; it cannot teach layer {layer}"
-                )
-            self._names |= {f"{PRUNER}layers.{place}.{name}": before + name for name in rest}
-        if f"{LLM}norm.weight" in self._names:
-            self._names[f"{PRUNER}norm.weight"] = f"{LLM}norm.weight"
-
-    def names(self) -> Iterable[str]:
-        """All names."""
-        return list(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor. Raises KeyError when it is not there."""
-        return self._source.shape(self._names[name])
-
-    def read(self, name: str) -> Array:
-        """One tensor as float32. Raises KeyError when it is not there."""
-        return self._source.read(self._names[name])
-
-    def rows(self, name: str, start: int, stop: int) -> Array:
-        """Some rows of a tensor; see `TensorSource.rows`."""
-        return self._source.rows(self._names[name], start, stop)
+def with_start_layers(model: Model, layer_list: tuple[int, ...]) -> Model:
+    """The model with layers of its language model as RFM, which are to be trained."""
+    names = {"norm.weight": "norm.weight"}
+    for place, layer in enumerate(start_layers(layer_list)):
+        before, new = f"layers.{layer}.", f"layers.{place}."
+        names |= {
+            new + name.removeprefix(before): name
+            for name in model.llm.tensors.names()
+            if name.startswith(before)
+        }
+    config = replace(model.llm.config, layers=len(layer_list))
+    copied = Scoped(Renamed(model.llm.tensors, names), "")
+    return replace(model, rfm=DecoderStage(config, copied, scoring=True))

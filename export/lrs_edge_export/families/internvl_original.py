@@ -167,6 +167,7 @@ def as_transformers(checkpoint: Checkpoint) -> Checkpoint:
     file = tokens_of(checkpoint).file
     values = {
         "architectures": config.values["architectures"],
+        "llm_layer_list": list(config.integers("llm_layer_list")),
         "image_token_id": file.id_of(_IMAGE),
         "downsample_ratio": config.values.get("downsample_ratio"),
         "vision_feature_layer": config.values.get("select_layer"),

@@ -45,8 +45,10 @@ from lrs_edge_export.families.llava_qwen import QWEN_1_5
 from lrs_edge_export.families.parts import (
     MAX_TILE,
     MAX_TOKENS,
+    PRUNER,
     decoder_config,
     newline_vector,
+    region_focus,
     repetition,
     stop_ids,
 )
@@ -154,7 +156,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     length = min(length, config.integer("tokenizer_model_max_length", 1, MAX_TOKENS, length))
     merge = _merge(config)
     weights = checkpoint.tensors()
-    refuse_unread(weights, (*LANGUAGE, _TOWER, _PROJECTOR))
+    refuse_unread(weights, (*LANGUAGE, PRUNER, _TOWER, _PROJECTOR))
     decoder = decoder_config(settings, qkv_bias=kind == "qwen2" or settings.flag("attention_bias"))
     notes: list[str] = []
     stage, folders = _vision(checkpoint, weights, vision_tower, decoder.hidden, notes)
@@ -168,7 +170,7 @@ def read(checkpoint: Checkpoint, vision_tower: str | None) -> Model:
     return Model(
         family="llava",
         vision=stage,
-        rfm=None,
+        rfm=region_focus(config, decoder, weights),
         llm=DecoderStage(decoder, inner),
         embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
         lm_head=first_rows(*head, vocabulary, decoder.hidden),

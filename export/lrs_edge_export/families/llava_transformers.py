@@ -40,8 +40,10 @@ from lrs_edge_export.families.hf_checkpoint import (
 from lrs_edge_export.families.parts import (
     MAX_TILE,
     MAX_TOKENS,
+    PRUNER,
     decoder_config,
     newline_vector,
+    region_focus,
     repetition,
     stop_ids,
 )
@@ -66,7 +68,7 @@ VISION_RULES = (
 )
 
 #: Starts of the names that are read.
-_READ = (*LANGUAGE, "vision.", "projector.")
+_READ = (*LANGUAGE, PRUNER, "vision.", "projector.")
 
 #: The tower of LlavaConfig and LlavaNextConfig, where config.json describes none.
 _CLIP_L = {
@@ -187,7 +189,7 @@ def read_transformers(
     return Model(
         family=family,
         vision=stage,
-        rfm=None,
+        rfm=region_focus(checkpoint.config, decoder, weights),
         llm=DecoderStage(decoder, inner),
         embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
         # Where both are there, transformers ties nothing, whatever config.json says.

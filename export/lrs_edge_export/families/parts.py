@@ -24,7 +24,8 @@ MAX_HEADS = 1024
 MAX_TOKENS = 1 << 20
 MAX_TILE = 4096
 
-_PRUNER = "model.mm_projector.token_pruner."
+#: Starts of the names of a trained region focus module, in every layout.
+PRUNER = "model.mm_projector.token_pruner."
 
 
 def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
@@ -70,12 +71,12 @@ def region_focus(config: Settings, llm: DecoderConfig, weights: Scoped) -> Decod
     Raises:
         ExportError: Its layers are not the listed ones.
     """
-    if not any(name.startswith(_PRUNER) for name in weights.names()):
+    if not any(name.startswith(PRUNER) for name in weights.names()):
         return None
     listed = len(config.integers("llm_layer_list"))
     if not 1 <= listed <= MAX_LAYERS:
         raise config.wrong("llm_layer_list", f"must list 1..{MAX_LAYERS} layers")
-    return DecoderStage(replace(llm, layers=listed), Scoped(weights, _PRUNER), scoring=True)
+    return DecoderStage(replace(llm, layers=listed), Scoped(weights, PRUNER), scoring=True)
 
 
 def newline_vector(weights: Scoped, hidden: int, *, needed: bool) -> Callable[[], Array]:

@@ -42,6 +42,7 @@ from lrs_edge_export.families.parts import (
     MAX_WIDTH,
     decoder_config,
     newline_vector,
+    region_focus,
     repetition,
     stop_ids,
 )
@@ -168,7 +169,7 @@ def read_qwen_vl(checkpoint: Checkpoint, vision_tower: str | None, variant: Vari
     return Model(
         family=variant.family,
         vision=stage,
-        rfm=None,
+        rfm=region_focus(checkpoint.config, decoder, weights),
         llm=DecoderStage(decoder, inner),
         embed_tokens=first_rows(inner, "embed_tokens.weight", vocabulary, decoder.hidden),
         lm_head=first_rows(

@@ -82,8 +82,6 @@ def _model(
     text: Settings,
     vision: Callable[[int], VisionSize],
     name: str,
-    *,
-    rfm: int = 0,
 ) -> ModelSize:
     decoder, vocabulary = _decoder(text)
     longest = config.integer("tokenizer_model_max_length", 1, MAX_TOKENS, default=_LONGEST)
@@ -94,7 +92,8 @@ def _model(
         llm=decoder,
         vocabulary=vocabulary,
         context=min(longest, positions),
-        own_rfm=rfm,
+        # Whatever the layout, `distill` says so; the authors' code names no layers without one.
+        own_rfm=len(config.integers("llm_layer_list")),
         tied=text.flag("tie_word_embeddings") or config.flag("tie_word_embeddings"),
     )
 
@@ -140,11 +139,10 @@ def _original_llava(config: Settings, name: str) -> ModelSize:
     tower = read_tower(Settings(NAMED[named], config.path))
     selected = config.integer("mm_vision_select_layer", -99, 99, default=-2)
     authors = config.text("mm_projector_type", "") == _WITH_RFM
-    rfm = len(config.integers("llm_layer_list")) if authors else 0
     # OneVision's tower: its odd grid is pooled.
     pool = 2 if authors or tower.kind == "siglip_vision_model" else 1
     vision = _projected(tower, selected, pool=pool)
-    return _model(config, config, vision, name, rfm=rfm)
+    return _model(config, config, vision, name)
 
 
 def _projected(tower: Tower, selected: int, *, pool: int) -> Callable[[int], VisionSize]:

@@ -36,6 +36,10 @@ class KeptTensors:
         """Some rows of a tensor; see `TensorSource.rows`. They are not kept."""
         return self._tensors.rows(name, start, stop)
 
+    def stored(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint's files; see `TensorSource.stored`."""
+        return self._tensors.stored(name)
+
     def forget(self) -> None:
         """Let go of everything that was read."""
         self._kept = {}
