@@ -210,6 +210,69 @@ def test_padding_of_convolutions() -> None:
     refused(model([made], {"k": kernel}), "Conv")
 
 
+def blocked(**changes: Any) -> Any:
+    """A product of 16 inputs and 3 outputs with weights of 4 bits; changes are of its parts."""
+    parts: dict[str, Any] = {
+        "blocks": np.zeros((3, 1, 8), np.uint8),
+        "scales": np.ones(3, "f4"),
+        "zeros": np.zeros(3, np.uint8),
+    }
+    attributes = {"K": 16, "N": 3, "bits": 4, "block_size": 16, "accuracy_level": 4}
+    values = attributes | {name: change for name, change in changes.items() if name in attributes}
+    given = parts | {name: change for name, change in changes.items() if name not in attributes}
+    made = node("MatMulNBits", "pixel_values", *given, domain="com.microsoft", **values)
+    return model([made], given, opsets={"": 23, "com.microsoft": 1})
+
+
+def test_blocks_of_weights_pass() -> None:
+    check(blocked())
+    check(blocked(bits=8, blocks=np.zeros((3, 16), np.uint8)))
+    check(blocked(scales=np.ones((3, 1), "f2")))
+    # Two blocks, of which the last is not whole; their zero points share a byte.
+    short = {"blocks": np.zeros((3, 2, 8), np.uint8), "scales": np.ones(6, "f4")}
+    refused(blocked(**short), "do not fit")
+    made = blocked(**short, K=17)
+    made.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 17
+    check(made)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"blocks": np.zeros((3, 1, 7), np.uint8)},
+        {"blocks": np.zeros((3, 1, 8), np.int8)},
+        {"blocks": np.zeros((3, 1, 9), np.uint8)},
+        {"scales": np.ones(2, "f4")},
+        {"scales": np.ones(3, "f8")},
+        {"zeros": np.zeros(2, np.uint8)},
+        {"zeros": np.zeros(3, "f4")},
+        {"order": np.zeros(16, "i4")},
+        {"N": 4},
+        {"N": -3},
+        {"N": 0},
+        {"K": 0},
+        {"K": 32},
+        {"bits": 0},
+        {"bits": 2},
+        {"bits": 16},
+        {"block_size": 0},
+        {"block_size": 15},
+        {"block_size": 32},
+        {"block_size": -16},
+    ],
+    ids=str,
+)
+def test_blocks_of_weights_that_are_shorter_than_a_kernel_reads(changes: dict[str, Any]) -> None:
+    refused(blocked(**changes), "MatMulNBits has")
+
+
+def test_blocks_of_weights_that_are_computed() -> None:
+    made = blocked()
+    made.graph.node.insert(0, node("Identity", "blocks", out="others"))
+    made.graph.node[1].input[1] = "others"
+    refused(made, "MatMulNBits has")
+
+
 def external(location: str, offset: int = 0, length: int = 4096, **more: str) -> Any:
     made = model([node("Add", "pixel_values", "w")], {"w": np.ones((32, 32), "f4")})
     weight = made.graph.initializer[0]

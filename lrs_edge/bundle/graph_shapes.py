@@ -38,15 +38,22 @@ _MAX_RANK = 16
 #: engines write what goes element by element in place.
 _VIEWS = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
 _COPIES = frozenset(("Softmax",))
+#: Numbers of bits, and of inputs in a block, that MatMulNBits has kernels for; types of constants.
+_N_BITS, _N_BITS_BLOCKS = (4, 8), (16, 32, 64, 128, 256)
+_FLOAT, _UINT8, _FLOAT16 = 1, 2, 10
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: its shape, its values where they are few integers, and whether it is constant."""
+    """A tensor: its shape, its values where they are few integers, and whether it is constant.
+
+    `kind` is the type (TensorProto.DataType) of a constant that the file holds, else 0.
+    """
 
     shape: tuple[int, ...]
     values: NDArray[np.int64] | None = None
     constant: bool = False
+    kind: int = 0
 
     @property
     def size(self) -> int:
@@ -101,7 +108,7 @@ class _Pass:
         for name, shape in facts.inputs.items():
             self._values[name] = self._input(name, shape)
         for name, constant in facts.constants.items():
-            self._values[name] = Value(constant.shape, constant.values, constant=True)
+            self._values[name] = Value(constant.shape, constant.values, True, constant.kind)
         last = {name: i for i, node in enumerate(facts.nodes) for name in node.inputs}
         for i, node in enumerate(facts.nodes):
             self._step(node, i, last)
@@ -493,10 +500,23 @@ def _dynamic(_node: Node, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _n_bits(node: Node, inputs: Sequence[Value]) -> list[Value]:
-    inner, columns = node.numbers["K"][0], node.numbers["N"][0]
-    data = inputs[0].shape
-    if not data or data[-1] != inner or inputs[1].size * 8 < inner * columns * 2:
+    """MatMulNBits over blocks, scales and zero points that are as long as its attributes say.
+
+    Kernels read as many bytes as follow from the attributes, so nothing may be shorter; what other
+    versions of the operator take besides (an order of inputs, a bias) is not let through.
+    """
+    names = "K", "N", "bits", "block_size"
+    inner, columns, bits, block = (node.numbers[name][0] for name in names)
+    data, given = inputs[0].shape, inputs[1:]
+    sound = bits in _N_BITS and block in _N_BITS_BLOCKS and min(inner, columns) > 0
+    if not sound or not data or data[-1] != inner or not 2 <= len(given) <= 3:
         raise WireError("MatMulNBits has factors that do not fit")
+    blocks = -(-inner // block)
+    sizes = columns * blocks * block * bits // 8, columns * blocks, columns * -(-blocks * bits // 8)
+    kinds = (_UINT8,), (_FLOAT, _FLOAT16), (_UINT8,)
+    for value, size, allowed in zip(given, sizes, kinds, strict=False):
+        if value.size != size or value.kind not in allowed:
+            raise WireError("MatMulNBits has weights, scales or zero points that do not fit")
     return [Value((*data[:-1], columns))]
 
 

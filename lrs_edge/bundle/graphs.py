@@ -134,10 +134,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that the file holds: its shape, and its values where they are a few integers."""
+    """A tensor that the file holds: its shape, and its values where they are a few integers.
+
+    `kind` is its type, TensorProto.DataType.
+    """
 
     shape: tuple[int, ...]
     values: NDArray[np.int64] | None
+    kind: int
 
 
 @dataclass
@@ -164,10 +168,12 @@ class GraphRun:
     Attributes:
         stored: Bytes of weights by file of the bundle.
         peak: Numbers in all tensors that are alive at a time, without weights and buffers.
+        operators: Names of the operators in it.
     """
 
     stored: Mapping[str, int]
     peak: int
+    operators: frozenset[str]
 
 
 def check_graph(root: Path, name: str, sizes: Mapping[str, int]) -> None:
@@ -200,7 +206,8 @@ def graph_run(root: Path, name: str, sizes: Mapping[str, int], new: int, past: i
     """
     with _refused(root / name):
         facts = _read(root, name, sizes)
-        return GraphRun(facts.stored, peak_elements(facts, new, past))
+        operators = frozenset(node.op for node in facts.nodes)
+        return GraphRun(facts.stored, peak_elements(facts, new, past), operators)
 
 
 def read_facts(root: Path, name: str, sizes: Mapping[str, int]) -> GraphFacts:
@@ -312,11 +319,12 @@ def _read_constants(
         size = -(-prod(shape) * _BITS[kind] // 8)
         if _number(tensor, 14):
             external.take(reader, tensor, name, size)
-            facts.constants[name] = Constant(shape, None)
+            facts.constants[name] = Constant(shape, None, kind)
         else:
             if 13 in tensor:
                 raise WireError(f"the constant {name[:60]!r} lies at two places")
-            facts.constants[name] = Constant(shape, _inline(reader, tensor, shape, kind, size))
+            values = _inline(reader, tensor, shape, kind, size)
+            facts.constants[name] = Constant(shape, values, kind)
 
 
 def _inline(

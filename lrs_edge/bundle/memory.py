@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lrs_edge.bundle.bundle import HELD_BYTES, Bundle
-from lrs_edge.bundle.graphs import graph_run
+from lrs_edge.bundle.graphs import GraphRun, graph_run
 from lrs_edge.bundle.manifest import DecoderSpec, Flavour, StageSpec
 
 Device = Literal["cpu", "cuda"]
@@ -50,10 +50,15 @@ _DATA = ".data"
 FLOAT: Mapping[Device, int] = {"cpu": 4, "cuda": 2}
 
 #: Bytes in memory for a byte of weights on disk, on a CPU, by precision. Weight-only formats are
-#: held as the file has them and as the engine's products want them; those of vision encoders are
-#: unpacked to floats (`engines/placement.py`).
+#: held as the engine's products want them, with scales and sums of blocks in floats; where the
+#: engine makes MatMulNBits of DequantizeLinear and MatMul itself, as the file has them besides;
+#: those of vision encoders are unpacked to floats (`engines/placement.py`).
 _UNPACKED: Mapping[str, float] = {
     "fp16": 2.1,
+    "int8-weight": 1.05,
+    "int4-weight": 1.2,
+}
+_UNPACKED_DEQUANTIZED: Mapping[str, float] = {
     "int8-weight": 2.3,
     "int4-weight": 2.0,
 }
@@ -216,11 +221,23 @@ def workspace_bytes(numbers: int, device: Device, *, tiles: bool = False) -> int
     return int(most * (_ALLOCATED_FIXED if tiles else _ALLOCATED))
 
 
-def weights_in_memory(file: int, stage: str, precision: str, device: Device) -> int:
-    """Bytes in memory of a stage's weights that take so many on disk."""
+def weights_in_memory(
+    file: int, stage: str, precision: str, device: Device, *, dequantized: bool = False
+) -> int:
+    """Bytes in memory of a stage's weights that take so many on disk.
+
+    Args:
+        file: Bytes on disk.
+        stage: vision, rfm or llm.
+        precision: Of the weights.
+        device: Where the stage runs.
+        dequantized: The graph of a decoder has DequantizeLinear and MatMul, not MatMulNBits.
+    """
     if device != "cpu":
         return file
     unpacked = _UNPACKED_VISION if stage == "vision" else _UNPACKED
+    if dequantized and stage != "vision":
+        unpacked = {**unpacked, **_UNPACKED_DEQUANTIZED}
     return int(file * unpacked.get(precision, 1.0))
 
 
@@ -281,9 +298,9 @@ class _Reader:
     def vision(self) -> Stage:
         """The vision encoder."""
         spec = self._bundle.manifest.vision
-        read, numbers = self._run(spec.path(Flavour.PLAIN), 1, 0)
-        workspace = workspace_bytes(numbers, self._device, tiles=True)
-        return self._stage("vision", spec, read, 0, workspace)
+        run = self._run(spec.path(Flavour.PLAIN), 1, 0)
+        workspace = workspace_bytes(run.peak, self._device, tiles=True)
+        return self._stage("vision", spec, run, 0, workspace)
 
     def rfm(self, spec: DecoderSpec) -> Stage:
         """The region focus module."""
@@ -303,21 +320,22 @@ class _Reader:
     ) -> Stage:
         longest = max(caches)
         new = min(CHUNK, longest)
-        read, numbers = self._run(path, new, longest - new)
-        workspace = workspace_bytes(numbers, self._device)
+        run = self._run(path, new, longest - new)
+        workspace = workspace_bytes(run.peak, self._device)
         workspace += attention_bytes(spec, longest, self._device)
         item = 4 if spec.floats == "float32" else 2
-        return self._stage(name, spec, read, kv_bytes(spec, caches, item, keys=keys), workspace)
+        return self._stage(name, spec, run, kv_bytes(spec, caches, item, keys=keys), workspace)
 
-    def _run(self, path: str, new: int, past: int) -> tuple[int, int]:
-        """Bytes of weights that a graph reads, and numbers in the tensors of one run."""
-        run = graph_run(self._bundle.path, path, self._sizes, new, past)
-        return sum(run.stored.values()), run.peak
+    def _run(self, path: str, new: int, past: int) -> GraphRun:
+        return graph_run(self._bundle.path, path, self._sizes, new, past)
 
-    def _stage(self, name: str, spec: StageSpec, read: int, kv: int, workspace: int) -> Stage:
+    def _stage(self, name: str, spec: StageSpec, run: GraphRun, kv: int, workspace: int) -> Stage:
         own = self._bundle.manifest.files
         file = sum(
             entry.size for path, entry in own.items() if entry.role == name and path.endswith(_DATA)
         )
-        weights = weights_in_memory(read, name, spec.precision, self._device)
+        read, dequantized = sum(run.stored.values()), "DequantizeLinear" in run.operators
+        weights = weights_in_memory(
+            read, name, spec.precision, self._device, dequantized=dequantized
+        )
         return Stage(name, spec.precision, file, weights, kv, workspace)

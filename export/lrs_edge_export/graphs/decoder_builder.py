@@ -63,7 +63,7 @@ class DecoderBuilder:
         self._config = config
         self._buffers: list[str] = []
         self._queries: dict[int, str] = {}
-        self.graph = graph = GraphWriter(f"{name}_{flavour}", weights)
+        self.graph = graph = GraphWriter(f"{name}_{flavour}", weights, n_bits=True)
         width = config.hidden if inner else config.width
         self._embeds = graph.from_float32(graph.input("inputs_embeds", (1, "L", width)))
         self._added: list[str] = []

@@ -20,7 +20,8 @@ from pathlib import Path
 from lrs_edge_export.checkpoints.model import DecoderStage
 from lrs_edge_export.checkpoints.tensors import Array
 from lrs_edge_export.graphs.decoder_builder import DecoderBuilder, Flavour
-from lrs_edge_export.graphs.weight_file import Load, WeightFile
+from lrs_edge_export.graphs.row_source import Load
+from lrs_edge_export.graphs.weight_file import WeightFile
 
 
 @dataclass(frozen=True)

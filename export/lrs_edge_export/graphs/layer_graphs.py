@@ -41,7 +41,7 @@ def write_head(stage: DecoderStage, head: LanguageHead, path: Path, weights: Wei
         path: The graph file.
         weights: External data of the stage.
     """
-    graph = GraphWriter("head", weights)
+    graph = GraphWriter("head", weights, n_bits=True)
     states = graph.from_float32(graph.input("states", ("L", stage.config.hidden)))
     scale = graph.weight("norm.weight", lambda: stage.tensors.read("norm.weight"))
     normed = graph.node("RMSNormalization", states, scale, axis=-1, epsilon=stage.config.eps)

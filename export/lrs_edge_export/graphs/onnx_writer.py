@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lrs_edge_export.checkpoints.tensors import Array
-from lrs_edge_export.graphs.weight_file import Load, Stored, WeightFile
+from lrs_edge_export.graphs.row_source import Load
+from lrs_edge_export.graphs.weight_file import Stored, WeightFile
 
 #: RotaryEmbedding and RMSNormalization are standard operators since 23.
 OPSET = 23
@@ -30,11 +31,14 @@ class GraphWriter:
     Args:
         name: Name of the graph.
         weights: Where weights go; its plan says what is computed in which precision.
+        n_bits: Products with weights that are only stored as integers are MatMulNBits, where the
+            plan's target wants them so. Vision graphs leave it out: engines unpack their weights.
     """
 
-    def __init__(self, name: str, weights: WeightFile) -> None:
+    def __init__(self, name: str, weights: WeightFile, *, n_bits: bool = False) -> None:
         self._name = name
         self._weights = weights
+        self._n_bits = n_bits and weights.plan.n_bits
         self.floats = weights.plan.floats
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
@@ -150,9 +154,11 @@ class GraphWriter:
             outliers: Some places of x [1, L, K] have far larger values than others, as those that
                 an MLP's activation function gives; `int8-dynamic` scales each place on its own.
         """
-        stored = self._weights.matrix(name, load)
+        stored = self._weights.matrix(name, load, n_bits=self._n_bits)
         names = self._use(stored)
-        if stored.precision == "int8-dynamic":
+        if stored.n_bits:
+            y = self.node("MatMulNBits", x, *names, domain=CONTRIB, label=name, **stored.n_bits)
+        elif stored.precision == "int8-dynamic":
             y = (self._by_place if outliers else self._dynamic)(x, name, *names)
         else:
             weight = self._dequantized(stored, names)

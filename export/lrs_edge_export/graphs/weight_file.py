@@ -6,12 +6,12 @@ A matrix passes through in chunks of rows, so that no more than one chunk is eve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.tensors import Array
+from lrs_edge_export.graphs import block_layout
+from lrs_edge_export.graphs.row_source import Load, RowSource, Whole
 from lrs_edge_export.quantization import (
     InputStatistics,
     Quantized,
@@ -39,24 +41,6 @@ MIN_QUANTIZED = 16384
 _CHUNK = 32 << 20
 
 
-@runtime_checkable
-class RowSource(Protocol):
-    """A matrix [N, K] that can be read some rows at a time."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """N and K."""
-        ...
-
-    def chunks(self, rows: int) -> Iterator[Array]:
-        """All rows in order, float32 [at most `rows`, K] at a time."""
-        ...
-
-
-#: Gives a weight whole, or row by row.
-Load = Callable[[], Array] | RowSource
-
-
 @dataclass(frozen=True)
 class Stored:
     """One weight in the file.
@@ -66,12 +50,15 @@ class Stored:
         tensors: The weight itself; or integers and scales, and zero points if blocks have any.
         block: Inputs that share a scale; 0 for one scale per output channel.
         inputs: What is known of the inputs, for `int8-static`.
+        n_bits: Attributes of the MatMulNBits that the tensors are laid out for; empty where they
+            are not.
     """
 
     precision: Precision
     tensors: tuple[TensorProto, ...]
     block: int = 0
     inputs: InputStatistics | None = None
+    n_bits: Mapping[str, int] = field(default_factory=dict)
 
 
 class WeightFile:
@@ -92,7 +79,7 @@ class WeightFile:
         self.sizes: dict[str, int] = {}
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._end = 0
-        self._written: dict[tuple[str, Precision], Stored] = {}
+        self._written: dict[tuple[str, Precision, bool], Stored] = {}
 
     def __enter__(self) -> WeightFile:
         return self
@@ -118,7 +105,7 @@ class WeightFile:
             kind: Type it is stored as.
         """
         precision: Precision = "fp16" if kind is np.float16 else "fp32"
-        key = name, precision
+        key = name, precision, False
         if key not in self._written:
             value = _as_floats(load(), kind, name)
             self._written[key] = Stored(precision, (self._add(_label(name, precision), value),))
@@ -134,7 +121,7 @@ class WeightFile:
         precision = self.plan.of(name)
         if precision not in ("fp32", "fp16"):
             precision = "int8-weight"
-        key = f"{name}.weight", precision
+        key = f"{name}.weight", precision, False
         if key not in self._written:
             value = load()
             self.sizes[name] = value.size
@@ -150,23 +137,24 @@ class WeightFile:
             )
         return self._written[key]
 
-    def matrix(self, name: str, load: Load) -> Stored:
+    def matrix(self, name: str, load: Load, *, n_bits: bool = False) -> Stored:
         """A linear layer's weight, transposed to [K, N] as MatMul wants it, at its precision.
 
         Args:
             name: Of the layer, without `.weight`.
             load: Gives the weight [N, K], float32.
+            n_bits: Where it is only stored as integers, it is laid out for MatMulNBits instead.
 
         Raises:
             ExportError: The weight does not fit into float16.
         """
-        key = f"{name}.weight", self.plan.of(name)
+        key = f"{name}.weight", self.plan.of(name), n_bits
         if key not in self._written:
-            source = load if isinstance(load, RowSource) else _Whole(load())
-            self._written[key] = self._matrix(name, source)
+            source = load if isinstance(load, RowSource) else Whole(load())
+            self._written[key] = self._matrix(name, source, n_bits=n_bits)
         return self._written[key]
 
-    def _matrix(self, name: str, source: RowSource) -> Stored:
+    def _matrix(self, name: str, source: RowSource, *, n_bits: bool) -> Stored:
         rows, cols = source.shape
         self.sizes[name] = rows * cols
         precision, floats = self.plan.of(name), self.plan.floats
@@ -186,14 +174,16 @@ class WeightFile:
             )
             known = self._inputs(name) if precision == "int8-static" else None
             return Stored(precision, self._columns(names8, parts8), inputs=known)
-        return self._blocks(name, precision, source.shape, chunks)
-
-    def _blocks(
-        self, name: str, precision: Precision, shape: tuple[int, int], chunks: Iterator[Array]
-    ) -> Stored:
-        """Integers [K, N] with scales [ceil(K / block), N]."""
-        (rows, cols), floats = shape, self.plan.floats
         bits, block = (4, INT4_BLOCK) if precision == "int4-weight" else (8, INT8_BLOCK)
+        made = self._rounded(name, bits, block, chunks)
+        if n_bits:
+            return self._n_bits(name, precision, source.shape, block, made)
+        return self._blocks(name, precision, source.shape, block, made)
+
+    def _rounded(
+        self, name: str, bits: int, block: int, chunks: Iterator[Array]
+    ) -> Iterator[Quantized]:
+        """Chunks of rows as integers."""
         zero_points = bits == 4 and self.plan.zero_points
 
         def rounded(chunk: Array) -> Quantized:
@@ -201,13 +191,56 @@ class WeightFile:
             moments = [] if known is None else known.second_moments
             return _quantized(chunk, bits, block, moments, zero_points=zero_points)
 
+        for number, chunk in enumerate(chunks):
+            if bits == 4 and self.plan.rounded is not None:
+                yield self.plan.rounded(name, number, chunk.shape, partial(rounded, chunk))
+            else:
+                yield rounded(chunk)
+
+    def _n_bits(
+        self,
+        name: str,
+        precision: Precision,
+        shape: tuple[int, int],
+        block: int,
+        chunks: Iterator[Quantized],
+    ) -> Stored:
+        """Blocks [N, ceil(K / block), bytes], scales and zero points; see `block_layout.layout`."""
+        bits = 4 if precision == "int4-weight" else 8
+        zero_points = bits == 4 and self.plan.zero_points
+        tensors = block_layout.layout(shape, bits, block, self.plan.floats, zero_points=zero_points)
+        sizes = [int(np.prod(dims)) * kind.itemsize for _, kind, dims in tensors]
+        starts = [self._reserve(size) for size in sizes]
+        ends = list(starts)
+        for chunk in chunks:
+            for number, array in enumerate(block_layout.packed(chunk, bits, block)):
+                part = np.ascontiguousarray(array, tensors[number][1])
+                self._write(ends[number], part)
+                ends[number] += part.nbytes
+        made = tuple(
+            self._external(
+                f"{name}.weight.{label}", helper.np_dtype_to_tensor_dtype(kind), dims, start, size
+            )
+            for (label, kind, dims), start, size in zip(tensors, starts, sizes, strict=True)
+        )
+        attributes = block_layout.attributes(shape, bits, block)
+        return Stored(precision, made, block=block, n_bits=attributes)
+
+    def _blocks(
+        self,
+        name: str,
+        precision: Precision,
+        shape: tuple[int, int],
+        block: int,
+        chunks: Iterator[Quantized],
+    ) -> Stored:
+        """Integers [K, N] with scales [ceil(K / block), N], and zero points alike."""
+        (rows, cols), floats = shape, self.plan.floats
+        bits = 4 if precision == "int4-weight" else 8
+        zero_points = bits == 4 and self.plan.zero_points
+
         def parts() -> Iterator[tuple[NDArray[Any], ...]]:
-            for number, chunk in enumerate(chunks):
-                if bits == 4 and self.plan.rounded is not None:
-                    shape = len(chunk), cols
-                    made = self.plan.rounded(name, number, shape, partial(rounded, chunk))
-                else:
-                    made = rounded(chunk)
+            for made in chunks:
                 both = made.integers.T, made.scales.astype(floats).T
                 yield both if made.zeros is None else (*both, made.zeros.T)
 
@@ -309,22 +342,6 @@ class WeightFile:
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
-
-
-class _Whole:
-    """A matrix in memory as a `RowSource`."""
-
-    def __init__(self, array: Array) -> None:
-        self._array = array
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, cols = self._array.shape
-        return rows, cols
-
-    def chunks(self, rows: int) -> Iterator[Array]:
-        for start in range(0, len(self._array), rows):
-            yield self._array[start : start + rows]
 
 
 def quantize(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:

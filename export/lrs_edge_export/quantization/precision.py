@@ -40,6 +40,10 @@ REQUESTS: tuple[str, ...] = (*PRECISIONS, "int8")
 #: Targets whose products of weights in 4 bits take zero points of blocks.
 ZERO_POINTS: dict[Target, bool] = {"cpu": True, "cuda": True, "tensorrt": False}
 
+#: Targets whose decoders multiply weights in blocks by MatMulNBits, ONNX Runtime's own operator.
+#: TensorRT takes DequantizeLinear and MatMul alone, and what it would save on CUDA is not measured.
+N_BITS: dict[Target, bool] = {"cpu": True, "cuda": False, "tensorrt": False}
+
 _WEIGHTS = "fp16, int8-weight or int4-weight"
 
 #: What a target does not run, or no faster than float16, by precision: why, and what to use.
@@ -115,6 +119,11 @@ class Plan:
     def zero_points(self) -> bool:
         """Whether blocks of 4 bits have zero points: where the target takes them."""
         return ZERO_POINTS[self.target]
+
+    @property
+    def n_bits(self) -> bool:
+        """Whether decoders' products with weights in blocks are MatMulNBits, for the target."""
+        return N_BITS[self.target]
 
     @property
     def needs_calibration(self) -> bool:
