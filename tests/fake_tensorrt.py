@@ -71,6 +71,12 @@ class FakeCuda:
         memory = (ctypes.c_char * nbytes).from_address(address)
         return np.frombuffer(memory, dtype).reshape(shape)
 
+    def host_array(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.check(address, nbytes, device=False)
+        memory = (ctypes.c_char * nbytes).from_address(address)
+        return np.frombuffer(memory, dtype).reshape(shape).copy()
+
     def cudaGetDeviceCount(self) -> tuple[int, int]:
         return 0, 1
 
@@ -183,10 +189,12 @@ class FakeTensorRT:
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     LayerType = SimpleNamespace(KV_CACHE_UPDATE="TensorScatter")
+    TensorLocation = SimpleNamespace(DEVICE="device", HOST="host")
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda = cuda
+        self.on_host: set[str] = set()
         self.runs: list[dict[str, tuple[int, ...]]] = []
 
     def nptype(self, kind: Any) -> Any:
@@ -281,6 +289,9 @@ class Engine:
     def get_tensor_mode(self, name: str) -> str:
         return "input" if name in self.inputs else "output"
 
+    def get_tensor_location(self, name: str) -> str:
+        return "host" if name in self._trt.on_host else "device"
+
     def get_tensor_dtype(self, name: str) -> Any:
         return _KINDS[self._value(name).type.tensor_type.elem_type]
 
@@ -313,7 +324,8 @@ class Context:
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        assert address % 256 == 0, "TensorRT wants tensors aligned"
+        aligned = address % 256 == 0 or name in self._trt.on_host
+        assert aligned, "TensorRT wants tensors aligned"
         self._addresses[name] = address
         return True
 
@@ -336,7 +348,8 @@ class Context:
                 present = name.replace("past_", "present_")
                 in_place = self._addresses[name] == self._addresses[present]
                 assert in_place == self._trt.updates_in_place
-            feeds[name] = cuda.array(self._addresses[name], shape, engine.get_tensor_dtype(name))
+            where = cuda.host_array if name in self._trt.on_host else cuda.array
+            feeds[name] = where(self._addresses[name], shape, engine.get_tensor_dtype(name))
         self._trt.runs.append({name: feed.shape for name, feed in feeds.items()})
         found = engine.session.run(list(engine.outputs), feeds)
         for name, values in zip(engine.outputs, found, strict=True):

@@ -142,6 +142,17 @@ def test_buffers_of_decoders_are_updated_in_place(rtx: Library, tmp_path: Path) 
     assert build_engine(rtx, written.path, written.profile(), SM86).nbytes > 1 << 20
 
 
+@pytest.mark.parametrize("stage", ["rfm", "llm"])
+def test_no_shape_is_made_of_what_lies_on_the_gpu(rtx: Library, stage: str, tmp_path: Path) -> None:
+    """TensorRT would read such an input on the host, and wait for it."""
+    trt, log = rtx.module, rtx.logger()
+    written = write_std_graph(open_bundle(default_bundle_path()), stage, 256, tmp_path)
+    network = trt.Builder(log.handle).create_network(0)
+    assert trt.OnnxParser(network, log.handle).parse_from_file(str(written.path))
+    inputs = [network.get_input(number) for number in range(network.num_inputs)]
+    assert [tensor.name for tensor in inputs if tensor.is_shape_tensor] == []
+
+
 def test_progress_is_told_and_an_interrupt_ends_the_build(rtx: Library, tmp_path: Path) -> None:
     path = tmp_path / "move.onnx"
     path.write_bytes(gather_model("float16"))

@@ -199,6 +199,30 @@ def test_one_token_costs_three_copies_up_and_one_down(
     assert trt.cuda.copies - before == {"HostToDevice": 6, "DeviceToHost": 2}
 
 
+def test_lengths_that_shapes_are_made_of_stay_on_the_host(
+    bundle: Bundle, trt: FakeTensorRT, decoders: list[Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt, "on_host", {"past_length"})
+    decoder = Decoder(engine(bundle, "llm", Flavour.GQA), bundle.manifest.llm, scoring=False)
+    caches = [decoder.new_cache(), decoders[1].new_cache()]
+    for count in (20, 1, 1):
+        alike(*(forward(d, c, count) for d, c in zip((decoder, decoders[1]), caches, strict=True)))
+
+
+def test_a_batch_of_tiles_costs_one_copy_up_and_one_for_each_output(
+    bundle: Bundle, trt: FakeTensorRT
+) -> None:
+    graph = engine(bundle, "vision", Flavour.PLAIN)
+    side = bundle.manifest.vision.tile
+    tiles = np.zeros((4, 3, side, side), np.float32)
+    before = trt.cuda.copies.copy()
+    graph.run({"pixel_values": tiles}, ["tokens"])
+    assert trt.cuda.copies - before == {"HostToDevice": 1, "DeviceToHost": 1}
+    before = trt.cuda.copies.copy()
+    graph.run_on_device({"pixel_values": tiles}, ["tokens"])
+    assert trt.cuda.copies - before == {"HostToDevice": 1}
+
+
 def test_compacting_stays_on_the_gpu(trt: FakeTensorRT, decoders: list[Decoder]) -> None:
     cache = decoders[0].new_cache()
     forward(decoders[0], cache, 50)
@@ -264,12 +288,16 @@ def test_the_embedded_model_answers(
     """The whole way, its two decoders sharing layers; INT8 on the CPU is not float16 exactly."""
     fake = put_in_place(monkeypatch, tmp_path, FakeCuda(1 << 30), version)
     build(open_bundle(default_bundle_path()), 4096)
-    answers = []
+    answers, more = [], []
     for device in ("tensorrt", "cpu"):
         with lrs_edge.load(device=device) as loaded:
             scene = loaded.open(EXAMPLES / "islands.tif")
             answers.append(scene.ask("Is there a ship?"))
+            budget = scene.ask("Is there a ship?", kv_budget=60)
+            as_released = scene.ask("Is there a ship?", policy="reference", max_tokens=2)
+            more.append((budget.text, as_released.text))
     ours, theirs = answers
+    assert more[0] == more[1]
     assert ours.text == theirs.text == "yes"
     assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
     assert fake.runs

@@ -49,6 +49,8 @@ class Execution:
             raise self._failed("cannot be prepared")
         self.inputs: dict[str, TensorSpec] = {}
         self.outputs: dict[str, TensorSpec] = {}
+        #: Inputs that the engine reads on the host: of which it computes shapes.
+        self.on_host: set[str] = set()
         for number in range(self._engine.num_io_tensors):
             tensor = self._engine.get_tensor_name(number)
             spec = TensorSpec(
@@ -59,6 +61,8 @@ class Execution:
             mode = self._engine.get_tensor_mode(tensor)
             taken = mode == self._trt.TensorIOMode.INPUT
             (self.inputs if taken else self.outputs)[tensor] = spec
+            if taken and self._engine.get_tensor_location(tensor) == self._trt.TensorLocation.HOST:
+                self.on_host.add(tensor)
 
     def _new_context(self, library: Library, kernels: Path | None) -> Any:
         if not library.is_rtx or kernels is None:
@@ -71,6 +75,11 @@ class Execution:
         # Compiled while running, so known in the end.
         weakref.finalize(self, _keep, compiled, kernels)
         return self._engine.create_execution_context(config)
+
+    def __del__(self) -> None:
+        # In this order, whatever holds on to what in the library's own bindings.
+        for name in ("_context", "_engine", "_runtime"):
+            self.__dict__.pop(name, None)
 
     @property
     def layers(self) -> int:

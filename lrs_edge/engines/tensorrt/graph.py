@@ -61,6 +61,7 @@ class TensorRTGraph:
         self._scoring = scoring
         self._in_place = in_place
         self._taken: dict[str, Block] = {}
+        self._read_on_host: dict[str, NDArray[Any]] = {}
         # Buffers have as many places as a sequence needs, as far as callers are concerned.
         self._inputs = {
             spec.name: _open_places(spec) if _is_buffer(spec.name) else spec
@@ -206,9 +207,15 @@ class TensorRTGraph:
         spec = self._inputs.get(name)
         if spec is None:
             raise BackendError(f"the engine of {self._name} has no input {name}; build it again")
-        if isinstance(feed, DeviceTensor) and feed.dtype == spec.dtype:
+        on_host = name in self._execution.on_host
+        if isinstance(feed, DeviceTensor) and feed.dtype == spec.dtype and not on_host:
             return feed.address
-        array = _host(feed).astype(spec.dtype, copy=False)
+        array = np.ascontiguousarray(_host(feed), spec.dtype)
+        if on_host:
+            # Kept until the next run, which may begin before this one has read it.
+            self._device.wait()
+            self._read_on_host[name] = array
+            return array.ctypes.data
         # Kept for the next run; everything on the device happens in order.
         block = self._taken.get(name)
         if block is None or block.size < array.nbytes:
