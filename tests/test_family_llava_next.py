@@ -30,6 +30,7 @@ QWEN = {"model_type": "qwen2", "eos_token_id": 258, "rope_theta": 1e6}
 
 LLAMA_3_1 = {
     "head_dim": 24,
+    "attention_bias": True,
     "rope_parameters": {
         "rope_type": "llama3",
         "rope_theta": 5e5,
@@ -95,7 +96,7 @@ CHATML = (
         (QWEN, {}, CHATML, (2, 1)),
         (LLAMA_3_1, {}, VICUNA, (1, 2)),
     ],
-    ids=["vicuna", "mistral of transformers 4", "qwen2", "heads of 24, rope of LLaMA 3.1"],
+    ids=["vicuna", "mistral of transformers 4", "qwen2", "heads of 24, biases, rope of LLaMA 3.1"],
 )
 def test_the_whole_image_and_what_is_kept_of_it(
     tmp_path: Path,

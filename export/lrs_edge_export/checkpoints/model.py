@@ -39,6 +39,7 @@ class DecoderConfig:
         deepstack: Vectors that a token brings besides its embedding: the first is added to what
             layer 0 gives, the next to what layer 1 gives, ... (Qwen3-VL). Those of text are zero.
         scaling: What changes RoPE's frequencies; None for nothing.
+        out_bias: Whether the projection of what attention gives has a bias.
     """
 
     layers: int
@@ -54,6 +55,7 @@ class DecoderConfig:
     qk_norm: bool = False
     deepstack: int = 0
     scaling: RopeScaling | None = None
+    out_bias: bool = False
 
     @property
     def position_axes(self) -> int:
@@ -146,6 +148,8 @@ def layer_shapes(config: DecoderConfig, *, scoring: bool = False) -> Shapes:
         shapes |= {f"self_attn.{part}_norm.weight": (config.head_dim,) for part in "qk"}
     if scoring:
         return shapes
+    if config.out_bias:
+        shapes["self_attn.o_proj.bias"] = (hidden,)
     return shapes | {
         "self_attn.o_proj.weight": (hidden, inner),
         "mlp.gate_proj.weight": (wide, hidden),

@@ -59,6 +59,9 @@ def decoder_config(config: Settings, *, qkv_bias: bool) -> DecoderConfig:
         theta=rope_theta(config),
         scaling=rope_scaling(config),
         qkv_bias=qkv_bias,
+        # One field for all four projections of these two classes; others have none for the last.
+        out_bias=config.text("model_type", "") in ("llama", "qwen3")
+        and config.flag("attention_bias"),
     )
 
 

@@ -162,7 +162,8 @@ class DecoderBuilder:
 
     def completed(self, x: str, mixed: str, layer: int) -> str:
         """A layer's output [1, L, D] for its input x and what its heads read."""
-        x = self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj"))
+        bias = self._config.out_bias
+        x = self.graph.node("Add", x, self._linear(mixed, layer, "self_attn.o_proj", bias=bias))
         x = self._mlp(x, layer)
         return self.graph.node("Add", x, self._added[layer]) if layer < len(self._added) else x
 
