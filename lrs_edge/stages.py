@@ -123,7 +123,13 @@ def _load(bundle: Bundle, placement: Placement, options: BackendOptions, kv_cach
     shares = kv_cache == "float" and graphs.shares_layers()
     scoring, answering = graphs.joined() if shares else (None, _llm_graph(graphs, kv_cache))
     llm = LanguageModel(
-        Decoder(answering, manifest.llm, scoring=False, axes=axes),
+        Decoder(
+            answering,
+            manifest.llm,
+            scoring=False,
+            axes=axes,
+            longest=manifest.limits.max_length,
+        ),
         prompt,
         embeddings,
         stop_ids=manifest.prompt.stop_ids,

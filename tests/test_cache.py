@@ -140,6 +140,15 @@ def test_buffers_double_where_moving_costs_more_than_memory() -> None:
     assert found == [[1, 2, 3, 4], [1, 2, 4, 4]]
 
 
+def test_buffers_never_double_beyond_the_longest_sequence() -> None:
+    cache = KVCache(new_cache("device").buffers, 3 * GROWTH)
+    sizes = []
+    for count in (2 * GROWTH, 1, GROWTH):
+        write(cache, cache.next_position + np.arange(count), np.zeros(count, np.int8))
+        sizes.append(cache.buffers.capacity // GROWTH)
+    assert sizes == [2, 3, 4]
+
+
 def test_positions_must_ascend() -> None:
     cache = new_cache()
     write(cache, np.arange(3), np.zeros(3, np.int8))

@@ -22,7 +22,8 @@ Device = Literal["cpu", "cuda"]
 DEVICES_GB = (8, 16, 24, 64)
 USABLE = 0.8
 
-#: Tokens that run through a decoder at once (`language/decoder.py`), tiles through the vision
+#: Tokens that run through a decoder at once (`language/decoder.py`; on a GPU at least, and more
+#: where there is room), tiles through the vision
 #: encoder (`vision/encoder.py`), and places by which a KV buffer grows (`language/kv_cache.py`).
 CHUNK = 256
 TILES: Mapping[Device, int] = {"cpu": 1, "cuda": 16}

@@ -35,6 +35,7 @@ class Decoder:
         spec: Shape of the stack.
         scoring: True for the RFM, whose last layer gives scores.
         axes: Positions k that a token has.
+        longest: Tokens of the longest sequence; None where that is not known.
         load_masked: Loads the flavour with an attention bias, called when that is first needed
             (only the reference policy does); None where there is none.
 
@@ -49,6 +50,7 @@ class Decoder:
         *,
         scoring: bool,
         axes: int = 1,
+        longest: int | None = None,
         load_masked: Callable[[], Graph] | None = None,
     ) -> None:
         names = [f"{part}_{i}" for i in range(spec.layers) for part in ("key", "value")]
@@ -64,6 +66,7 @@ class Decoder:
         self._load_masked = load_masked
         self._masked: Graph | None = None
         self._axes = axes
+        self._longest = longest
         self._device_chunk = DEVICE_CHUNK
         check_layers(graph, graph.name, spec, names, ("logits",), axes=axes)
 
@@ -74,7 +77,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache on the graph's device."""
-        return KVCache(self._graph.new_buffers(self._names))
+        return KVCache(self._graph.new_buffers(self._names), self._longest)
 
     @property
     def chunk(self) -> int:
@@ -228,7 +231,9 @@ class Decoder:
                 bias = attention_bias[part, : len(cache) + end - start]
             known = None if sources is None else sources[part]
             try:
-                logits = self._step(cache, embeds[part], tokens[part], known, bias)
+                logits = self._step(
+                    cache, embeds[part], tokens[part], known, bias, last=end == bounds[-1]
+                )
             except OutOfMemoryError:
                 self._device_chunk = max(min(self._device_chunk, end - start) // 2, PREFILL_CHUNK)
                 raise
@@ -241,12 +246,18 @@ class Decoder:
         tokens: Tokens,
         sources: Sources | None,
         attention_bias: NDArray[np.float32] | None,
+        *,
+        last: bool,
     ) -> NDArray[np.float32]:
+        """Run one part; only the last one's logits are of use, and need not come from a device."""
         graph = self._graph
         more: dict[str, NDArray[np.generic]] = {}
         if attention_bias is not None:
             graph = self._masked_graph()
             more["attention_bias"] = np.ascontiguousarray(attention_bias)[None, None]
+        if graph.device != "cpu" and not last:
+            pass_on(graph, cache, embeds, tokens, "logits", more, sources)
+            return np.zeros(0, np.float32)
         (logits,) = run_layers(graph, graph.name, cache, embeds, tokens, ("logits",), more, sources)
         wanted = (self.spec.heads, len(cache)) if self._scoring else (1, self.spec.vocabulary)
         if logits.shape != wanted:
@@ -375,16 +386,19 @@ def pass_on(
     embeds: Embeds | Tensor,
     tokens: Tokens,
     output: str,
+    more: Mapping[str, NDArray[np.generic]] | None = None,
+    sources: Sources | None = None,
 ) -> Tensor:
-    """Run new tokens as `run_layers` does, for another graph: the output stays on the device.
+    """Run new tokens as `run_layers` does; the output stays on the device, for another graph.
 
     It is not looked at: what is not finite in it stays so to the last graph's logits.
 
     Returns:
-        float32 [1, L, D].
+        float32 [1, L, D], where the output is hidden states.
     """
-    (states,) = graph.run_on_device(_feeds(graph, cache, embeds, tokens), [output], cache.buffers)
-    cache.append(tokens)
+    feeds = _feeds(graph, cache, embeds, tokens) | dict(more or {})
+    (states,) = graph.run_on_device(feeds, [output], cache.buffers)
+    cache.append(tokens, sources)
     return states
 
 

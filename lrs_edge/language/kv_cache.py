@@ -96,10 +96,13 @@ class KVCache:
 
     Args:
         buffers: They may have any content.
+        most: Tokens of the longest sequence, where that is known: no room is made for more before
+            it is needed.
     """
 
-    def __init__(self, buffers: KVBuffers) -> None:
+    def __init__(self, buffers: KVBuffers, most: int | None = None) -> None:
         self.buffers = buffers
+        self._most = most
         # Longer than the cache: decoding appends a token at a time.
         self._labels: Tokens = np.empty(0, TOKEN)
         self._sources: Sources = np.empty(0, np.uint64)
@@ -161,7 +164,8 @@ class KVCache:
         needed = len(self) + count
         if needed > self.buffers.capacity:
             if self.buffers.doubling:
-                needed = max(needed, 2 * self.buffers.capacity)
+                doubled = 2 * self.buffers.capacity
+                needed = max(needed, doubled if self._most is None else min(doubled, self._most))
             capacity = -(-needed // GROWTH) * GROWTH
             self._move(np.arange(len(self), dtype=np.int64), capacity)
 
@@ -250,7 +254,7 @@ class KVCache:
         if not 0 <= length <= len(self):
             raise ValueError(f"cannot copy {length} of {len(self)} cached tokens")
         capacity = max(-(-length // GROWTH), 1) * GROWTH
-        copied = KVCache(self.buffers.copy(length, capacity))
+        copied = KVCache(self.buffers.copy(length, capacity), self._most)
         copied.append(self._labels[:length], self._sources[:length])
         copied._runs = [run for run in self._runs if run[0] < length]
         return copied
