@@ -18,8 +18,9 @@ from lrs_edge.bundle.manifest import DecoderSpec, SegmentSpec
 from lrs_edge.engines.base import Graph, Tensor
 from lrs_edge.engines.rows import Embeds
 from lrs_edge.errors import BundleError
-from lrs_edge.language.decoder import PREFILL_CHUNK, check_layers, pass_on, run_layers
+from lrs_edge.language.decoder import PREFILL_CHUNK
 from lrs_edge.language.kv_cache import KVCache, Tokens
+from lrs_edge.language.layers import check_layers, pass_on, run_layers
 
 _STATES = "hidden_states"
 
