@@ -14,10 +14,13 @@ from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.metered import Meter
 from lrs_edge.engines.placement import GraphLoader, placements
+from lrs_edge.engines.rows import Embeds, Rows
 from lrs_edge.engines.runtime import ort
 from lrs_edge.language.decoder import Decoder
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
+from lrs_edge.pyramid.levels import TileIndex, build_pyramid
 from lrs_edge.vision.encoder import VisionEncoder
+from lrs_edge.vision.on_device import DeviceTiles
 
 #: Of an answer's timings.
 PARTS = ("read", "encode", "score", "prefill", "decode")
@@ -129,19 +132,23 @@ class Runtime:
         manifest, options = opened.manifest, BackendOptions(device)
         (placed,) = placements(opened, options)
         graphs = GraphLoader(opened, placed, options, Meter())
-        self._manifest = manifest
+        self._manifest, self._on_host = manifest, device == "cpu"
         vision = graphs.stage("vision")
-        self._vision = VisionEncoder(vision, manifest.vision, manifest.llm.width, None)
+        around = DeviceTiles(vision, manifest.vision, None, half=True) if device != "cpu" else None
+        self._vision = VisionEncoder(vision, manifest.vision, manifest.llm.width, None, around)
         axes = manifest.prompt.position_axes
         self._llm = Decoder(graphs.stage("llm"), manifest.llm, scoring=False, axes=axes)
         assert manifest.rfm is not None
         self._rfm = Decoder(graphs.stage("rfm"), manifest.rfm, scoring=True, axes=axes)
 
     def encode(self, tiles: int) -> Callable[[], object]:
-        """Encodes so many tiles."""
+        """Encodes so many tiles; their tokens stay where they are."""
         side = self._manifest.vision.tile
         drawn = np.random.default_rng(0).standard_normal((tiles, 3, side, side), np.float32)
-        return lambda: self._vision.encode(list(drawn))
+        ready = [tile.astype(np.float32 if self._on_host else np.float16) for tile in drawn]
+        level = build_pyramid(side, side * tiles, tile=side, base_side=side * tiles).levels[0]
+        places = [(level, TileIndex(0, number)) for number in range(tiles)]
+        return lambda: list(self._vision.features(ready, "local", places))
 
     def prefill(self, new: int) -> Callable[[], object]:
         """The language model over so many new tokens after none."""
@@ -162,9 +169,11 @@ class Runtime:
         cache = decoder.new_cache()
         if past:
             decoder.forward(cache, drawn[:past], labels[:past])
+        # As tokens of tiles are, or a text's after its first use: where the graph runs.
+        embeds: Embeds = drawn[past:] if new == 1 else Rows.of(drawn[past:])
 
         def run() -> None:
             cache.truncate(past)
-            decoder.forward(cache, drawn[past:], labels[past:])
+            decoder.forward(cache, embeds, labels[past:])
 
         return run
