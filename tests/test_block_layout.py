@@ -127,6 +127,15 @@ def test_an_odd_number_of_outputs_and_a_block_that_is_not_whole() -> None:
     assert np.array_equal(points[:, :3].astype(int) - 8, made.zeros)
 
 
+def test_only_blocks_have_two_layouts(tmp_path: Path) -> None:
+    weight = np.ones((4, 64), np.float32)
+    for precision in ("fp32", "int8-dynamic", *WEIGHT_ONLY):
+        with WeightFile(tmp_path / "w.data", Plan(precision)) as weights:
+            first, second = (weights.matrix("w", lambda: weight, n_bits=x) for x in (True, False))
+        assert (first is second) == (precision not in WEIGHT_ONLY)
+        assert not second.n_bits
+
+
 @pytest.mark.parametrize("precision", WEIGHT_ONLY)
 def test_a_language_model_computes_what_it_did(
     model: Model, tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch

@@ -148,7 +148,10 @@ class WeightFile:
         Raises:
             ExportError: The weight does not fit into float16.
         """
-        key = f"{name}.weight", self.plan.of(name), n_bits
+        precision = self.plan.of(name)
+        # Of all others there is one layout only.
+        n_bits = n_bits and precision in ("int8-weight", "int4-weight")
+        key = f"{name}.weight", precision, n_bits
         if key not in self._written:
             source = load if isinstance(load, RowSource) else Whole(load())
             self._written[key] = self._matrix(name, source, n_bits=n_bits)
