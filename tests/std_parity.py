@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from lrs_edge.engines.runtime import ort
 
@@ -26,7 +27,9 @@ class _Session:
         options.log_severity_level = 3
         # Blocks of integers are multiplied in float32, with and without zero points.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        self._session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(
+            str(_in_floats(path)), options, ["CPUExecutionProvider"]
+        )
         self.inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
         self._buffers = {
@@ -100,6 +103,21 @@ def _bias(session: _Session, count: int, total: int) -> np.ndarray:
     own = np.arange(total - count, total)[:, None]
     seen = (places <= own) & ((places != 7) | (own == 7))
     return np.where(seen, 0, np.finfo(np.float32).min).astype(np.float32)[None, None]
+
+
+def _in_floats(path: Path) -> Path:
+    """The graph with weights in blocks multiplied in float32, not by activations of 8 bits."""
+    model = onnx.load(str(path), load_external_data=False)
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    if not nodes:
+        return path
+    for node in nodes:
+        for item in node.attribute:
+            if item.name == "accuracy_level":
+                item.i = 1
+    other = path.with_name(f"floats_{path.name}")
+    onnx.save(model, str(other))
+    return other
 
 
 def unlinked(path: Path) -> Path:

@@ -146,7 +146,12 @@ class EditableGraph:
             LrsEdgeError: The file of weights cannot be read.
         """
         if name in self._made:
-            return self._made[name].make()
+            made = self._made[name]
+            return (
+                unpacked(made.make(), made.shape)
+                if made.element == TensorProto.INT4
+                else made.make()
+            )
         tensor = self._tensors[name]
         if tensor.data_location != TensorProto.EXTERNAL:
             return numpy_helper.to_array(tensor)

@@ -23,6 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from lrs_edge.building.blocks import with_separate_products
 from lrs_edge.building.editable import EditableGraph, attribute
 from lrs_edge.errors import BundleError
 
@@ -46,6 +47,7 @@ def with_explicit_weights(graph: EditableGraph) -> None:
     Raises:
         BundleError: A product is written in a way that this does not know.
     """
+    with_separate_products(graph)
     products = dict(_integer_products(graph))
 
     def rewritten(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
