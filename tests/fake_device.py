@@ -20,6 +20,8 @@ from lrs_edge.engines.onnx import OnnxGraph
 
 DEVICE = "fake"
 
+_LOAD = OnnxGraph.load.__func__  # type: ignore[attr-defined]
+
 
 @dataclass
 class Copies:
@@ -147,13 +149,17 @@ class FakeGraph:
 
 
 @contextmanager
-def fake_device() -> Iterator[Copies]:
-    """Graphs loaded meanwhile run on the device; yields what crosses."""
-    copies = Copies()
-    load = OnnxGraph.load.__func__  # type: ignore[attr-defined]
+def fake_device(on_host: Sequence[str] = ()) -> Iterator[Copies]:
+    """Graphs loaded meanwhile run on the device; yields what crosses.
 
-    def fake(cls: type[OnnxGraph], *arguments: Any) -> FakeGraph:
-        return FakeGraph(load(cls, *arguments), copies)
+    Args:
+        on_host: How names of graphs begin that run on the host all the same.
+    """
+    copies = Copies()
+
+    def fake(cls: type[OnnxGraph], *arguments: Any) -> Graph:
+        graph: OnnxGraph = _LOAD(cls, *arguments)
+        return graph if graph.name.startswith(tuple(on_host)) else FakeGraph(graph, copies)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnnxGraph, "load", classmethod(fake))

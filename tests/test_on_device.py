@@ -79,6 +79,28 @@ def test_answers_are_those_of_the_host(
                 alike(found.ask(question, **options), wanted.ask(question, **options))
 
 
+@pytest.mark.parametrize("on_host", [("vision",), ("rfm", "llm"), ("llm",)])
+def test_stages_may_be_on_either_side(
+    golden_bundles: dict[str, Path], picture: Path, on_host: tuple[str, ...]
+) -> None:
+    if "llama" not in golden_bundles:
+        pytest.skip("only a part of the golden data is here")
+    answers = []
+    for hosts in (("",), on_host):
+        with (
+            fake_device(hosts) as copies,
+            lrs_edge.load(golden_bundles["llama"], provider="cpu", threads=1) as engine,
+            engine.open(picture) as scene,
+        ):
+            answers += [scene.ask(question, max_tokens=4) for question in (QUESTION, "What?")]
+    for found, wanted in zip(answers[2:], answers[:2], strict=True):
+        alike(found, wanted)
+    # What is on the device gives its tokens, and what it scores, to the host.
+    came = {name for name, _ in copies.down}
+    assert ("tokens" in came) is ("vision" not in on_host)
+    assert ("logits" in came) is ("rfm" not in on_host)
+
+
 def test_only_logits_come_down(engines: tuple[Engine, Engine, Copies], picture: Path) -> None:
     _, device, copies = engines
     with device.open(picture) as scene:
