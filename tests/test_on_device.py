@@ -12,8 +12,9 @@ from PIL import Image
 import lrs_edge
 from lrs_edge import Answer, Engine, Scene
 from lrs_edge.bundle.bundle import default_bundle_path
-from lrs_edge.engines.base import BackendOptions
-from lrs_edge.engines.onnx import OnnxGraph
+from lrs_edge.engines import onnx
+from lrs_edge.engines.base import BackendOptions, Tensor
+from lrs_edge.engines.onnx import OnnxGraph, OrtTensor
 from lrs_edge.errors import OutOfMemoryError
 from lrs_edge.language.kv_cache import TokenKind, make_tokens
 from lrs_edge.pyramid.levels import TileIndex, build_pyramid
@@ -99,6 +100,40 @@ def test_stages_may_be_on_either_side(
     came = {name for name, _ in copies.down}
     assert ("tokens" in came) is ("vision" not in on_host)
     assert ("logits" in came) is ("rfm" not in on_host)
+
+
+def test_onnxruntime_s_own_tensors_answer_alike(
+    golden_bundles: dict[str, Path], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does on a GPU, in the CPU's memory: outputs are kept, rows gathered there."""
+    if "qwen" not in golden_bundles:
+        pytest.skip("only a part of the golden data is here")
+
+    def answers() -> list[Answer]:
+        with (
+            lrs_edge.load(golden_bundles["qwen"], provider="cpu", threads=1) as engine,
+            engine.open(picture) as scene,
+        ):
+            return [scene.ask(question, max_tokens=4) for question in (QUESTION, "What?", QUESTION)]
+
+    wanted = answers()
+    kept: list[int] = []
+
+    def run(self: OnnxGraph, *arguments: Any) -> list[Tensor]:
+        kept.append(1)
+        return self._run_kept(*arguments, *[None] * (3 - len(arguments)))
+
+    def upload(self: OnnxGraph, array: np.ndarray) -> OrtTensor:
+        assert self.device == DEVICE
+        return OrtTensor(onnx.ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+
+    monkeypatch.setattr(OrtTensor, "device", DEVICE)
+    monkeypatch.setattr(OnnxGraph, "device", DEVICE)
+    monkeypatch.setattr(OnnxGraph, "run_on_device", run)
+    monkeypatch.setattr(OnnxGraph, "upload", upload)
+    for found, one in zip(answers(), wanted, strict=True):
+        alike(found, one)
+    assert len(kept) > 10
 
 
 def test_only_logits_come_down(engines: tuple[Engine, Engine, Copies], picture: Path) -> None:
