@@ -20,7 +20,7 @@ from lrs_edge.engines.onnx import OnnxGraph
 
 DEVICE = "fake"
 
-_LOAD = OnnxGraph.load.__func__  # type: ignore[attr-defined]
+REAL_LOAD = OnnxGraph.load.__func__  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -158,7 +158,7 @@ def fake_device(on_host: Sequence[str] = ()) -> Iterator[Copies]:
     copies = Copies()
 
     def fake(cls: type[OnnxGraph], *arguments: Any) -> Graph:
-        graph: OnnxGraph = _LOAD(cls, *arguments)
+        graph: OnnxGraph = REAL_LOAD(cls, *arguments)
         return graph if graph.name.startswith(tuple(on_host)) else FakeGraph(graph, copies)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -29,7 +29,7 @@ from lrs_edge.evaluation.flops import graph_costs
 from lrs_edge.language.kv_cache import KVCache
 from lrs_edge.language.sampling import Sampler
 from lrs_edge.language.sequence import TokenSequence, concatenate
-from lrs_edge.pyramid.levels import TileIndex, TokenGrid
+from lrs_edge.pyramid.levels import TileIndex, TokenGrid, build_pyramid
 from lrs_edge.stages import Stages
 
 #: Work of graphs by their path in the bundle, as a meter has it.
@@ -61,14 +61,18 @@ class EngineBench:
         vision = self._stages.vision
         spec = vision.spec
         batch = min(vision.batch_size, tiles)
-        pixels = self._random(batch * 3 * spec.tile, spec.tile)
-        ready = list(pixels.reshape(batch, 3, spec.tile, spec.tile))
+        shape = spec.tile, spec.tile, 3
+        ready = [vision.ready(self._rng.random(shape, np.float32)) for _ in range(batch)]
+        level = build_pyramid(
+            spec.tile, spec.tile * batch, tile=spec.tile, base_side=spec.tile * batch
+        ).levels[0]
+        places = [(level, TileIndex(0, number)) for number in range(batch)]
         counts = [batch] * (tiles // batch) + [tiles % batch] * (tiles % batch > 0)
 
         def encode_all() -> None:
             for count in counts:
-                for tokens in vision.encode(ready[:count]):
-                    vision.pool(tokens)
+                for _ in vision.features(ready[:count], "local", places[:count]):
+                    pass
 
         before: Counts = {}
 
