@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.commands.main import run
 from lrs_edge.errors import ExportError
+from lrs_edge_export.bundle.options import ExportOptions, Precisions
+from lrs_edge_export.bundle.writer import export_bundle
 from lrs_edge_export.checkpoints.checkpoint import find_checkpoint
 from lrs_edge_export.families.registry import read_model
 from tests import transformers_parity as parity
@@ -142,6 +144,42 @@ def test_pixels_beyond_the_last_patch(tmp_path: Path) -> None:
     parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels_of(folder, image)))
 
 
+@pytest.mark.parametrize(
+    ("layers", "tower"),
+    [
+        ([-1, 0, -3], {}),
+        ([-3, -2], {"model_type": "siglip_vision_model", "vision_use_head": False}),
+    ],
+    ids=["clip", "siglip"],
+)
+def test_several_hidden_states_side_by_side(
+    tmp_path: Path, image: Path, layers: list[int], tower: dict[str, Any]
+) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    image_id = parity.llama_tokenizer(folder).token_to_id("<image>")
+    config = transformers.LlavaConfig(
+        vision_config=VISION | tower,
+        text_config=TEXT,
+        image_token_index=image_id,
+        vision_feature_layer=layers,
+        vision_feature_select_strategy="full" if tower else "default",
+    )
+    model = parity.seeded(transformers.LlavaForConditionalGeneration, config)
+    parity.saved(model, folder)
+    size = {"height": TILE, "width": TILE}
+    parity.image_processor("Clip", folder, size={"shortest_edge": TILE}, crop_size=size)
+    # With export's own check, int8 as well: it runs the tower layer by layer.
+    for precision in ("int8", "fp32"):
+        options = ExportOptions(precisions=Precisions.all(precision), force=True)
+        export_bundle(str(folder), tmp_path / "bundle", options)
+    found = parity.asked(tmp_path / "bundle", image, max_tiles=0)
+    ids = parity.prompt_ids(folder, f"USER: <image>\n{QUESTION} ASSISTANT:", TOKENS)
+    parity.assert_same(found, parity.generated(model, ids, pixel_values=pixels_of(folder, image)))
+    with pytest.raises(ExportError, match="--vision-attention"):
+        parity.exported(folder, tmp_path / "other", vision_attention=True)
+
+
 def test_a_folder_with_nothing_beside_the_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +298,7 @@ def test_tiles_are_further_images_and_pruning_keeps_what_it_keeps(tmp_path: Path
     [
         ({"vision_feature_select_strategy": "full"}, ("select_strategy", "default")),
         ({"vision_config": VISION | {"patch_size": 28}}, ("patch_embedding",)),
-        ({"vision_feature_layer": [-2, -3]}, ("vision_feature_layer",)),
+        ({"vision_feature_layer": [-2, -9]}, ("vision_feature_layer", "-4..3")),
         ({"projector_hidden_act": "tanh"}, ("projector_hidden_act",)),
         ({"multimodal_projector_bias": False}, ("projector", "0.bias")),
         ({"text_config": {"model_type": "gemma"}}, ("text_config.model_type", "llama")),

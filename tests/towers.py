@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def qwen2_5() -> TransformerTower:
 
 TOWERS: dict[str, Callable[[], TransformerTower]] = {
     "clip": clip,
+    "clip, several hidden states": lambda: replace(clip(), states=(3, 0, 2)),
     "siglip": siglip,
     "siglip, a hidden state": lambda: siglip(final=False),
     "a tower of erf": lambda: siglip("gelu"),
@@ -87,6 +89,7 @@ def stage_of(name: str) -> VisionStage:
         for number in range(1 + len(getattr(tower, "taps", ())))
     ]
     first, *deep = projectors
-    found = VisionStage(tower, first, WIDTH, 32, PATCH * GRID, 1, ONES, ONES, deepstack=tuple(deep))
+    width, side = tower.width, PATCH * GRID
+    found = VisionStage(tower, first, width, 32, side, 1, ONES, ONES, deepstack=tuple(deep))
     found.check()
     return found

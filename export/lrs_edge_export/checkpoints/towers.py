@@ -7,9 +7,10 @@ checkpoints have others gives them a view that renames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.tensors import Array, Scoped, Shapes
 
 
@@ -27,6 +28,8 @@ class TransformerTower:
         grid: Whole patches along a tile's side; pixels beyond them are not looked at.
         eps: Of the norms.
         activation: `quick_gelu`, `gelu` (erf) or `gelu_tanh`.
+        states: Hidden states that lie side by side in the features, in this order, 0 for what
+            enters the first layer; empty for the last that is run alone.
     """
 
     tensors: Scoped
@@ -38,6 +41,7 @@ class TransformerTower:
     grid: int
     eps: float
     activation: str
+    states: tuple[int, ...] = field(default=(), kw_only=True)
 
     #: A learned vector stands before the patches; no token is made of it.
     class_token: ClassVar[bool] = False
@@ -70,6 +74,16 @@ class TransformerTower:
     attention_eps: ClassVar[float] = 1e-6
     #: What attention and MLP give is multiplied by `layer_scale1` and `layer_scale2`.
     layer_scale: ClassVar[bool] = False
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return self.hidden * max(1, len(self.states))
+
+    @property
+    def kept_states(self) -> tuple[int, ...]:
+        """Those of `states` that come before the last one, ascending, each once."""
+        return tuple(sorted({state for state in self.states if state < self.layers}))
 
     @property
     def places(self) -> int:
@@ -184,6 +198,8 @@ class ClipTower(TransformerTower):
 
     def check_next_layer(self) -> None:
         """Check what the attention of the layer after the last needs. Raises ExportError."""
+        if self.states:
+            raise ExportError("--vision-attention takes a tower of whose hidden states one is used")
         prefix = f"encoder.layers.{self.layers}"
         shapes = affine(f"{prefix}.layer_norm1", (self.hidden,))
         for part in ("q_proj", "k_proj"):

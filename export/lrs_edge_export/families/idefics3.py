@@ -98,6 +98,7 @@ def _vision(
     checkpoint: Checkpoint, weights: Scoped, processor: Settings, hidden: int
 ) -> VisionStage:
     config, settings = checkpoint.config, _tower_settings(checkpoint)
+    require_values(config, {"vision_feature_layer": (-1,)})
     tower = siglip_tower(settings, Scoped(weights, "vision."), config, "vision_feature_layer", -1)
     return VisionStage(
         tower=replace(tower, final_norm=True, rounded=True),

@@ -246,7 +246,7 @@ def tower_stage(
     return VisionStage(
         tower=tower,
         projector=projector(config, weights),
-        width=tower.hidden,
+        width=tower.width,
         hidden=hidden,
         tile=settings.integer("image_size", 1, MAX_TILE, default=224),
         local_pool=1,

@@ -125,7 +125,7 @@ def _llava(config: Settings, name: str) -> ModelSize:
     """Transformers' LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision."""
     onevision = "Onevision" in config.values["architectures"][0]
     tower = read_tower(_part(config, "vision_config"))
-    selected = config.integer("vision_feature_layer", -99, 99, default=-1 if onevision else -2)
+    selected = config.integers("vision_feature_layer") or (-1 if onevision else -2,)
     text = _part(config, "text_config", "qwen2" if onevision else "llama")
     vision = _projected(tower, selected, pool=2 if onevision else 1)
     return _model(config, text, vision, name)
@@ -137,7 +137,7 @@ def _original_llava(config: Settings, name: str) -> ModelSize:
     if named not in NAMED:
         raise config.wrong("mm_vision_tower", f"must be one of {', '.join(NAMED)} to be reckoned")
     tower = read_tower(Settings(NAMED[named], config.path))
-    selected = config.integer("mm_vision_select_layer", -99, 99, default=-2)
+    selected = (config.integer("mm_vision_select_layer", -99, 99, default=-2),)
     authors = config.text("mm_projector_type", "") == _WITH_RFM
     # OneVision's tower: its odd grid is pooled.
     pool = 2 if authors or tower.kind == "siglip_vision_model" else 1
@@ -145,10 +145,13 @@ def _original_llava(config: Settings, name: str) -> ModelSize:
     return _model(config, config, vision, name)
 
 
-def _projected(tower: Tower, selected: int, *, pool: int) -> Callable[[int], VisionSize]:
-    """The part of a tower up to a hidden state, and LLaVA's projector."""
-    run = selected if selected >= 0 else tower.layers + 1 + selected
-    return lambda out: mlp(tower, out, run=max(1, min(run, tower.layers)), pool=pool)
+def _projected(
+    tower: Tower, selected: tuple[int, ...], *, pool: int
+) -> Callable[[int], VisionSize]:
+    """The part of a tower up to the last of some hidden states, and LLaVA's projector of them."""
+    run = max(state if state >= 0 else tower.layers + 1 + state for state in selected)
+    run = max(1, min(run, tower.layers))
+    return lambda out: mlp(tower, out, run=run, pool=pool, states=len(selected))
 
 
 def _idefics3(config: Settings, name: str) -> ModelSize:

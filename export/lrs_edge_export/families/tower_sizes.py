@@ -166,7 +166,7 @@ def _side(config: Settings, key: str, default: int) -> int:
     return config.integer(key, 1, MAX_TILE, default=default)
 
 
-def mlp(tower: Tower, out: int, *, run: int, pool: int) -> VisionSize:
+def mlp(tower: Tower, out: int, *, run: int, pool: int, states: int = 1) -> VisionSize:
     """LLaVA's projector: two layers with biases.
 
     Args:
@@ -174,8 +174,10 @@ def mlp(tower: Tower, out: int, *, run: int, pool: int) -> VisionSize:
         out: Width of a token.
         run: Layers of the tower that are run.
         pool: Tokens along a side that become one in a local tile.
+        states: Hidden states that lie side by side in what it takes.
     """
-    found = _encoder(tower, run, tower.hidden * out + out * out, 2 * out, tower.patches)
+    wide = states * tower.hidden
+    found = _encoder(tower, run, wide * out + out * out, 2 * out, tower.patches)
     return replace(found, local=(-(-tower.side // (tower.patch * pool))) ** 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Settings
@@ -20,6 +20,9 @@ SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 #: Kinds of towers by their `model_type`.
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+
+#: The field that may list several hidden states.
+SEVERAL = "vision_feature_layer"
 
 #: Filters of an image processor, and Pillow's numbers for them.
 Filter = Literal["bilinear", "bicubic", "lanczos"]
@@ -75,7 +78,7 @@ def clip_tower(
     grid = whole // sizes.patch
     return ClipTower(
         tensors=tensors,
-        layers=_layers(sizes.layers, config, select, layer),
+        **_run(sizes.layers, config, select, layer),
         hidden=sizes.hidden,
         heads=sizes.heads,
         intermediate=sizes.intermediate,
@@ -114,7 +117,7 @@ def siglip_tower(
     sizes = _sizes(settings, eps=1e-6, patch=16, activation="gelu_pytorch_tanh")
     return SiglipTower(
         tensors=tensors,
-        layers=_layers(sizes.layers, config, select, layer),
+        **_run(sizes.layers, config, select, layer),
         hidden=sizes.hidden,
         heads=sizes.heads,
         intermediate=sizes.intermediate,
@@ -150,12 +153,35 @@ def _sizes(settings: Settings, *, eps: float, patch: int, activation: str) -> _S
     )
 
 
-def _layers(count: int, config: Settings, select: str, layer: int | None) -> int:
-    """Layers that are run up to the selected hidden state. Raises ExportError."""
-    if isinstance(config.values.get(select), list):
-        raise config.wrong(select, "must be one layer: several at once are not implemented")
-    chosen = config.integer(select, -count - 1, count, default=layer)
-    # hidden_states holds one entry more than there are layers: the embeddings come first.
+def _run(count: int, config: Settings, select: str, layer: int | None) -> dict[str, Any]:
+    """Layers that are run up to the selected hidden state, or up to the last of several.
+
+    Args:
+        count: Layers that there are.
+        config: Of the checkpoint.
+        select: Name of the field that selects.
+        layer: What it is where the field is absent; None where it may not be.
+
+    Returns:
+        `layers` and `states` of a tower.
+
+    Raises:
+        ExportError: There is no such state.
+    """
+    given = config.values.get(select)
+    # LLaVA's own code, whose field has another name, knows one.
+    if not isinstance(given, list) or select != SEVERAL:
+        chosen = config.integer(select, -count - 1, count, default=layer)
+        return {"layers": _state(chosen, count), "states": ()}
+    listed = config.integers(select)
+    if not listed or not all(-count - 1 <= chosen <= count for chosen in listed):
+        raise config.wrong(select, f"must list hidden states of {-count - 1}..{count}")
+    states = tuple(_state(chosen, count) for chosen in listed)
+    return {"layers": max(states), "states": states}
+
+
+def _state(chosen: int, count: int) -> int:
+    """A hidden state's number: there is one more than layers, for the embeddings come first."""
     return chosen if chosen >= 0 else count + 1 + chosen
 
 

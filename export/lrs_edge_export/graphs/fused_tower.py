@@ -25,16 +25,19 @@ class FusedTransformer(Transformer):
     """CLIP's, SigLIP's and InternViT's towers; see `Transformer`."""
 
     def features(self, pixels: str) -> str:
-        """Features [N, grid * grid, hidden]."""
+        """Features [N, grid * grid, width]."""
         x, tower = self._embedded(pixels), self._tower
         if tower.first_norm:
             x = self._norm(x, tower.first_norm)
-        normed = self._norm(x, "encoder.layers.0.layer_norm1")
+        normed, states = self._norm(x, "encoder.layers.0.layer_norm1"), [x]
         for layer in range(tower.layers):
             last = layer == tower.layers - 1
             after = tower.last_norm if last else f"encoder.layers.{layer + 1}.layer_norm1"
             x, normed = self._fused_layer(x, normed, f"encoder.layers.{layer}", after)
+            states.append(x)
         x = normed or x
+        if tower.states:
+            x = self._graph.node("Concat", *(states[state] for state in tower.states), axis=-1)
         return self._patches(x) if tower.class_token else x
 
     def _embedded(self, pixels: str) -> str:

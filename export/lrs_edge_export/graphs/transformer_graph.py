@@ -21,15 +21,19 @@ class Transformer:
         self._states = ""
 
     def features(self, pixels: str) -> str:
-        """Features [N, grid * grid, hidden]."""
+        """Features [N, grid * grid, width]."""
         x, tower = self._embedded(pixels), self._tower
         if tower.first_norm:
             x = self._norm(x, tower.first_norm)
+        states = [x]
         for layer in range(tower.layers):
             x = self._layer(x, f"encoder.layers.{layer}")
+            states.append(x)
         self._states = x
         if tower.last_norm:
             x = self._norm(x, tower.last_norm)
+        if tower.states:
+            x = self._graph.node("Concat", *(states[state] for state in tower.states), axis=-1)
         return self._patches(x) if tower.class_token else x
 
     def last_attention(self) -> tuple[str, str]:

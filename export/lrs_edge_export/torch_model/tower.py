@@ -34,9 +34,15 @@ def tower_embeddings(tower: TransformerTower, pixels: Tensor) -> Tensor:
 def tower_layer(
     tower: TransformerTower, layer: int, x: Tensor, observe: Observer | None = None
 ) -> Tensor:
-    """Output [N, places, W] of one encoder layer for x of the same shape."""
+    """Output [N, places, W] of one encoder layer for x of the same shape.
+
+    Hidden states that features need later stand behind it.
+    """
     if isinstance(tower, QwenTower):
         return qwen_tower.layer(tower, layer, x, observe)
+    x, kept = x[..., : tower.hidden], x[..., tower.hidden :]
+    if layer in tower.kept_states:
+        kept = torch.cat((kept, x), dim=-1)
     tensors, name = tower.tensors, f"encoder.layers.{layer}"
     normed = _norm(tower, f"{name}.layer_norm1", x)
     query, key, value = (
@@ -50,7 +56,8 @@ def tower_layer(
     x = x + _scaled(tower, f"{name}.layer_scale1", mixed)
     wide = linear(tensors, f"{name}.mlp.fc1", _norm(tower, f"{name}.layer_norm2", x), observe)
     narrow = linear(tensors, f"{name}.mlp.fc2", activation(tower.activation, wide), observe)
-    return x + _scaled(tower, f"{name}.layer_scale2", narrow)
+    x = x + _scaled(tower, f"{name}.layer_scale2", narrow)
+    return torch.cat((x, kept), dim=-1)
 
 
 def _projected(tower: TransformerTower, name: str, x: Tensor, observe: Observer | None) -> Tensor:
@@ -70,7 +77,12 @@ def tower_features(tower: TransformerTower, x: Tensor) -> Tensor:
     """Features [N, T, W] in the last layer's output: all but the class token's."""
     if isinstance(tower, QwenTower):
         return qwen_tower.features(tower, x)
-    if tower.last_norm:
+    if tower.states:
+        parts = dict(
+            zip((tower.layers, *tower.kept_states), x.split(tower.hidden, -1), strict=True)
+        )
+        x = torch.cat([parts[state] for state in tower.states], dim=-1)
+    elif tower.last_norm:
         x = _norm(tower, tower.last_norm, x)
     return x[:, 1:] if tower.class_token else x
 
