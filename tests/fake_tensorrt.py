@@ -195,6 +195,7 @@ class FakeTensorRT:
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda = cuda
         self.on_host: set[str] = set()
+        self.built = 0
         self.runs: list[dict[str, tuple[int, ...]]] = []
 
     def nptype(self, kind: Any) -> Any:
@@ -206,7 +207,7 @@ class FakeTensorRT:
         )
 
     def Builder(self, logger: Any) -> Any:
-        return Builder(logger)
+        return Builder(self, logger)
 
     def OnnxParser(self, network: Any, _logger: Any) -> Any:
         return Parser(network)
@@ -237,8 +238,8 @@ class Parser:
 
 
 class Builder:
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
+    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
 
     def create_network(self, flags: int) -> Any:
         assert flags == 2
@@ -261,6 +262,7 @@ class Builder:
         )
 
     def build_serialized_network(self, network: Any, config: Any) -> Any:
+        self._trt.built += 1
         config.progress_monitor.phase_start("Building engine", None, 1)
         config.progress_monitor.step_complete("Building engine", 0)
         config.progress_monitor.phase_finish("Building engine")

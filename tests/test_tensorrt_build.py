@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,8 +17,11 @@ from lrs_edge.engines.gather_model import gather_model
 from lrs_edge.engines.one_node_model import one_node_model
 from lrs_edge.engines.tensorrt.building import BuildOptions, build_engine
 from lrs_edge.engines.tensorrt.library import Library, find_library
+from lrs_edge.engines.tensorrt.small import profile_of
 from lrs_edge.engines.tensorrt.targets import Target, rtx_capabilities
 from lrs_edge.errors import BackendError
+from lrs_edge.vision.on_device import DeviceTiles
+from lrs_edge.vision.positions import ImagePositions
 
 SM86 = BuildOptions(Target("sm_86", "", "", ""), 64 << 20)
 PLACES = {"x": ((1, 2, 8, 4),) * 3, "indices": ((8,),) * 3}
@@ -181,3 +186,36 @@ def test_an_engine_that_is_moved_about_stays_in_one_piece(rtx: Library, tmp_path
     path.write_bytes(gather_model("float16"))
     engine = build_engine(rtx, path, PLACES, SM86)
     assert np.frombuffer(engine, np.uint8).any()
+
+
+@pytest.mark.parametrize(("pool", "pooling"), [(1, "mean"), (2, "mean"), (3, "bilinear")])
+def test_small_graphs_around_the_tower_build(
+    rtx: Library, pool: int, pooling: str, tmp_path: Path
+) -> None:
+    bundle = open_bundle(default_bundle_path(), verify=False)
+    spec = msgspec.structs.replace(
+        bundle.manifest.vision, local_pool=pool, pooling=pooling, grid=12 if pool != 3 else 13
+    )
+    models: list[bytes] = []
+    small = SimpleNamespace(device="gpu")
+    graph = SimpleNamespace(
+        beside=lambda model: models.append(model) or small, upload=lambda array: array
+    )
+    tables = np.zeros((16, 576), np.float32)
+    DeviceTiles(graph, spec, ImagePositions(tables, tables), half=True)
+    short = spec.per_tile
+    tokens = {"tokens": (16, spec.grid**2, 576), "number": (1,)}
+    for name in ("row", "col"):
+        tokens[f"{name}_table"] = tables.shape
+        tokens |= {
+            f"{name}_below": (short,),
+            f"{name}_above": (short,),
+            f"{name}_share": (short, 1),
+        }
+    widened, _, local = models
+    for number, (model, shapes) in enumerate(
+        ((widened, {"x": (16, 3, 384, 384)}), (local, tokens))
+    ):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(model)
+        assert build_engine(rtx, path, profile_of(shapes), SM86).nbytes > 1000

@@ -11,7 +11,7 @@ import pytest
 import lrs_edge
 from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
 from lrs_edge.bundle.manifest import Flavour
-from lrs_edge.engines.base import BackendOptions
+from lrs_edge.engines.base import BackendOptions, HostTensor
 from lrs_edge.engines.onnx import OnnxGraph
 from lrs_edge.engines.tensorrt.building import OnProgress
 from lrs_edge.engines.tensorrt.device import open_device
@@ -24,6 +24,7 @@ from lrs_edge.engines.tensorrt.targets import choose_target
 from lrs_edge.errors import BackendError, OutOfMemoryError
 from lrs_edge.language.decoder import Decoder
 from lrs_edge.language.kv_cache import KVCache, TokenKind, make_tokens
+from lrs_edge.vision.on_device import DeviceTiles
 from tests.fake_tensorrt import FakeCuda, FakeTensorRT, put_in_place
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -270,6 +271,32 @@ def test_rows_are_gathered_on_the_gpu(bundle: Bundle, trt: FakeTensorRT) -> None
     assert graph.gather_rows(held, places[:0]).shape == (1, 0, 8)
 
 
+def test_tokens_are_pooled_on_the_gpu(bundle: Bundle, trt: FakeTensorRT) -> None:
+    """By small graphs, of which engines are built once for all."""
+    graph, spec = engine(bundle, "vision", Flavour.PLAIN), bundle.manifest.vision
+    around = DeviceTiles(graph, spec, None, half=True)
+    host = DeviceTiles(on_cpu(bundle, "vision", Flavour.PLAIN), spec, None, half=True)
+    assert around.device == graph.device
+    tiles = list(np.random.default_rng(4).standard_normal((2, 3, spec.tile, spec.tile)))
+    tiles = [tile.astype(np.float16) for tile in tiles]
+    (tokens,) = graph.run_on_device({"pixel_values": around.pixels(tiles)}, ["tokens"])
+    before = trt.cuda.copies.copy()
+    pooled = [around.tokens(role, tokens, 1, None) for role in ("global", "local")]
+    # The tile's number goes up.
+    assert trt.cuda.copies - before == {"HostToDevice": 2}
+    for role, ours in zip(("global", "local"), pooled, strict=True):
+        theirs = host.tokens(role, HostTensor(tokens.numpy()), 1, None)
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5)
+    built = trt.built
+    again = DeviceTiles(graph, spec, None, half=True)
+    (other,) = graph.run_on_device({"pixel_values": around.pixels(tiles[:1])}, ["tokens"])
+    np.testing.assert_array_equal(
+        again.tokens("local", other, 0, None).numpy(),
+        around.tokens("local", tokens, 0, None).numpy(),
+    )
+    assert trt.built == built
+
+
 def test_a_full_gpu_is_an_error_that_says_so(
     bundle: Bundle, trt: FakeTensorRT, decoders: list[Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,5 +327,6 @@ def test_the_embedded_model_answers(
     assert more[0] == more[1]
     assert ours.text == theirs.text == "yes"
     assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
-    assert fake.runs
+    # What an answer brings down: scores, tokens' logits, the detector's maps; never vision tokens.
+    assert fake.cuda.bytes["DeviceToHost"] < fake.cuda.bytes["HostToDevice"] / 10
     open_device.cache_clear()

@@ -116,11 +116,6 @@ class OnnxGraph:
             raise translated from error
         return cls(session, provider.memory, path, provider)
 
-    @classmethod
-    def small(cls, model: bytes, name: str) -> OnnxGraph:
-        """A small serialized graph on the CPU, for engines that load none while they run."""
-        return cls(_session(model, "cpu", BackendOptions(threads=1)), "cpu", Path(name))
-
     @property
     def name(self) -> str:
         """Name of its file."""

@@ -34,14 +34,20 @@ class Execution:
     """
 
     def __init__(
-        self, library: Library, data: bytes, name: str, device: Device, kernels: Path | None = None
+        self,
+        library: Library,
+        data: bytes | memoryview,
+        name: str,
+        device: Device,
+        kernels: Path | None = None,
     ) -> None:
+        self.library = library
         self._trt = library.module
         self._log: Log = library.logger()
         self._name = name
         self._device = device
         self._runtime = self._trt.Runtime(self._log.handle)
-        self._engine = self._runtime.deserialize_cuda_engine(data)
+        self._engine = self._runtime.deserialize_cuda_engine(bytes(data))
         if self._engine is None:
             raise self._failed("cannot be loaded")
         self._context = self._new_context(library, kernels)

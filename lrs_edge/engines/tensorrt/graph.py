@@ -7,7 +7,7 @@ TensorRT that do not update in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec
 from lrs_edge.engines.tensorrt.buffers import TensorRTBuffers
 from lrs_edge.engines.tensorrt.device import Block, Device, DeviceTensor
 from lrs_edge.engines.tensorrt.execution import Execution
+from lrs_edge.engines.tensorrt.rows import gathered, uploaded
 from lrs_edge.errors import BackendError
 
 _PAST, _PRESENT = "past_", "present_"
@@ -242,43 +243,18 @@ class TensorRTGraph:
 
     def upload(self, array: NDArray[Any]) -> Tensor:
         """A copy of a host array on the GPU."""
-        tensor = self._tensor(array.shape, array.dtype.name)
-        self._device.upload(array, tensor.address)
-        return tensor
+        return uploaded(self._device, self._place, array)
 
     def gather_rows(self, tables: Sequence[Feed], places: NDArray[np.int64]) -> Tensor:
-        """Rows of tables laid end to end, float32 [1, n, D] on the GPU.
-
-        Args:
-            tables: float32 [m, D] each, of any m.
-            places: int64 [n].
-        """
-        parts = [t if isinstance(t, DeviceTensor) else self.upload(_host(t)) for t in tables]
-        width = parts[0].shape[-1]
-        row = width * 4
-        found = self._tensor((1, len(places), width), "float32")
-        starts = np.cumsum([0, *(part.shape[0] for part in parts)])
-        for first, end in _runs(places, starts):
-            table = int(np.searchsorted(starts[1:], places[first], side="right"))
-            part = parts[table]
-            assert isinstance(part, DeviceTensor)
-            source = part.address + int(places[first] - starts[table]) * row
-            self._device.copy(source, found.address + first * row, (end - first) * row)
-        return found
+        """See `lrs_edge.engines.base.Graph.gather_rows`."""
+        return gathered(self._device, self._place, tables, places)
 
     def beside(self, model: bytes) -> Graph:
-        """A small graph, on the CPU: TensorRT would have to build an engine of it first."""
-        from lrs_edge.engines.onnx import OnnxGraph
+        """A small graph on the same GPU, of which an engine is built when it first runs."""
+        from lrs_edge.engines.tensorrt.small import SmallGraph
 
-        return OnnxGraph.small(model, self._name)
-
-
-def _runs(places: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Stretches of places that follow each other in one table."""
-    if len(places) == 0:
-        return
-    cut = np.flatnonzero((np.diff(places) != 1) | np.isin(places[1:], starts)) + 1
-    yield from zip([0, *cut.tolist()], [*cut.tolist(), len(places)], strict=True)
+        library = self._execution.library
+        return SmallGraph(model, self._name, library, self._device, self._place)
 
 
 def _is_buffer(name: str) -> bool:
