@@ -93,7 +93,7 @@ def assert_agree(ours: Path, theirs: Path, *, masked: bool = False, limit: float
             found = results[0][name][:, : wanted.shape[1]]
             wanted_here = wanted[:, : found.shape[1]]
             largest = np.abs(found - wanted_here).max() / max(np.abs(wanted_here).max(), 1)
-            assert largest < limit, name
+            assert largest < limit, f"{name}: {largest}"
 
 
 def _bias(session: _Session, count: int, total: int) -> np.ndarray:

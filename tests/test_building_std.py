@@ -18,7 +18,6 @@ from lrs_edge_export.quantization.precision import Precision
 from tests.golden_data import checkpoint
 from tests.rewritten_bundles import rewritten
 from tests.std_parity import CAPACITY, assert_agree
-from tests.tensorrt_builder import built
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,9 @@ def test_std_computes_what_gqa_does(
     assert_agree(graph.path, bundle.graph(spec.path("masked")), masked=True)
 
 
-@pytest.mark.parametrize("precision", ["int8-weight", "int4-weight"])
+@pytest.mark.parametrize(
+    "precision", ["int8-weight", pytest.param("int4-weight", marks=pytest.mark.slow)]
+)
 def test_weights_in_blocks_are_what_they_were(
     golden_bundles: dict[str, Path], precision: Precision, tmp_path: Path
 ) -> None:
@@ -53,8 +54,12 @@ def test_weights_in_blocks_are_what_they_were(
     made = golden_bundles["llama"], tmp_path / "bundle"
     bundle = rewritten(source, *made, precision, "fp32")
     for stage, spec in (("rfm", bundle.manifest.rfm), ("llm", bundle.manifest.llm)):
-        graph = write_std_graph(bundle, stage, CAPACITY, tmp_path, floats="float32")
-        assert_agree(graph.path, bundle.graph(spec.path("gqa")))
+        own = bundle.graph(spec.path("gqa"))
+        graph = write_std_graph(bundle, stage, CAPACITY, tmp_path / "float32", floats="float32")
+        assert_agree(graph.path, own)
+        # Blocks of int8 are rounded once more, to channels.
+        graph = write_std_graph(bundle, stage, CAPACITY, tmp_path / "float16")
+        assert_agree(graph.path, own, limit=6e-2)
 
 
 def test_embedded_bundle_is_described(embedded: Bundle, tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def test_weights_of_the_embedded_bundle_stay_where_they_are(
     stages = [write_std_graph(embedded, stage, 1024, tmp_path) for stage in ("rfm", "llm")]
     stages.append(write_vision_graph(embedded, tmp_path))
     new = sum(p.stat().st_size for p in tmp_path.iterdir() if not p.is_symlink())
-    assert new < 0.1 * sum(path.st_size for path in before.values())
+    assert new < 0.2 * sum(path.st_size for path in before.values())
     assert {path.name: path.stat() for path in embedded.path.iterdir()} == before
     # The integers themselves are the bundle's.
     graph, own = EditableGraph(stages[1].path), EditableGraph(embedded.graph("llm.onnx"))
@@ -100,10 +105,3 @@ def test_weights_of_the_embedded_bundle_stay_where_they_are(
 def test_a_capacity_has_to_be_one(embedded: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="capacity of 0"):
         write_std_graph(embedded, "llm", 0, tmp_path)
-
-
-@pytest.mark.parametrize("stage", ["rfm", "llm"])
-def test_tensorrt_builds_the_embedded_decoders(
-    embedded: Bundle, stage: str, tmp_path: Path
-) -> None:
-    built(write_std_graph(embedded, stage, 1024, tmp_path))

@@ -114,18 +114,25 @@ class _Static:
             rows = graph.node("Transpose", [split.output[0]], perm=[0, 2, 1, 3])
             yield from (split, rows)
             parts.append(rows.output[0])
+        # Heads that share keys become rows of one head: TensorRT would copy the whole buffers for
+        # each of them (seen in what the builder says of its engine, TensorRT-RTX 1.7).
+        shape = graph.constant([1, kv_heads, -1, head_dim])
+        joined = graph.node("Reshape", [parts[0], shape])
+        yield joined
         names = [name.removeprefix(_PAST) for name in (past_key, past_value)]
         for name, new in zip(names, parts[1:], strict=True):
             yield self._scattered(name, new)
         if not self._mask:
-            yield from self._causal()
-        inputs = [parts[0], *(_PRESENT + name for name in names), self._mask]
+            yield from self._causal(heads // kv_heads)
+        inputs = [joined.output[0], *(_PRESENT + name for name in names), self._mask]
         # Heads that zeros fill up in the buffers say by what they are scaled.
         scale = attribute(node, "scale", 0.0) or head_dim**-0.5
         attended = graph.node("Attention", inputs, label=node.name, scale=scale)
-        rows = graph.node("Transpose", [attended.output[0]], perm=[0, 2, 1, 3])
+        apart = graph.constant([1, heads, -1, head_dim])
+        split = graph.node("Reshape", [attended.output[0], apart])
+        rows = graph.node("Transpose", [split.output[0]], perm=[0, 2, 1, 3])
         flat = graph.constant([1, -1, heads * head_dim])
-        yield from (attended, rows)
+        yield from (attended, split, rows)
         yield graph.node("Reshape", [rows.output[0], flat], out=node.output[0])
 
     def _angles(self, table: str) -> str:
@@ -136,16 +143,17 @@ class _Static:
             raise BundleError(f"{table} of the graph is made in a way that is not known")
         return str(squeeze.input[0])
 
-    def _causal(self) -> Iterator[onnx.NodeProto]:
-        """Bool [1, 1, L, S]: new token i may look at the places up to past_length + i."""
+    def _causal(self, group: int) -> Iterator[onnx.NodeProto]:
+        """Bool [1, 1, group * L, S]: new token i may look at the places up to past_length + i."""
         graph = self._graph
         count = graph.node("Shape", [_POSITIONS], start=1, end=2)
         length = graph.node("Squeeze", [count.output[0], graph.constant([0])])
         zero, one = graph.constant(0), graph.constant(1)
         new = graph.node("Range", [zero, length.output[0], one])
         own = graph.node("Add", [_WRITE, new.output[0]])
-        column = graph.node("Unsqueeze", [own.output[0], graph.constant([0, 1, 3])])
+        each = graph.node("Tile", [own.output[0], graph.constant([group])])
+        column = graph.node("Unsqueeze", [each.output[0], graph.constant([0, 1, 3])])
         places = graph.constant(np.arange(self._capacity).reshape(1, 1, 1, -1))
         mask = graph.node("LessOrEqual", [places, column.output[0]])
         self._mask = mask.output[0]
-        yield from (count, length, new, own, column, mask)
+        yield from (count, length, new, own, each, column, mask)
