@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,3 +220,19 @@ def test_small_graphs_around_the_tower_build(
         path = tmp_path / f"{number}.onnx"
         path.write_bytes(model)
         assert build_engine(rtx, path, profile_of(shapes), SM86).nbytes > 1000
+
+
+def test_the_library_takes_an_engine_from_a_mapped_file(
+    rtx: Library, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So that loading takes no memory for the file; without a GPU it fails only after that."""
+    path = tmp_path / "move.onnx"
+    path.write_bytes(gather_model("float16"))
+    path.write_bytes(build_engine(rtx, path, PLACES, SM86))
+    with path.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    log = rtx.logger()
+    engine = rtx.module.Runtime(log.handle).deserialize_cuda_engine(mapped)
+    assert engine is not None or "CUDA" in log.last_error()
+    # What the library says stays in the log.
+    assert capfd.readouterr() == ("", "")

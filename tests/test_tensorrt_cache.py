@@ -66,7 +66,7 @@ def test_an_engine_is_found_where_it_was_built_for(tmp_path: Path) -> None:
     written = cache.write(record(), b"engine")
     found = find(cache)
     assert found == written
-    assert found.read() == b"engine"
+    assert bytes(found.read()) == b"engine"
     assert found.record.size == 6
     assert find(cache, capacity=4096) == written
     with pytest.raises(BackendError, match="no tensorrt engine of llm"):
@@ -127,6 +127,9 @@ def test_a_damaged_engine_is_not_loaded(tmp_path: Path) -> None:
     engine = cache.write(record(), b"engine")
     engine.path.write_bytes(b"Engine")
     with pytest.raises(BackendError, match="is damaged; run lrs-edge build again"):
+        find(cache).read()
+    engine.path.write_bytes(b"")
+    with pytest.raises(BackendError, match="it is empty; run lrs-edge build again"):
         find(cache).read()
     engine.path.unlink()
     with pytest.raises(BackendError, match="run lrs-edge build again"):

@@ -297,6 +297,14 @@ def test_tokens_are_pooled_on_the_gpu(bundle: Bundle, trt: FakeTensorRT) -> None
     assert trt.built == built
 
 
+def test_times_of_kernels_are_kept_for_the_next_build(trt: FakeTensorRT) -> None:
+    assert trt
+    (timings,) = EngineCache().folder.glob("*.timings")
+    assert timings.name == f"sm_87-{trt.__version__}.timings"
+    # Each build begins with those before it: the fake adds a byte.
+    assert len(timings.read_bytes()) > 1
+
+
 def test_a_full_gpu_is_an_error_that_says_so(
     bundle: Bundle, trt: FakeTensorRT, decoders: list[Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ refused by name.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import sys
@@ -34,7 +35,6 @@ CACHE_VARIABLE = "LRS_EDGE_CACHE"
 GRAPHS = 1
 
 _MAX_RECORD = 1 << 16
-_READ = 1 << 20
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,18 +110,18 @@ class CachedEngine:
     record: EngineRecord
     path: Path
 
-    def read(self) -> bytes:
-        """The engine, checked against its record.
+    def read(self) -> mmap.mmap:
+        """The engine, checked against its record, and mapped: it may be as large as half of memory.
 
         Raises:
             BackendError: It is damaged, or cannot be read.
         """
         try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise BackendError(
-                f"{self.path}: {error.strerror}; run lrs-edge build again"
-            ) from error
+            with self.path.open("rb") as stream:
+                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is empty"
+            raise BackendError(f"{self.path}: {reason}; run lrs-edge build again") from error
         if hashlib.sha256(data).hexdigest() != self.record.sha256:
             raise BackendError(f"{self.path} is damaged; run lrs-edge build again")
         return data

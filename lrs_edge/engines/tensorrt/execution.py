@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from lrs_edge.engines.base import TensorSpec
 from lrs_edge.engines.tensorrt.device import Device
 from lrs_edge.engines.tensorrt.library import Library, Log
 from lrs_edge.errors import BackendError, out_of_memory
+
+#: An engine, wherever its bytes lie.
+Serialized = bytes | memoryview | mmap.mmap
 
 _MEMORY_SIGNS = ("out of memory", "outofmemory", "memory allocation", "insufficient memory")
 
@@ -47,7 +51,7 @@ class Execution:
         self._name = name
         self._device = device
         self._runtime = self._trt.Runtime(self._log.handle)
-        self._engine = self._runtime.deserialize_cuda_engine(bytes(data))
+        self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise self._failed("cannot be loaded")
         self._context = self._new_context(library, kernels)

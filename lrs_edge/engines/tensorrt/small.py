@@ -22,7 +22,7 @@ from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec
 from lrs_edge.engines.tensorrt.building import BuildOptions, Profile, build_engine
 from lrs_edge.engines.tensorrt.device import Device
 from lrs_edge.engines.tensorrt.engine_cache import GRAPHS, EngineCache, EngineRecord
-from lrs_edge.engines.tensorrt.execution import Execution
+from lrs_edge.engines.tensorrt.execution import Execution, Serialized
 from lrs_edge.engines.tensorrt.graph import TensorRTGraph
 from lrs_edge.engines.tensorrt.library import Library
 from lrs_edge.engines.tensorrt.rows import gathered, uploaded
@@ -108,7 +108,7 @@ class SmallGraph:
             )
         return self._graphs[described]
 
-    def _engine(self, profile: Profile, described: str) -> bytes | memoryview:
+    def _engine(self, profile: Profile, described: str) -> Serialized:
         library, cache = self._library, EngineCache()
         target = choose_target(library, None, self._device.gpu)
         record = EngineRecord(
