@@ -91,7 +91,7 @@ def test_what_is_built_is_not_built_again(capsys: pytest.CaptureFixture[str], ca
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 5, "no NVIDIA GPU answers here to build for; name one with --for"),
+        ([], 5, "there is no GPU to build for (no driver); name one with --for, which"),
         (["--for", "sm_87"], 5, "does not run on sm_87 (Jetson Orin)"),
         (["--for", "sm_90"], 5, "use --device tensorrt on the sm_90 (H100, H200) machine"),
         (["--for", "ampere"], 2, "name a compute capability, such as sm_86"),
@@ -107,7 +107,7 @@ def test_what_cannot_be_built_here_is_refused(
 ) -> None:
     from lrs_edge.engines.tensorrt import device
 
-    monkeypatch.setattr(device, "find_gpu", lambda: None)
+    monkeypatch.setattr(device, "find_gpu", lambda: (None, "no driver"))
     assert run(["build", "--device", "tensorrt-rtx", *arguments]) == code
     assert said in capsys.readouterr().err
 

@@ -190,6 +190,8 @@ def test_tensorrt_builds_for_the_gpu_that_is_there() -> None:
         choose_target(TENSORRT, "sm_87", None)
     with pytest.raises(BackendError, match="run lrs-edge build on the machine that will ask"):
         choose_target(TENSORRT, None, None)
+    with pytest.raises(BackendError, match=r"to be had here .cuda-bindings is not installed"):
+        choose_target(TENSORRT, None, None, "cuda-bindings is not installed")
 
 
 def test_an_old_tensorrt_is_refused() -> None:

@@ -86,11 +86,11 @@ def build(**values: Any) -> None:
 
     library = find_library(values["device"]) if values["device"] else installed_library()
     bundle = open_bundle(values["bundle"] or default_bundle_path())
-    gpu = find_gpu()
+    gpu, missing = find_gpu()
     plan = Plan(
         bundle=bundle,
         stages=chosen_stages(bundle, values["stages"]),
-        target=choose_target(library, values["capability"], gpu),
+        target=choose_target(library, values["capability"], gpu, missing),
         capacity=chosen_capacity(bundle, values["context"]),
         workspace=values["workspace"] << 20,
         masked=values["masked"],

@@ -259,12 +259,12 @@ def _runtime() -> Any:
         return importlib.import_module("cuda.cudart")
 
 
-def find_gpu() -> Gpu | None:
-    """The GPU of this machine, or None where none answers."""
+def find_gpu() -> tuple[Gpu | None, str]:
+    """The GPU of this machine, or None, and why there is none."""
     try:
-        return open_device().gpu
-    except BackendError:
-        return None
+        return open_device().gpu, ""
+    except BackendError as error:
+        return None, str(error)
 
 
 def _driver_version() -> str:

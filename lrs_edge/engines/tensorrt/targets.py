@@ -52,7 +52,9 @@ def this_system() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def choose_target(library: Library, wanted: str | None, gpu: Gpu | None) -> Target:
+def choose_target(
+    library: Library, wanted: str | None, gpu: Gpu | None, missing: str = ""
+) -> Target:
     """The target of a build.
 
     TensorRT-RTX compiles for a compute capability and finishes on the user's machine, so that it
@@ -62,6 +64,7 @@ def choose_target(library: Library, wanted: str | None, gpu: Gpu | None) -> Targ
         library: Builds.
         wanted: `sm_87`, or None for the GPU that is there.
         gpu: The GPU that is there, or None.
+        missing: Why there is none, for the message.
 
     Raises:
         UsageError: `wanted` is no compute capability.
@@ -70,7 +73,7 @@ def choose_target(library: Library, wanted: str | None, gpu: Gpu | None) -> Targ
     if wanted is not None and not re.fullmatch(r"sm_\d{2,3}", wanted):
         raise UsageError(f"--for {wanted}: name a compute capability, such as sm_86")
     if wanted is None and gpu is None:
-        raise BackendError(_no_gpu(library))
+        raise BackendError(_no_gpu(library, missing))
     capability = wanted or (gpu.capability if gpu else "")
     if library.is_rtx:
         known = rtx_capabilities(library)
@@ -81,7 +84,8 @@ def choose_target(library: Library, wanted: str | None, gpu: Gpu | None) -> Targ
             )
         return Target(capability, "", "", "")
     if gpu is None or gpu.capability != capability:
-        here = "this machine has none" if gpu is None else f"here is {gpu.name} ({gpu.capability})"
+        none = f"none is to be had here ({missing})" if missing else "this machine has none"
+        here = none if gpu is None else f"here is {gpu.name} ({gpu.capability})"
         raise BackendError(
             f"TensorRT builds for the GPU that it runs on, and {here}: copy the bundle to the "
             f"{_named(capability)} machine and run lrs-edge build there{_or_rtx(capability)}"
@@ -95,15 +99,16 @@ def rtx_capabilities(library: Library) -> tuple[str, ...]:
     return tuple(f"sm_{number}" for number in sorted(int(name[2:]) for name in names))
 
 
-def _no_gpu(library: Library) -> str:
+def _no_gpu(library: Library, missing: str) -> str:
+    why = f" ({missing})" if missing else ""
     if library.is_rtx:
         known = ", ".join(rtx_capabilities(library))
         return (
-            "no NVIDIA GPU answers here to build for; name one with --for, which tensorrt-rtx "
-            f"builds without it: {known}"
+            f"there is no GPU to build for{why}; name one with --for, which tensorrt-rtx builds "
+            f"without it: {known}"
         )
     return (
-        "TensorRT builds for the GPU that it runs on, and no NVIDIA GPU answers here; run "
+        f"TensorRT builds for the GPU that it runs on, and none is to be had here{why}; run "
         "lrs-edge build on the machine that will ask, or build with --device tensorrt-rtx --for "
         "sm_86, which needs no GPU"
     )
