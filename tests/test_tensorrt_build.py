@@ -79,11 +79,14 @@ def test_the_embedded_model_builds_as_it_is_shipped(
 def test_what_is_built_is_not_built_again(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     (first,), _ = build(capsys, "--for", "sm_86", "--stage", "vision")
     assert not first["in_cache"]
+    (few,), _ = build(capsys, "--for", "sm_86", "--stage", "vision", "--tiles", "2")
+    assert (few["profile"], few["in_cache"]) == ("N=1..2", False)
+    assert few["size"] <= first["size"]
     (second,), told = build(capsys, "--for", "sm_86", "--stage", "vision")
     assert second["in_cache"]
     assert second["path"] == first["path"]
     assert "in the cache" in told
-    assert len(list(cache.rglob("*.engine"))) == 1
+    assert len(list(cache.rglob("*.engine"))) == 2
     assert cache.joinpath("engines").stat().st_mode & 0o077 in (0, 0o055)
 
 

@@ -184,9 +184,13 @@ def test_tiles_go_together_up_to_sixteen(bundle: Bundle, trt: FakeTensorRT) -> N
     alike(*(graph.run({"pixel_values": tiles}, ["tokens"])[0] for graph in graphs))
     assert graphs[0].device == "tensorrt"
     assert list(graphs[0].nodes) == ["tensorrt"]
-    many = np.zeros((17, 3, side, side), np.float32)
+    many = np.concatenate([tiles] * 6)
+    found = [graph.run({"pixel_values": many}, ["tokens"])[0] for graph in graphs]
+    assert found[0].shape[0] == 18
+    alike(*found)
+    np.testing.assert_array_equal(found[0][:3], found[0][15:])
     with pytest.raises(BackendError, match=r"built for pixel_values up to .16"):
-        graphs[0].run({"pixel_values": many}, ["tokens"])
+        graphs[0].run({"pixel_values": tiles[:, :, :-1]}, ["tokens"])
 
 
 def test_one_token_costs_three_copies_up_and_one_down(

@@ -54,6 +54,14 @@ _SECONDS = 30.0
     "and 8192 at most, when left out.",
 )
 @click.option(
+    "--tiles",
+    type=click.IntRange(1, 16),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Most tiles that the vision stage encodes at once; fewer take less memory of the GPU.",
+)
+@click.option(
     "--workspace",
     type=click.IntRange(min=1),
     default=1024,
@@ -93,6 +101,7 @@ def build(**values: Any) -> None:
         target=choose_target(library, values["capability"], gpu, missing),
         capacity=chosen_capacity(bundle, values["context"]),
         workspace=values["workspace"] << 20,
+        tiles=values["tiles"],
         masked=values["masked"],
         again=values["again"],
     )

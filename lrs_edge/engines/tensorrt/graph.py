@@ -1,6 +1,8 @@
 """An engine as a graph: the contract of `lrs_edge.engines.base` over TensorRT.
 
-New tokens run 256 at a time at most, as the engine's profile has it; longer inputs are cut here.
+New tokens run 256 at a time at most, and as many tiles as the engine was built for: what is more
+goes through in pieces.
+
 Key and value buffers are bound as `past_*` and as `present_*`: the same memory, but for versions of
 TensorRT that do not update in place.
 """
@@ -26,6 +28,7 @@ _TOKEN_AXES = {"inputs_embeds": 1, "position_ids": 1, "attended": 1, "attention_
 #: Hides places of a buffer that hold nothing; far below any score, and float16 holds it.
 _HIDDEN = np.float32(-3e4)
 _BIAS = "attention_bias"
+_TILES = "pixel_values"
 
 
 class TensorRTGraph:
@@ -108,7 +111,7 @@ class TensorRTGraph:
         if buffers is not None and not isinstance(buffers, TensorRTBuffers):
             raise TypeError(f"{type(buffers).__name__} does not belong to TensorRT")
         if buffers is None:
-            return self._run(feeds, outputs, None, {})
+            return self._run_tiles(feeds, outputs)
         new = feeds["position_ids"].shape[1]
         longest = self._execution.largest("position_ids")[1]
         self._check_room(feeds, new, buffers)
@@ -118,6 +121,28 @@ class TensorRTGraph:
             part = slice(start, min(start + longest, new))
             found = self._run(self._part(feeds, part, buffers), outputs, buffers, whole, part, new)
         return found
+
+    def _run_tiles(self, feeds: Mapping[str, Feed], outputs: Sequence[str]) -> list[Tensor]:
+        """Tiles, as many at a time as the engine was built for."""
+        if _TILES not in feeds:
+            return self._run(feeds, outputs, None, {})
+        tiles, most = feeds[_TILES], self._execution.largest(_TILES)[0]
+        count = tiles.shape[0]
+        if count <= most:
+            return self._run(feeds, outputs, None, {})
+        if isinstance(tiles, DeviceTensor):
+            tiles = tiles.numpy()
+        whole: list[DeviceTensor] = []
+        for start in range(0, count, most):
+            part = {_TILES: _host(tiles)[start : start + most]}
+            for number, found in enumerate(self._run(part, outputs, None, {})):
+                assert isinstance(found, DeviceTensor)
+                if start == 0:
+                    whole.append(self._tensor((count, *found.shape[1:]), found.dtype))
+                target = whole[number]
+                place = target.address + start * (target.nbytes // count)
+                self._device.copy(found.address, place, found.nbytes)
+        return list(whole)
 
     def _check_room(self, feeds: Mapping[str, Feed], new: int, buffers: TensorRTBuffers) -> None:
         """TensorRT writes beyond a buffer's end without a word."""

@@ -36,6 +36,9 @@ _GROWTH = 256
 _USUAL_CONTEXT = 8192
 _LARGEST_CONTEXT = 1 << 20
 
+#: Tiles that are encoded in one run (`lrs_edge.vision.encoder.MOST_BATCH`).
+MOST_TILES = 16
+
 STAGES = ("vision", "rfm", "llm")
 
 
@@ -49,6 +52,7 @@ class Plan:
         target: For which GPUs.
         capacity: Places S of key/value buffers.
         workspace: Bytes that the builder may use on the GPU.
+        tiles: Most tiles of one run of the vision stage.
         masked: Also the region focus module with an attention bias (`--policy reference`).
         again: Build what is in the cache already.
     """
@@ -58,6 +62,7 @@ class Plan:
     target: Target
     capacity: int
     workspace: int
+    tiles: int = MOST_TILES
     masked: bool = False
     again: bool = False
 
@@ -174,7 +179,7 @@ def _record(library: Library, plan: Plan, stage: str, flavour: str) -> EngineRec
         gpu=target.gpu,
         driver=target.driver,
         system=target.system,
-        profile="" if flavour == MOVE else "L=1..256" if decoder else "N=1..16",
+        profile="" if flavour == MOVE else "L=1..256" if decoder else f"N=1..{plan.tiles}",
         capacity=plan.capacity if decoder else 0,
         graphs=GRAPHS,
     )
@@ -223,7 +228,11 @@ def _graph(
         path.write_bytes(gather_model("float16"))
         return path, {"x": (shape,) * 3, "indices": ((plan.capacity,),) * 3}
     written = _stage_graph(plan, stage, flavour, folder, older=not library.updates_in_place)
-    return written.path, written.profile()
+    profile = written.profile()
+    if stage == "vision":
+        for name, (least, *_) in written.profile().items():
+            profile[name] = (least, (plan.tiles, *least[1:]), (plan.tiles, *least[1:]))
+    return written.path, profile
 
 
 def _stage_graph(plan: Plan, stage: str, flavour: str, folder: Path, *, older: bool) -> StageGraph:
