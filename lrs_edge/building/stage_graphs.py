@@ -27,7 +27,7 @@ from onnx import helper
 
 from lrs_edge.building.attention import with_static_buffers
 from lrs_edge.building.editable import EditableGraph, declared
-from lrs_edge.building.fusing import with_channels
+from lrs_edge.building.fusing import with_channels, with_halved_bytes
 from lrs_edge.building.halves import with_halves
 from lrs_edge.building.older import with_older_operators
 from lrs_edge.building.weights import with_explicit_weights
@@ -140,6 +140,8 @@ def write_std_graph(
     with_static_buffers(graph, capacity)
     if floats == "float16":
         with_channels(graph)
+        if not older:
+            with_halved_bytes(graph)
         with_halves(graph)
     opset = with_older_operators(graph) if older else _OPSET
     name = f"{stage}_{'masked_' if masked else ''}std"

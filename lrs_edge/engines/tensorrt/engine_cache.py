@@ -32,7 +32,7 @@ from lrs_edge.files import replacing
 CACHE_VARIABLE = "LRS_EDGE_CACHE"
 
 #: Counts changes of how graphs are written for TensorRT: older engines are built again.
-GRAPHS = 1
+GRAPHS = 2
 
 _MAX_RECORD = 1 << 16
 
