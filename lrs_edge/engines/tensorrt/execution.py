@@ -40,7 +40,7 @@ class Execution:
     def __init__(
         self,
         library: Library,
-        data: bytes | memoryview,
+        data: Serialized,
         name: str,
         device: Device,
         kernels: Path | None = None,
