@@ -223,7 +223,12 @@ def clip_stage(
     siglip = settings.text("model_type") == SIGLIP
     strategy = "full" if siglip else "default"
     if config.text("vision_feature_select_strategy", "default") != strategy:
-        raise config.wrong("vision_feature_select_strategy", f"must be {strategy} with this tower")
+        why = (
+            "has no class token" if siglip else "has a class token, which lies nowhere in the image"
+        )
+        raise config.wrong(
+            "vision_feature_select_strategy", f"must be {strategy}: this tower {why}"
+        )
     make = siglip_tower if siglip else clip_tower
     tower = make(settings, Scoped(weights, "vision."), config, "vision_feature_layer", -2)
     return tower_stage(tower, settings, config, weights, processor, hidden)
