@@ -145,6 +145,13 @@ class ExportOptions:
                 "would say little then; name two folders"
             )
 
+    @property
+    def smoothed(self) -> tuple[StageName, ...]:
+        """Decoders whose activations get fixed scales of int8, so that they are smoothed first."""
+        decoders: tuple[StageName, ...] = ("rfm", "llm")
+        static = [one for one in decoders if self.precisions.of(one) == "int8-static"]
+        return tuple(static) if self.target == "tensorrt" else ()
+
     def _check_target(self) -> None:
         """Refuse what the target does not run, or no faster. Raises ExportError."""
         if self.target not in TARGETS:
@@ -153,9 +160,3 @@ class ExportOptions:
             asked = self.precisions.of(stage)
             if asked != "int8" and (reason := REFUSED[self.target].get(asked)):
                 raise ExportError(f"--{stage} {asked} {reason}")
-            if self.target == "tensorrt" and stage != "vision" and asked == "int8-static":
-                raise ExportError(
-                    f"--{stage} int8-static is written with zero points, which TensorRT does not "
-                    "parse; with --target tensorrt int8-static is for the vision encoder, use "
-                    "int8-weight or int4-weight"
-                )

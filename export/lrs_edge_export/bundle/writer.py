@@ -43,8 +43,10 @@ from lrs_edge_export.families.registry import find_family, read_model
 from lrs_edge_export.parity import check as parity
 from lrs_edge_export.parity.accuracy import AccuracyReport, measure_accuracy
 from lrs_edge_export.parity.graphs import Graphs
+from lrs_edge_export.quantization import load_calibration
 from lrs_edge_export.quantization.kv_scales import kv_scales
 from lrs_edge_export.quantization.planning import Planned, Planner, asks_int4, is_large
+from lrs_edge_export.quantization.smoothing import smoothed
 from lrs_edge_export.quantization.work_folder import WorkFolder, digest_of_files
 
 __all__ = ["AccuracyCheck", "ExportOptions", "ExportResult", "Precisions", "export_bundle"]
@@ -94,6 +96,9 @@ def export_bundle(
     options = options or ExportOptions()
     check_target(target, mark=MANIFEST, made_by="a bundle", force=options.force, progress=progress)
     found, recipe, model = _read(checkpoint, options, progress)
+    if options.smoothed:
+        progress("sharing the differences of activations with weights")
+        model = _smoothed(model, options)
 
     @cache
     def contents() -> str:
@@ -132,6 +137,19 @@ def export_bundle(
             f"{target} cannot be written ({error}); check the free space and the permissions"
         ) from error
     return ExportResult(target, manifest, report, planned, accuracy)
+
+
+def _smoothed(model: Model, options: ExportOptions) -> Model:
+    """The same model, for `int8-static` decoders without zero points."""
+    data = load_calibration(options.calibration, model)
+    rfm, llm = model.rfm, model.llm
+    if "llm" in options.smoothed:
+        llm = smoothed(llm, data.pruned)
+    if rfm is not None and rfm.of_llm:
+        rfm = replace(rfm, tensors=llm.tensors)
+    elif rfm is not None and "rfm" in options.smoothed:
+        rfm = smoothed(rfm, data.sequences)
+    return replace(model, rfm=rfm, llm=llm)
 
 
 def _with_rfm_of_llm(

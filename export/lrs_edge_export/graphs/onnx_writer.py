@@ -163,7 +163,10 @@ class GraphWriter:
         else:
             weight = self._dequantized(stored, names)
             if stored.precision == "int8-static":
-                x, weight = self._static(x, name, stored), self.from_float32(weight)
+                x = self._static(x, name, stored)
+                # Scales are float32, but of symmetric graphs, which no type is changed in.
+                symmetric = self._weights.plan.symmetric
+                weight = weight if symmetric else self.from_float32(weight)
             y = self.node("MatMul", x, weight, label=name)
         return y if bias is None else self.node("Add", y, self.weight(f"{name}.bias", bias))
 
@@ -234,9 +237,17 @@ class GraphWriter:
         return self.from_float32(self.node("Mul", product, reach))
 
     def _static(self, x: str, name: str, stored: Stored) -> str:
-        """A value through uint8 and back, in the range that it had on the calibration data."""
+        """A value through uint8 and back, in the range that it had on the calibration data.
+
+        Through int8 without a zero point, and in the graph's type, where the plan is symmetric.
+        """
         if stored.inputs is None:
             raise ValueError(f"{name} is to be quantized statically, but its inputs are not known")
+        if self._weights.plan.symmetric:
+            most = max(-stored.inputs.low, stored.inputs.high, 1e-6)
+            step, zero = self.real(most / 127), self.constant(0, np.int8)
+            integers = self.node("QuantizeLinear", x, step, zero)
+            return self.node("DequantizeLinear", integers, step, zero)
         low, high = min(stored.inputs.low, 0.0), max(stored.inputs.high, 0.0)
         scale = max(high - low, 1e-8) / 255
         zero = self.constant(round(-low / scale), np.uint8)

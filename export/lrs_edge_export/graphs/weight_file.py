@@ -170,10 +170,12 @@ class WeightFile:
             names = ((label, np.dtype(floats), (cols, rows)),)
             return Stored(precision, self._columns(names, parts))
         if precision in ("int8-dynamic", "int8-static"):
-            parts8 = (_channels(chunk) for chunk in chunks)
+            symmetric = self.plan.symmetric and precision == "int8-static"
+            channels = _all_channels if symmetric else _channels
+            parts8 = (channels(chunk) for chunk in chunks)
             names8 = (
                 (f"{weight}.int8", np.dtype(np.int8), (cols, rows)),
-                (f"{weight}.scale", np.dtype(np.float32), (rows,)),
+                (f"{weight}.scale", np.dtype(floats if symmetric else np.float32), (rows,)),
             )
             known = self._inputs(name) if precision == "int8-static" else None
             return Stored(precision, self._columns(names8, parts8), inputs=known)
@@ -363,6 +365,12 @@ def quantize(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
     shape = tuple(-1 if i == axis else 1 for i in range(weight.ndim))
     rounded = np.rint(weight / scale.reshape(shape))
     return np.clip(rounded, -127, 127).astype(np.int8), scale
+
+
+def _all_channels(chunk: Array) -> tuple[NDArray[Any], ...]:
+    """For int8 inputs, whose products no processor cuts off."""
+    integers, scales = quantize(chunk, axis=0)
+    return integers.T, scales
 
 
 def _channels(chunk: Array) -> tuple[NDArray[Any], ...]:

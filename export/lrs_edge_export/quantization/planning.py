@@ -184,6 +184,12 @@ class Planner:
         kept = None if self._work is None else KeptStates(stage, self._work)
         plan = calibrated(plan, stage, self._model, lambda: self.data, kept)
         plan = self._sparing(plan, stage, planned)
+        if stage == "rfm" and symmetric and precision == "int8-static":
+            # One token's product: onnxruntime 1.32 puts a reshape in front of it, and then refuses
+            # int8 that has no zero point.
+            layers = self._model.region_focus.config.layers
+            query = f"layers.{layers}.self_attn.q_proj"
+            plan = replace(plan, higher=plan.higher | {query})
         if precision != "int4-weight":
             return plan
         return replace(plan, rounded=Results(stage, self._work, self._effort).rounded)

@@ -82,7 +82,8 @@ class Plan:
         higher: Names of weights kept at the next higher precision.
         only: Names of the only weights quantized, all others being float; None for all.
         target: Engine the graph is for.
-        symmetric: A static vision graph is one that TensorRT's parser takes (`static_vision`).
+        symmetric: A static graph is one that TensorRT's parser takes (`static_vision`): int8
+            without zero points.
         calibrator: Loads what is known of the inputs of matrix products; None where nothing is.
         rounded: Asked for matrices that are rounded to 4 bits, which it may know already; None
             rounds them anew.

@@ -29,11 +29,13 @@ class InputStatistics:
         high: Upper end, at least 0. Between them the mean squared error of uint8 is smallest.
         second_moments: Diagonal blocks of X^T X / n, float32, of at most MAX_BLOCK columns,
             together K; empty where they were not asked for.
+        peaks: Largest magnitude of each channel, float32 [K].
     """
 
     low: float
     high: float
     second_moments: list[Array]
+    peaks: Array
 
 
 class Calibrator(Protocol):
@@ -63,6 +65,7 @@ class InputObserver:
         self._counts = np.zeros(1 << 16, np.int64)
         self._moments: list[Tensor] = []
         self._rows = 0
+        self._peaks: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Add inputs [.., K].
@@ -73,6 +76,8 @@ class InputObserver:
         flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
         self._counts += _histogram(flat)
         self._rows += len(flat)
+        peaks = flat.abs().amax(dim=0)
+        self._peaks = peaks if self._peaks is None else torch.maximum(self._peaks, peaks)
         if not self._wanted:
             return
         parts = torch.split(flat, MAX_BLOCK, dim=1)
@@ -86,7 +91,8 @@ class InputObserver:
         low, high = best_range(self._counts)
         moments = [total.div_(max(self._rows, 1)).numpy() for total in self._moments]
         self._moments = []
-        return InputStatistics(low, high, moments)
+        peaks = torch.zeros(0) if self._peaks is None else self._peaks
+        return InputStatistics(low, high, moments, peaks.numpy())
 
 
 def _histogram(values: Tensor) -> NDArray[np.int64]:
