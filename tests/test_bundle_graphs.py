@@ -218,8 +218,9 @@ def blocked(**changes: Any) -> Any:
         "zeros": np.zeros(3, np.uint8),
     }
     attributes = {"K": 16, "N": 3, "bits": 4, "block_size": 16, "accuracy_level": 4}
-    values = attributes | {name: change for name, change in changes.items() if name in attributes}
-    given = parts | {name: change for name, change in changes.items() if name not in attributes}
+    numbers = {name for name, change in changes.items() if isinstance(change, int)}
+    values = attributes | {name: changes[name] for name in numbers}
+    given = parts | {name: change for name, change in changes.items() if name not in numbers}
     made = node("MatMulNBits", "pixel_values", *given, domain="com.microsoft", **values)
     return model([made], given, opsets={"": 23, "com.microsoft": 1})
 
@@ -259,6 +260,7 @@ def test_blocks_of_weights_pass() -> None:
         {"block_size": 15},
         {"block_size": 32},
         {"block_size": -16},
+        {"weight_prepacked": 1},
     ],
     ids=str,
 )

@@ -507,6 +507,9 @@ def _n_bits(node: Node, inputs: Sequence[Value]) -> list[Value]:
     """
     names = "K", "N", "bits", "block_size"
     inner, columns, bits, block = (node.numbers[name][0] for name in names)
+    # Others may say that the weight lies in an order of some device's own.
+    if set(node.texts) - {*names, "accuracy_level"}:
+        raise WireError("MatMulNBits has attributes that are not known")
     data, given = inputs[0].shape, inputs[1:]
     sound = bits in _N_BITS and block in _N_BITS_BLOCKS and min(inner, columns) > 0
     if not sound or not data or data[-1] != inner or not 2 <= len(given) <= 3:
