@@ -20,7 +20,7 @@ from lrs_edge_export.quantization import Quantized
 ACCURACY_LEVEL = 4
 
 
-def attributes(shape: tuple[int, int], bits: int, block: int) -> Mapping[str, int]:
+def attributes(shape: tuple[int, int], bits: int, block: int) -> Mapping[str, Any]:
     """The operator's attributes.
 
     Args:
@@ -77,7 +77,7 @@ def packed(quantized: Quantized, bits: int, block: int) -> tuple[NDArray[Any], .
     blocks = -(-inputs // block)
     whole = np.zeros((count, blocks * block), np.int8)
     whole[:, :inputs] = integers
-    parts = [_bits(whole, bits).reshape(count, blocks, -1), scales]
+    parts: list[NDArray[Any]] = [_bits(whole, bits).reshape(count, blocks, -1), scales]
     if zeros is not None:
         parts.append(_bits(zeros, bits))
     return tuple(parts)

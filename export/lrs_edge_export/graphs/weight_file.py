@@ -58,7 +58,7 @@ class Stored:
     tensors: tuple[TensorProto, ...]
     block: int = 0
     inputs: InputStatistics | None = None
-    n_bits: Mapping[str, int] = field(default_factory=dict)
+    n_bits: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WeightFile:
