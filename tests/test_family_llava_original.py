@@ -81,8 +81,20 @@ def ids_of(folder: Path, before: str, after: str, image: list[int], bos: bool) -
     return [*([1] if bos else []), *first, *image, *last]
 
 
-def test_llava_1_5_with_a_tower_beside_it(tmp_path: Path) -> None:
-    model, folder = write_1_5(tmp_path / "hf", scheme="always")
+@pytest.mark.parametrize(
+    "text",
+    [
+        {},
+        {
+            "head_dim": 20,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0},
+        },
+    ],
+    ids=["llava-1.5", "other heads, biases, slower RoPE"],
+)
+def test_llava_1_5_with_a_tower_beside_it(tmp_path: Path, text: dict[str, Any]) -> None:
+    model, folder = write_1_5(tmp_path / "hf", scheme="always", text=text)
     rewritten(folder, "LlavaLlamaForCausalLM", inside=False)
     parity.assert_documented(folder)
     bundle = parity.exported(folder, tmp_path / "bundle")

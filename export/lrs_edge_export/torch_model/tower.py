@@ -79,7 +79,7 @@ def tower_features(tower: TransformerTower, x: Tensor) -> Tensor:
         return qwen_tower.features(tower, x)
     if tower.states:
         parts = dict(
-            zip((tower.layers, *tower.kept_states), x.split(tower.hidden, -1), strict=True)
+            zip((tower.layers, *tower.kept_states), torch.split(x, tower.hidden, -1), strict=True)
         )
         x = torch.cat([parts[state] for state in tower.states], dim=-1)
     elif tower.last_norm:
