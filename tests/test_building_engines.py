@@ -25,9 +25,16 @@ def embedded() -> Bundle:
 
 
 def products(graph: StageGraph) -> set[str]:
-    """Names of the matrix products with weights of int8 or int4."""
+    """Names of the matrix products with weights of int8 or int4, for an even number of outputs.
+
+    The builder fuses none that has an odd one, such as the head of a golden checkpoint.
+    """
     found = EditableGraph(graph.path)
-    weights = {n.output[0] for n in found.nodes if n.op_type == "DequantizeLinear"}
+    weights = {
+        n.output[0]
+        for n in found.nodes
+        if n.op_type == "DequantizeLinear" and found.shape(n.input[0])[1] % 2 == 0
+    }
     return {n.name for n in found.nodes if n.op_type == "MatMul" and n.input[1] in weights}
 
 

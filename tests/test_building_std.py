@@ -62,6 +62,22 @@ def test_weights_in_blocks_are_what_they_were(
         assert_agree(graph.path, own, limit=6e-2)
 
 
+def test_bundles_for_cuda_have_graphs_of_another_form(
+    golden_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Their places and tables are made on the device, and told by one input more."""
+    source = checkpoint("llama")
+    if source is None:
+        pytest.skip("the golden checkpoint is not here")
+    made = golden_bundles["llama"], tmp_path / "bundle"
+    bundle, single = rewritten(source, *made, "fp16", "fp16", "cuda"), open_bundle(made[0])
+    assert "total_length" in EditableGraph(bundle.graph("llm.onnx")).inputs
+    for stage in ("rfm", "llm"):
+        graph = write_std_graph(bundle, stage, CAPACITY, tmp_path / "std")
+        assert "total_length" not in {binding.name for binding in graph.inputs}
+        assert_agree(graph.path, single.graph(f"{stage}.onnx"), limit=2e-2)
+
+
 def test_embedded_bundle_is_described(embedded: Bundle, tmp_path: Path) -> None:
     rfm = write_std_graph(embedded, "rfm", 4096, tmp_path)
     llm = write_std_graph(embedded, "llm", 4096, tmp_path)

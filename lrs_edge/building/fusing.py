@@ -71,7 +71,10 @@ def _block_of_bytes(graph: EditableGraph, weight: onnx.NodeProto) -> int:
         return 0
     if attribute(weight, "block_size", 0) or len(graph.shape(scales)) != 1:
         return 0
-    inputs = graph.shape(integers)[0]
+    inputs, outputs = graph.shape(integers)
+    # Of an odd number of outputs nothing is fused, however it is written.
+    if outputs % 2:
+        return 0
     return next((block for block in _BLOCKS if inputs % block == 0), 0)
 
 
