@@ -39,7 +39,11 @@ def test_std_computes_what_gqa_does(
         assert_agree(graph.path, bundle.graph(spec.path("gqa")))
     spec = bundle.manifest.rfm
     graph = write_std_graph(bundle, "rfm", CAPACITY, tmp_path, masked=True, floats="float32")
-    assert_agree(graph.path, bundle.graph(spec.path("masked")), masked=True)
+    own = bundle.graph(spec.path("masked"))
+    assert_agree(graph.path, own, masked=True)
+    # What is hidden is so in float16, too, which does not hold the smallest float32.
+    graph = write_std_graph(bundle, "rfm", CAPACITY, tmp_path / "float16", masked=True)
+    assert_agree(graph.path, own, masked=True, limit=2e-2)
 
 
 @pytest.mark.parametrize(
