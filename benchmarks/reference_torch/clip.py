@@ -27,7 +27,8 @@ class ClipOnDevice:
 
     def __init__(self, stage: VisionStage, device: str, kind: torch.dtype) -> None:
         tower, projector = stage.tower, stage.projector
-        if not isinstance(tower, ClipTower) or projector.shuffle > 1 or projector.norm:
+        usual = projector.shuffle == 1 and not projector.norm
+        if not isinstance(tower, ClipTower) or tower.states or not usual:
             raise ValueError("on a GPU the reference runs CLIP's tower and a plain projector only")
         self._tower, self._projector = tower, projector
         names = [name for name in tower.tensors.names() if "position" not in name]

@@ -62,13 +62,13 @@ def _smooth_layer(
             continue
         # Queries of a scoring layer are seen at the last token only, keys at all.
         divisor = _divisor(stage, calibrator.inputs(there[1]).peaks, there)
-        source.multiply(f"{name}.{norm}.weight", 0, 1 / divisor)
+        source.multiply(f"{name}.{norm}.weight", 0, np.float32(1) / divisor)
         for part in there:
             source.multiply(f"{part}.weight", 1, divisor)
     down = f"{name}.mlp.down_proj"
     if stage.tensors.has(f"{down}.weight") and not name.endswith(f".{stage.config.layers}"):
         divisor = _divisor(stage, calibrator.inputs(down).peaks, [down])
-        source.multiply(f"{name}.mlp.up_proj.weight", 0, 1 / divisor)
+        source.multiply(f"{name}.mlp.up_proj.weight", 0, np.float32(1) / divisor)
         source.multiply(f"{down}.weight", 1, divisor)
 
 
@@ -113,6 +113,10 @@ class _Rescaled:
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Some rows of a tensor; see `TensorSource.rows`."""
         return self._scaled(name, self._tensors.rows(name, start, stop), slice(start, stop))
+
+    def stored(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint's files; see `TensorSource.stored`."""
+        return self._tensors.stored(name)
 
     def _scaled(self, name: str, value: Array, rows: slice) -> Array:
         for axis, factors in self._factors.get(name, {}).items():
