@@ -3,7 +3,8 @@
 TensorRT takes RMSNormalization, RotaryEmbedding and TensorScatter from 10.15 on, Attention from
 10.14. Here each is written out. Buffers are static as before, but are not updated in place: what
 gives `present_*` copies what `past_*` holds, so an engine needs both. Weights of 8 bits with a
-scale for each block become floats; those with one for each channel, and of 4 bits, stay.
+scale for each block become floats at float32; at float16 they have one for each channel already
+(`fusing.py`), which stays, as those of 4 bits do.
 """
 
 from __future__ import annotations
