@@ -270,8 +270,10 @@ def test_a_bundle_gives_its_head_back(source: Path, tmp_path: Path) -> None:
 
 def test_distilling_keeps_it(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "distilled"
+    checkpoint = find_checkpoint(str(source))
+    weights = Scoped(checkpoint.tensors(), "model.")
     checkpoint_writer.write_checkpoint(
-        find_checkpoint(str(source)), target, {}, (0,), {}, whole_last_layer=False
+        checkpoint, target, weights, {}, (0,), {}, whole_last_layer=False
     )
     assert json.loads((target / "config.json").read_text())["vision_objects"] == OBJECTS
     found, wanted = (load_file(x / "model.safetensors") for x in (target, source))
