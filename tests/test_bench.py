@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from lrs_edge.benchmarking.floor import weight_bytes
 from lrs_edge.benchmarking.loading import measure_load
 from lrs_edge.benchmarking.run import STAGES, Benchmark, BenchOptions, run_bench
 from lrs_edge.benchmarking.tables import records, to_csv, to_json, to_markdown
-from lrs_edge.bundle.bundle import Bundle, open_bundle
+from lrs_edge.bundle.bundle import Bundle, default_bundle_path, open_bundle
 from lrs_edge.bundle.manifest import Flavour
 from lrs_edge.commands.bench import _STAGES
 from lrs_edge.commands.main import run
@@ -133,6 +134,18 @@ def test_json_holds_all_figures(measured: Benchmark) -> None:
     assert content["facts"]["provider"] == "cpu"
     assert content["peaks"]["operations_per_second"]["fp32"] > 0
     assert content["rows"] == records(measured)
+
+
+def test_accuracy_stands_beside_speed(measured: Benchmark) -> None:
+    """Of each stage, as the manifest has it; speed alone says little of a precision."""
+    stages = open_bundle(default_bundle_path()).manifest.parity.stages
+    both = replace(measured, accuracy=tuple(stages))
+    content = json.loads(to_json(both))
+    for found, stage in zip(content["accuracy"], stages, strict=True):
+        assert found["stage"] == stage.stage
+        assert found["figures"]["cosine"] == stage.value("cosine")
+    assert "- llm (int8-dynamic): relative error" in to_markdown(both)
+    assert "checkpoint" not in to_markdown(measured)
 
 
 def test_markdown_is_a_table_with_equally_many_cells(measured: Benchmark) -> None:

@@ -20,6 +20,7 @@ from lrs_edge.benchmarking.reading import measure_read
 from lrs_edge.benchmarking.synthetic import synthetic_side, write_image_apart
 from lrs_edge.bundle.bundle import Bundle, open_bundle
 from lrs_edge.bundle.manifest import Manifest
+from lrs_edge.bundle.parity import StageParity
 from lrs_edge.engines.devices import backend_options
 from lrs_edge.errors import UsageError
 from lrs_edge.evaluation.flops import graph_costs
@@ -75,11 +76,14 @@ class Benchmark:
         facts: Bundle, versions, machine, conditions: what a reader must know, by name.
         peaks: The machine's.
         measurements: One per stage and parameter.
+        accuracy: How far each stage is from the checkpoint, as the bundle's exporter measured it on
+            a CPU.
     """
 
     facts: dict[str, str]
     peaks: Peaks
     measurements: tuple[Measurement, ...]
+    accuracy: tuple[StageParity, ...] = ()
 
 
 def run_bench(path: Path | None, options: BenchOptions, tell: Tell) -> Benchmark:
@@ -167,7 +171,8 @@ def run_bench(path: Path | None, options: BenchOptions, tell: Tell) -> Benchmark
             [work.working_set for work in works],
             seconds=options.peak_seconds,
         )
-    return Benchmark({name: text for name, text in facts.items() if text}, peaks, tuple(measured))
+    shown = {name: text for name, text in facts.items() if text}
+    return Benchmark(shown, peaks, tuple(measured), tuple(bundle.manifest.parity.stages))
 
 
 def _check_lengths(manifest: Manifest, options: BenchOptions) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from lrs_edge.benchmarking.floor import floor_of
 from lrs_edge.benchmarking.measure import Measurement, Spread
 from lrs_edge.benchmarking.run import Benchmark
+from lrs_edge.bundle.parity import StageParity
 
 _HEADERS = (
     "stage", "parameters", "time", "rate", "floor", "bound by", "of the floor", "peak MB",
@@ -81,12 +82,24 @@ def peak_texts(benchmark: Benchmark) -> dict[str, str]:
 
 
 def to_json(benchmark: Benchmark) -> str:
-    """An object of facts, peaks (operations and bytes per second) and rows."""
+    """An object of facts, peaks (operations and bytes per second), rows and accuracy."""
     peaks = {
         "operations_per_second": dict(benchmark.peaks.compute),
         "bytes_per_second": {str(k): v for k, v in benchmark.peaks.bandwidth.items()},
     }
-    content = {"facts": benchmark.facts, "peaks": peaks, "rows": records(benchmark)}
+    content = {
+        "facts": benchmark.facts,
+        "peaks": peaks,
+        "rows": records(benchmark),
+        "accuracy": [
+            {
+                "stage": stage.stage,
+                "precision": stage.precision,
+                "figures": {figure.measure: figure.value for figure in stage.figures},
+            }
+            for stage in benchmark.accuracy
+        ],
+    }
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
 
 
@@ -102,7 +115,7 @@ def to_csv(benchmark: Benchmark) -> str:
 
 
 def to_markdown(benchmark: Benchmark) -> str:
-    """Facts as a list, then a table of as few columns as there are figures for."""
+    """Facts as a list, a table of as few columns as there are figures for, and the accuracy."""
     facts = {**benchmark.facts, **peak_texts(benchmark)}
     rows = [_cells(record) for record in records(benchmark)]
     names = [name for name in _HEADERS if any(row[name] for row in rows)]
@@ -110,7 +123,15 @@ def to_markdown(benchmark: Benchmark) -> str:
     lines = [f"- {name}: {text}" for name, text in facts.items()]
     lines += ["", _line({name: name for name in names}, widths), _rule(widths)]
     lines += [_line(row, widths) for row in rows]
+    if benchmark.accuracy:
+        lines += ["", "Against the checkpoint, as the exporter measured on a CPU:", ""]
+        lines += [_accuracy(stage) for stage in benchmark.accuracy]
     return "\n".join(lines) + "\n"
+
+
+def _accuracy(stage: StageParity) -> str:
+    figures = ", ".join(f"{figure.measure} {figure.shown}" for figure in stage.figures)
+    return f"- {stage.stage}{f' ({stage.precision})' if stage.precision else ''}: {figures}"
 
 
 def _cells(record: Record) -> dict[str, str]:
