@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lrs_edge.commands.common import (
+    BundlePath,
     debug_option,
     format_option,
     step_teller,
@@ -25,7 +25,7 @@ _SECONDS = 30.0
 
 
 @click.command()
-@click.argument("bundle", required=False, metavar="[BUNDLE]", type=click.Path(path_type=Path))
+@click.argument("bundle", required=False, metavar="[BUNDLE]", type=BundlePath())
 @click.option(
     "--device",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),

@@ -139,6 +139,19 @@ class ImagePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class BundlePath(click.Path):
+    """A bundle: its folder, or the name of a model in the user's folder of models."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As `click.Path` does; a model's name becomes its folder."""
+        from lrs_edge.transfer.folder import find_bundle
+
+        return find_bundle(super().convert(value, param, ctx))
+
+
 #: Decorator that adds `--crs`.
 crs_option = click.option(
     "--crs",

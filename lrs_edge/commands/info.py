@@ -11,6 +11,7 @@ import msgspec
 
 from lrs_edge.bundle.parity import StageParity
 from lrs_edge.commands.common import (
+    BundlePath,
     ImagePath,
     bands_option,
     crs_option,
@@ -56,7 +57,7 @@ MOST_CONTEXT = 1 << 20
     "-m",
     "--model",
     "bundle",
-    type=click.Path(path_type=Path),
+    type=BundlePath(),
     metavar="BUNDLE",
     help="Show the levels that this model would search; the embedded model when left out.",
 )

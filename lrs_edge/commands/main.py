@@ -39,7 +39,7 @@ COMMANDS = {
     "info": "Show facts about an image or a bundle, and what a model takes in memory.",
     "doctor": "Check what this machine can run, and say what to do.",
     "bench": "Measure each stage on this machine, against its floor.",
-    "models": "List and verify model bundles, and list recipes.",
+    "models": "Fetch, list, verify, pack and remove model bundles, and list recipes.",
     "export": "Turn a checkpoint into a bundle.",
     "build": "Build TensorRT engines of a bundle.",
     "scenes": "Make large question-answer scenes from labelled tiles.",

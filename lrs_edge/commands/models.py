@@ -1,4 +1,4 @@
-"""`lrs-edge models`: list and verify bundles, and list what can become one."""
+"""`lrs-edge models`: verify bundles, list what can become one; `models_kept.py` has the rest."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lrs_edge.commands.common import (
+    BundlePath,
     debug_option,
     format_option,
     printable,
     write_json,
     write_result,
+)
+from lrs_edge.commands.models_kept import (
+    list_models,
+    pack_model,
+    pull_model,
+    remove_model,
+    unpack_file,
 )
 from lrs_edge.errors import BundleError
 
@@ -22,32 +30,28 @@ if TYPE_CHECKING:
 
 @click.group()
 def models() -> None:
-    """List and verify model bundles, and list recipes."""
+    """Fetch, list, verify, pack and remove model bundles, and list recipes.
+
+    They lie in a folder of their own: LRS_EDGE_MODELS, else lrs-edge/models in the user's data
+    folder (XDG_DATA_HOME, ~/.local/share). `--model NAME` finds them there.
+    """
 
 
-@models.command("list")
-@debug_option
-def list_models() -> None:
-    """Show the model that comes with this installation."""
-    from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
-
-    path = default_bundle_path()
-    manifest = read_manifest(path)
-    size = sum(entry.size for entry in manifest.files.values())
-    write_result(
-        printable(f"{manifest.name}  {size / 1e6:.0f} MB  {manifest.licence}  {path}\n"), None
-    )
+for command in (list_models, pull_model, pack_model, unpack_file, remove_model):
+    models.add_command(command)
 
 
 @models.command()
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.argument("bundle", type=BundlePath(), required=False)
 @debug_option
 def verify(bundle: Path | None) -> None:
     """Check the size and SHA-256 of every file of BUNDLE (the embedded model when left out).
 
+    BUNDLE is a directory, or a name of `lrs-edge models list`, which then shows when this was.
     Exit code 4 where a file is not what the manifest says.
     """
     from lrs_edge.bundle.bundle import default_bundle_path, verify_bundle
+    from lrs_edge.transfer.folder import note_verified
 
     path = default_bundle_path() if bundle is None else bundle
     checks = verify_bundle(path)
@@ -64,6 +68,7 @@ def verify(bundle: Path | None) -> None:
             f"{path}: {len(failed)} of {len(checks)} files are not as the manifest says: "
             f"{', '.join(failed)}; copy or export the bundle again"
         )
+    note_verified(path)
 
 
 @models.command()

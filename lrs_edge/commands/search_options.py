@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
-from lrs_edge.commands.common import bands_option, crs_option, number_list, view_options
+from lrs_edge.commands.common import (
+    BundlePath,
+    bands_option,
+    crs_option,
+    number_list,
+    view_options,
+)
 from lrs_edge.engines.cores import available_cores
 from lrs_edge.engines.devices import AUTO, backend_options
 from lrs_edge.errors import UsageError
@@ -237,9 +242,9 @@ model_option = click.option(
     "-m",
     "--model",
     "bundle",
-    type=click.Path(path_type=Path),
+    type=BundlePath(),
     metavar="BUNDLE",
-    help="Bundle directory; the embedded model when left out.",
+    help="Bundle directory, or a name of `lrs-edge models list`; the embedded model when left out.",
 )
 
 
