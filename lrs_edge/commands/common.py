@@ -149,7 +149,7 @@ class BundlePath(click.Path):
         """As `click.Path` does; a model's name becomes its folder."""
         from lrs_edge.transfer.folder import find_bundle
 
-        return find_bundle(super().convert(value, param, ctx))
+        return find_bundle(Path(os.fsdecode(super().convert(value, param, ctx))))
 
 
 #: Decorator that adds `--crs`.
