@@ -29,7 +29,9 @@ def provider_checks(listed: list[str]) -> Iterator[Check]:
         if name != _REMOTE:
             yield _provider(name)
     yield from _plugins()
-    if "CUDAExecutionProvider" not in listed and shutil.which("nvidia-smi"):
+    jetson = _JETSON_RELEASE.is_file()
+    # A Jetson has its GPU's engines from TensorRT, and no onnxruntime-gpu that runs there.
+    if "CUDAExecutionProvider" not in listed and shutil.which("nvidia-smi") and not jetson:
         yield Check(
             "CUDAExecutionProvider",
             "warn",

@@ -33,8 +33,14 @@ def _library(name: str) -> Check:
     try:
         gpu = open_device().gpu
     except BackendError as error:
-        detail = f"{library.version} builds engines (--for), and runs none: {error}"
+        # TensorRT measures kernels, so that it builds nothing either.
+        does = "builds engines (--for), and runs none" if library.is_rtx else "cannot be used"
+        detail = f"{library.version} {does}: {error}"
         return Check(name, "warn", detail, "needed for its --device alone: docs/tensorrt.md")
+    try:
+        library.start("Runtime")
+    except BackendError as error:
+        return Check(name, "warn", str(error), "needed for its --device alone: docs/tensorrt.md")
     found = engines_here(library, gpu)
     if not found:
         advice = f"lrs-edge build BUNDLE --device {name}"

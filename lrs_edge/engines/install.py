@@ -30,7 +30,8 @@ def gpu_wheel_problem() -> str:
     if machine == "aarch64" and system == "Linux":
         return (
             "onnxruntime-gpu's wheels for aarch64 have code for servers' cards (compute capability "
-            "8.9 and newer), none for Jetson Orin or Thor: use NVIDIA's wheels for your JetPack"
+            "8.9 and newer), none for Jetson Orin: there use --device tensorrt (docs/jetson.md), "
+            "or NVIDIA's wheels for your JetPack"
         )
     if machine not in _X86 or system not in ("Linux", "Windows"):
         return f"there is no wheel of onnxruntime-gpu for {system} {machine}: use the extra `cpu`"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 from lrs_edge.engines.tensorrt.library import Library
 from lrs_edge.engines.tensorrt.targets import Target
 from lrs_edge.errors import BackendError, out_of_memory
+from lrs_edge.files import replacing
 
 #: Least, usual and largest shape of inputs with open dimensions.
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -58,7 +62,7 @@ def build_engine(
         KeyboardInterrupt: It was interrupted.
     """
     trt, log = library.module, library.logger()
-    builder = trt.Builder(log.handle)
+    builder = library.start("Builder")
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, log.handle)
     if not parser.parse_from_file(str(path)):
@@ -76,16 +80,18 @@ def build_engine(
     timings = _timings(config, options.timings)
     monitor = _monitor(trt, options.on_progress)
     config.progress_monitor = monitor
-    data = builder.build_serialized_network(network, config)
+    with _interruptible(monitor):
+        data = builder.build_serialized_network(network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt
     if data is None:
         said = log.last_error() or "it does not say why"
-        if "memory" in said.lower():
+        if log.says_no_memory():
             raise out_of_memory(f"{path.name} cannot be built", MemoryError(said))
         raise BackendError(f"{library.name} {library.version} cannot build {path.name}: {said}")
     if timings is not None and options.timings is not None:
-        options.timings.write_bytes(bytes(memoryview(timings.serialize())))
+        with suppress(OSError), replacing(options.timings) as stream:  # a help, no more
+            stream.write(memoryview(timings.serialize()))
     return memoryview(data)
 
 
@@ -114,10 +120,11 @@ def _check_in_place(trt: Any, network: Any, name: str) -> None:
         network.get_output(number).name.startswith(_PRESENT)
         for number in range(network.num_outputs)
     )
-    kind = trt.LayerType.KV_CACHE_UPDATE if buffers else None
-    found = (
-        sum(network.get_layer(n).type == kind for n in range(network.num_layers)) if buffers else 0
-    )
+    # Where the Python package has no name for the layer, the builder's word has to do.
+    kind = getattr(trt.LayerType, "KV_CACHE_UPDATE", None)
+    if kind is None or not buffers:
+        return
+    found = sum(network.get_layer(number).type == kind for number in range(network.num_layers))
     if found != buffers:
         raise BackendError(
             f"{name} updates {found} of its {buffers} key and value buffers in place; this is a bug"
@@ -142,10 +149,33 @@ def _timings(config: Any, path: Path | None) -> Any:
         return None
     known = path.read_bytes() if path.is_file() else b""
     timings = config.create_timing_cache(known)
-    if not config.set_timing_cache(timings, False):
+    # None where the bytes are not those of a cache.
+    if timings is None or not config.set_timing_cache(timings, False):
         timings = config.create_timing_cache(b"")
         config.set_timing_cache(timings, False)
     return timings
+
+
+@contextmanager
+def _interruptible(monitor: Any) -> Iterator[None]:
+    """Let Ctrl-C end a build at its next step.
+
+    Python would raise KeyboardInterrupt inside of whatever the library calls next, most likely its
+    logger: there the library drops it, and builds on for minutes.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        monitor.interrupted = True
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _monitor(trt: Any, on_progress: OnProgress | None) -> Any:

@@ -59,7 +59,11 @@ class Device:
         self._staging = self._staging_size = self._staged = 0
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        status, *found = getattr(self._cuda, name)(*arguments)
+        try:
+            status, *found = getattr(self._cuda, name)(*arguments)
+        except RuntimeError as error:
+            # cuda-python 12.6 and older, where the driver's library is not found.
+            raise BackendError(f"CUDA failed ({name}: {error}); see `lrs-edge doctor`") from error
         if int(status) != 0:
             text = self._cuda.cudaGetErrorString(status)[1]
             reason = text.decode() if isinstance(text, bytes) else str(text)
@@ -233,22 +237,41 @@ def open_device() -> Device:
     try:
         return Device(runtime)
     except BackendError as error:
-        found, wanted = (_major(runtime, of) for of in ("Driver", "Runtime"))
-        if 0 < found < wanted:
-            raise BackendError(
-                f"cuda-bindings {wanted} is newer than this machine's driver, which knows CUDA "
-                f"{found}; run: pip install 'cuda-bindings=={found}.*'"
-            ) from error
-        raise BackendError(
-            f"no NVIDIA GPU answers ({error}); TensorRT needs one with its driver, on a Jetson "
-            "that of JetPack. Without one use --device cpu"
-        ) from error
+        raise BackendError(_no_answer(runtime, error)) from error
 
 
-def _major(runtime: Any, of: str) -> int:
-    """CUDA's version that the driver knows, or that cuda-bindings is of; 0 without a driver."""
-    status, version = getattr(runtime, f"cuda{of}GetVersion")()
-    return 0 if int(status) else int(version) // 1000
+def _no_answer(runtime: Any, error: BackendError) -> str:
+    """Why no GPU answers, and what to do, as far as versions tell."""
+    found, wanted = (_version(runtime, of) for of in ("Driver", "Runtime"))
+    if 0 < found[0] < wanted[0]:
+        return (
+            f"cuda-bindings {wanted[0]} is newer than this machine's driver, which knows CUDA "
+            f"{found[0]}; run: pip install 'cuda-bindings=={found[0]}.*'"
+        )
+    reason = str(error) if found[0] else "there is no NVIDIA driver"
+    older = ""
+    if found[0] and found < wanted:
+        # Of 12.6, which JetPack 6.2 has, there is no cuda-bindings, but its predecessor.
+        package = "cuda-bindings" if found >= (12, 8) else "cuda-python"
+        version = ".".join(map(str, found))
+        older = (
+            f"; the driver knows CUDA {version} and cuda-bindings is of {wanted[0]}.{wanted[1]}: "
+            f"where nothing else helps, pip install '{package}=={version}.*'"
+        )
+    return (
+        f"no NVIDIA GPU answers ({reason}); TensorRT needs one with its driver, on a Jetson that "
+        f"of JetPack, and a user of the groups video and render{older}. Without one use "
+        "--device cpu"
+    )
+
+
+def _version(runtime: Any, of: str) -> tuple[int, int]:
+    """CUDA's version that the driver knows, or that cuda-bindings is of; (0, 0) for no driver."""
+    try:
+        status, version = getattr(runtime, f"cuda{of}GetVersion")()
+    except RuntimeError:
+        return 0, 0
+    return (0, 0) if int(status) else (int(version) // 1000, int(version) % 1000 // 10)
 
 
 def _runtime() -> Any:

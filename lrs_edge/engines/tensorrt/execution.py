@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from lrs_edge.errors import BackendError, out_of_memory
 
 #: An engine, wherever its bytes lie.
 Serialized = bytes | memoryview | mmap.mmap
-
-_MEMORY_SIGNS = ("out of memory", "outofmemory", "memory allocation", "insufficient memory")
 
 
 class Execution:
@@ -50,7 +48,10 @@ class Execution:
         self._log: Log = library.logger()
         self._name = name
         self._device = device
-        self._runtime = self._trt.Runtime(self._log.handle)
+        self._keep_kernels: Callable[[], object] | None = None
+        # Blocks that nobody uses are kept for their sizes, and the library does not know of them.
+        device.trim()
+        self._runtime = library.start("Runtime")
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise self._failed("cannot be loaded")
@@ -83,11 +84,14 @@ class Execution:
             compiled.deserialize(kernels.read_bytes())
         config.set_runtime_cache(compiled)
         # Compiled while running, so known in the end.
-        weakref.finalize(self, _keep, compiled, kernels)
+        self._keep_kernels = weakref.finalize(self, _keep, compiled, kernels)
         return self._engine.create_execution_context(config)
 
     def __del__(self) -> None:
-        # In this order, whatever holds on to what in the library's own bindings.
+        # The kernels while their engine is there; the rest in this order, whatever holds on to what
+        # in the library's own bindings.
+        if keep := self.__dict__.pop("_keep_kernels", None):
+            keep()
         for name in ("_context", "_engine", "_runtime"):
             self.__dict__.pop(name, None)
 
@@ -140,7 +144,7 @@ class Execution:
     def _failed(self, what: str) -> BackendError:
         said = self._log.last_error()
         message = f"the engine {self._name} {what}"
-        if any(sign in said.lower() for sign in _MEMORY_SIGNS):
+        if self._log.says_no_memory():
             return out_of_memory(message, MemoryError(said))
         return BackendError(f"{message}: {said or 'TensorRT does not say why'}")
 

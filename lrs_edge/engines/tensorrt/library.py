@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lrs_edge.errors import BackendError, UsageError, out_of_memory
@@ -25,6 +26,16 @@ _ADVICE = {
 #: The first versions that graphs are written for, and those that update buffers in place.
 OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}
 _IN_PLACE = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
+
+#: How they say that memory has run out; "memory" alone stands in other errors, too.
+_NO_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "memory allocation",
+    "insufficient memory",
+    "could not be allocated",
+    "cannot allocate memory",
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,30 @@ class Library:
         return self.name == "tensorrt-rtx"
 
     def logger(self) -> Log:
-        """A logger that keeps what the library says."""
-        return _new_log(self.module)
+        """The logger that keeps what the library says: one for the whole process.
+
+        The library registers the first that it is given, warns of any other, and may go on using
+        the first when whatever brought it is gone.
+        """
+        return _log_of(self.module)
+
+    def start(self, kind: str) -> Any:
+        """Its `Builder` or `Runtime`.
+
+        Raises:
+            BackendError: It cannot use CUDA here, which its Python package reports as a null
+                pointer.
+        """
+        log = self.logger()
+        log.clear()
+        try:
+            return getattr(self.module, kind)(log.handle)
+        except (TypeError, RuntimeError) as error:
+            reason = log.last_error() or " ".join(str(error).split())[:200]
+            raise BackendError(
+                f"{self.name} {self.version} does not start ({reason}): its CUDA must not be newer "
+                "than the driver's; install one that is built for this driver, or use --device cpu"
+            ) from error
 
     @property
     def updates_in_place(self) -> bool:
@@ -126,12 +159,17 @@ class Log:
         """The last errors on one line; empty where there was none."""
         return "; ".join(self._errors)[:400]
 
+    def says_no_memory(self) -> bool:
+        """Whether the last errors say that memory has run out."""
+        return any(sign in self.last_error().lower() for sign in _NO_MEMORY)
+
     def clear(self) -> None:
         """Forget what was said."""
         self._errors.clear()
 
 
-def _new_log(module: Any) -> Log:
+@cache
+def _log_of(module: Any) -> Log:
     errors: deque[str] = deque(maxlen=2)
     severe = {module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR}
 
