@@ -10,7 +10,10 @@
     ├── CancelledError              1  a question that was given up, or whose scene was closed
     ├── BackendError                5  an engine that cannot be loaded or fails while running
     │   └── OutOfMemoryError        5  a stage that does not fit into memory
-    └── ExportError                 1  a checkpoint that cannot be exported, or fails parity
+    ├── ExportError                 1  a checkpoint that cannot be exported, or fails parity
+    ├── JournalError                1  the journal of `watch`, or a result, cannot be kept on disk
+    ├── ProductTimeoutError         6  a product that `watch` gave up at its time limit
+    └── QuarantineError             7  products that `watch --once` could not answer
 
 A message says what was wrong, with which file or value, and what to do about it, on one line.
 Callers catch `LrsEdgeError`; the command line turns `exit_code` into the process's exit status.
@@ -86,3 +89,19 @@ def out_of_memory(what: str, error: BaseException) -> OutOfMemoryError:
 
 class ExportError(LrsEdgeError):
     """A checkpoint that cannot be exported, or an export whose parity check failed."""
+
+
+class JournalError(LrsEdgeError):
+    """A journal of `watch` that cannot be read or written or is in use, or a full disk."""
+
+
+class ProductTimeoutError(LrsEdgeError):
+    """A product whose questions took longer than `watch --time-limit`."""
+
+    exit_code = 6
+
+
+class QuarantineError(LrsEdgeError):
+    """Products that could not be answered and were put into quarantine, while all else worked."""
+
+    exit_code = 7

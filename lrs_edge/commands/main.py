@@ -34,6 +34,7 @@ PROGRAM = "lrs-edge"
 #: Every command and what it is for; command `x` is `x` in `lrs_edge.commands.x`.
 COMMANDS = {
     "ask": "Ask a question about an image.",
+    "watch": "Ask every product that lands in a folder.",
     "eval": "Run a bundle over a question file and score its answers.",
     "calibrate": "Fit how sure a bundle's answers are, and write it into a copy.",
     "info": "Show facts about an image or a bundle, and what a model takes in memory.",
@@ -87,7 +88,7 @@ def cli() -> None:
     """Ask questions about very large satellite and aerial images, where the image is.
 
     Exit codes: 0 ok, 1 failure, 2 usage, 3 unreadable image, 4 bundle refused, 5 backend or memory,
-    6 timed out with a partial answer.
+    6 timed out with a partial answer, 7 products in quarantine (watch).
     """
 
 
