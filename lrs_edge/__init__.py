@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lrs_edge.answer.answer import (
         Answer,
+        KeptTokens,
         LevelReport,
         ObjectReport,
         Progress,
@@ -51,6 +52,7 @@ _HOMES = {
     "Engine": "engine",
     "ExportError": "errors",
     "ImageError": "errors",
+    "KeptTokens": "answer.answer",
     "LevelReport": "answer.answer",
     "LrsEdgeError": "errors",
     "ObjectReport": "answer.answer",
@@ -76,6 +78,7 @@ __all__ = [
     "Engine",
     "ExportError",
     "ImageError",
+    "KeptTokens",
     "LevelReport",
     "LrsEdgeError",
     "ObjectReport",

@@ -185,6 +185,33 @@ class Scene:
         """As `stream`, under the name that goes with `aask`: for `async for`."""
         return self.stream(question, options, on_progress=on_progress, trace=trace, **overrides)
 
+    def save_report(self, answer: Answer, path: str | Path) -> None:
+        """Write an answer of this scene as a picture, a page or a map (docs/reports.md).
+
+        Args:
+            answer: What `ask` returned.
+            path: File whose ending says the form: `.png`, `.html`, `.geojson`, `.gpkg`. It appears
+                whole or not at all.
+
+        Raises:
+            UsageError: The ending is unknown, the file cannot be written, the answer is about an
+                image of another size, or the image has no place on a map (`.geojson`, `.gpkg`).
+        """
+        from lrs_edge.answer.report import ImageFacts
+        from lrs_edge.reports.save import check_places, check_reports, save_report
+
+        self._open_stages()
+        target, info = Path(path), self.raster.info
+        check_reports([target])
+        check_places([target], self.raster, self.can_be_placed)
+        facts = ImageFacts(info.path, info.width, info.height, info.crs, info.gsd)
+        try:
+            save_report(answer, target, facts, self.raster)
+        except OSError as error:
+            raise UsageError(
+                f"the report {target} cannot be written ({error.strerror}); name another"
+            ) from error
+
     def can_be_placed(self) -> bool:
         """Whether a tile that a search may look at has a polygon in WGS 84.
 

@@ -74,6 +74,21 @@ class LevelReport:
 
 
 @dataclass(frozen=True)
+class KeptTokens:
+    """Where the kept tokens of one level lie, best score first; the best 4,096 at most.
+
+    Attributes:
+        level: Search level, 0 for the base (coarsest).
+        bounds: What each token shows in source pixels (x0, y0, x1, y1).
+        scores: Share of the level's attention that fell on each, 0..1.
+    """
+
+    level: int
+    bounds: tuple[Box, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TokenCounts:
     """Tokens at every step of one question.
 
@@ -178,6 +193,8 @@ class Answer:
         objects: The 200 best objects at most, best score first, sure and doubtful ones; empty where
             the bundle has no detector (docs/bundles.md).
         stages: Where every stage ran.
+        kept: Where the kept tokens of every level lie, coarse to fine, for drawing; not part of the
+            JSON.
     """
 
     text: str
@@ -203,6 +220,7 @@ class Answer:
     least_log_probability: float | None = None
     objects: tuple[ObjectReport, ...] = ()
     stages: tuple[StagePlace, ...] = ()
+    kept: tuple[KeptTokens, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.answer.answer import LevelReport, ObjectReport, Region, SegmentReport, TokenCounts
+from lrs_edge.answer.answer import (
+    KeptTokens,
+    LevelReport,
+    ObjectReport,
+    Region,
+    SegmentReport,
+    TokenCounts,
+)
 from lrs_edge.baselines.inside import VISION
 from lrs_edge.baselines.segments import SegmentCaches
 from lrs_edge.bundle.manifest import ObjectSpec, SegmentSpec
@@ -26,6 +33,9 @@ ToPlace = Callable[[Box], "Place | None"]
 
 #: Objects that an answer lists at most.
 MOST_OBJECTS = 200
+
+#: Kept tokens of a level whose places an answer has at most.
+MOST_KEPT = 4096
 
 #: Most tiles that are looked for a place before the model runs.
 _MOST_LOOKED_UP = 1024
@@ -78,6 +88,26 @@ def _regions(
             kept=count > 0,
             tokens_kept=count,
         )
+
+
+def kept_tokens(result: SearchResult, pyramid: Pyramid) -> tuple[KeptTokens, ...]:
+    """Where the kept tokens of every level lie, coarse to fine; of the last level those sent."""
+    found = []
+    for scored in result.passes:
+        local, places = scored.local, scored.kept
+        places = places[~local.is_structure[places]]
+        if scored is result.passes[-1]:
+            places = places[np.isin(local.indices[places], result.final.indices)]
+        places = places[np.argsort(-scored.scores[places], kind="stable")][:MOST_KEPT]
+        cells = local.cells[places].tolist()
+        found.append(
+            KeptTokens(
+                local.level,
+                tuple(_cell_bounds(pyramid, scored, cell) for cell in cells),
+                tuple(scored.scores[places].tolist()),
+            )
+        )
+    return tuple(found)
 
 
 def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Box:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import string
 import sys
 from dataclasses import dataclass, replace
@@ -30,12 +31,13 @@ from lrs_edge.commands.search_options import (
     model_option,
     take_ask_options,
 )
-from lrs_edge.errors import UsageError
+from lrs_edge.errors import LrsEdgeError, UsageError
 from lrs_edge.requests.options import view_for
 
 if TYPE_CHECKING:
     from lrs_edge.answer.answer import Answer
     from lrs_edge.answer.report import ImageFacts
+    from lrs_edge.raster.raster import Raster
     from lrs_edge.requests.clock import Clock
     from lrs_edge.requests.options import AskOptions
 
@@ -47,7 +49,8 @@ _AROUND = f"{string.whitespace}\ufeff\u00a0\u3000"
 
 EXIT_TIMED_OUT = 6
 
-_NOWHERE = "every tile reaches to where the image's CRS leads to no place on the earth"
+#: Seconds that views for a report may take when the time limit is over.
+_LEAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class AskArguments:
     verify: bool
     trace: Path | None
     output: Path | None
+    report: tuple[Path, ...]
     quiet: bool
 
     @property
@@ -98,6 +102,14 @@ class AskArguments:
     help="Write the result to a file instead of standard output.",
 )
 @click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Also write the answer and what it rests on as a picture (.png), a page (.html) or a map "
+    "(.geojson, .gpkg), by the file's ending. Can be given several times.",
+)
+@click.option(
     "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
 )
 @debug_option
@@ -118,9 +130,22 @@ def ask(ctx: click.Context, /, **values: Any) -> None:
     check_output(typed.trace, typed.image)
     if typed.trace is not None and typed.trace == typed.output:
         raise UsageError(f"--trace and --output both name {typed.trace}; name two files")
+    _check_reports(typed)
     answer = _answer(typed, _question(typed.question), options)
     if answer.finish_reason == "timeout":
         ctx.exit(EXIT_TIMED_OUT)
+
+
+def _check_reports(typed: AskArguments) -> None:
+    """Refuse reports that cannot be written, or that name the file of something else."""
+    from lrs_edge.reports.save import check_reports
+
+    for path in typed.report:
+        check_output(path, typed.image)
+        for option, other in (("--output", typed.output), ("--trace", typed.trace)):
+            if other is not None and os.path.realpath(other) == os.path.realpath(path):
+                raise UsageError(f"--report and {option} both name {path}; name two files")
+    check_reports(typed.report)
 
 
 def _question(argument: str) -> str:
@@ -148,6 +173,7 @@ def _answer(typed: AskArguments, question: str, options: AskOptions) -> Answer:
     import lrs_edge
     from lrs_edge.answer import report
     from lrs_edge.commands.progress import ProgressDisplay
+    from lrs_edge.reports.save import NOWHERE, check_places
     from lrs_edge.requests.clock import Clock
 
     restrict_image_formats()
@@ -175,9 +201,11 @@ def _answer(typed: AskArguments, question: str, options: AskOptions) -> Answer:
             size = (info.width, info.height)
             facts = report.ImageFacts(str(typed.image), *size, info.crs, info.gsd)
             if typed.output_format == "geojson":
-                reason = info.unlocated or ("" if scene.can_be_placed() else _NOWHERE)
+                reason = info.unlocated or ("" if scene.can_be_placed() else NOWHERE)
                 if reason:
                     raise UsageError(report.no_geojson(facts.path, reason))
+            if typed.report:
+                check_places(typed.report, scene.raster, scene.can_be_placed)
             stream = scene.stream(
                 question,
                 _less_time(options, clock),
@@ -188,8 +216,36 @@ def _answer(typed: AskArguments, question: str, options: AskOptions) -> Answer:
                 if typed.streams:
                     display.stop()
                     write_result(printable(piece), None)
-    _finish(typed, stream.answer, facts)
+            display.stop()
+            _finish(typed, stream.answer, facts)
+            _write_reports(typed, stream.answer, facts, scene.raster, clock)
     return stream.answer
+
+
+def _write_reports(
+    typed: AskArguments, answer: Answer, facts: ImageFacts, raster: Raster, clock: Clock
+) -> None:
+    """Write every report; one that cannot be written does not cost the others.
+
+    Raises:
+        LrsEdgeError: Of the first that cannot be.
+    """
+    from lrs_edge.reports.save import save_report
+
+    seconds = None if clock.deadline is None else max(clock.left, _LEAST_SECONDS)
+    failed: LrsEdgeError | None = None
+    for path in typed.report:
+        try:
+            notes = save_report(answer, path, facts, raster, seconds)
+        except OSError as error:
+            failed = failed or LrsEdgeError(
+                f"the report {path} cannot be written ({error.strerror}); the answer stands above"
+            )
+            continue
+        for note in () if typed.quiet else notes:
+            click.echo(printable(f"Warning: {note}"), err=True)
+    if failed is not None:
+        raise failed
 
 
 def _less_time(options: AskOptions, clock: Clock) -> AskOptions:

@@ -118,13 +118,10 @@ class Georeference:
         Returns:
             None where even the coordinates in the CRS are not numbers.
         """
-        x0, y0, x1, y1 = bounds
-        corners = ((x0, y0), (x0, y1), (x1, y1), (x1, y0), (x0, y0))
-        # The transform from pixels is affine, so edges in the CRS are straight.
-        native = self._native(corners)
-        if not all(math.isfinite(value) for point in native for value in point):
+        ring = self.ring(bounds)
+        if ring is None:
             return None
-        ring = tuple(native if twice_area(native) >= 0 else native[::-1])
+        x0, y0, x1, y1 = bounds
         centre = self._wgs84([((x0 + x1) / 2, (y0 + y1) / 2)])
         middle = None if centre is None else (wrapped(centre[0][0]), centre[0][1])
         # What lies around no centre is not worth its outline.
@@ -132,6 +129,22 @@ class Georeference:
         if found is None:
             return Place(ring, None, None, middle)
         return Place(ring, *found, middle)
+
+    def ring(self, bounds: Box) -> Ring | None:
+        """A pixel window as a closed ring in the CRS, counter-clockwise there.
+
+        Args:
+            bounds: x0, y0, x1, y1 in pixels of the image.
+
+        Returns:
+            None where its coordinates are not numbers.
+        """
+        x0, y0, x1, y1 = bounds
+        # The transform from pixels is affine, so edges in the CRS are straight.
+        native = self._native(((x0, y0), (x0, y1), (x1, y1), (x1, y0), (x0, y0)))
+        if not all(math.isfinite(value) for point in native for value in point):
+            return None
+        return tuple(native if twice_area(native) >= 0 else native[::-1])
 
     def located(self, points: Sequence[Point]) -> int:
         """How many of some points (col, row) have a place in WGS 84."""

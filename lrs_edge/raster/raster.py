@@ -369,6 +369,17 @@ class Raster:
         with environment(self._path, "located"):
             return georeference.place(bounds)
 
+    def native_ring(self, bounds: tuple[float, float, float, float]) -> Ring | None:
+        """A pixel window as a closed ring in the image's CRS, as `place` gives it, and quicker.
+
+        Args:
+            bounds: x0, y0, x1, y1 in pixels of the image, from its outer top left corner.
+
+        Returns:
+            None where the image is not georeferenced.
+        """
+        return None if self._georeference is None else self._georeference.ring(bounds)
+
     def close(self) -> None:
         """Closes the file; more than once does nothing.
 

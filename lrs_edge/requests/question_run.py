@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lrs_edge.answer.answer import Answer, FinishReason, SegmentReport
 from lrs_edge.answer.evidence import (
+    kept_tokens,
     level_reports,
     regions,
     segment_reports,
@@ -433,6 +434,7 @@ class QuestionRun:
             segments=self._segments,
             objects=self._note.reports(raster.width, raster.height),
             stages=self._stages.places(),
+            kept=kept_tokens(result, self._pyramid),
             confidence=self._confidence.value(len(self._ids)),
             margin=sure.margin,
             log_probability=sure.log_probability,
