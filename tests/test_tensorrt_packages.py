@@ -286,7 +286,7 @@ def test_memory_that_nobody_uses_is_there_for_an_engine(fake: FakeTensorRT, move
 
 
 def test_a_driver_that_does_not_answer_is_explained(
-    fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+    fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_library() -> Any:
         raise RuntimeError("Failed to dlopen libcuda.so.1")
@@ -298,7 +298,14 @@ def test_a_driver_that_does_not_answer_is_explained(
     gpu, why = device.find_gpu()
     assert gpu is None
     assert "groups video and render" in why
-    assert "pip install 'cuda-python==12.6.*'" in why
+    # A later minor version does elsewhere, and not on a Jetson.
+    assert "pip install" not in why
+    tegra = tmp_path / "nv_tegra_release"
+    tegra.touch()
+    monkeypatch.setattr(device, "_TEGRA", tegra)
+    why = device.find_gpu()[1]
+    assert "cuda-bindings 12.9 is newer than this machine's driver, which knows CUDA 12.6" in why
+    assert why.endswith("pip install 'cuda-python==12.6.*'")
     monkeypatch.setattr(cuda, "cudaDriverGetVersion", lambda: (0, 12090))
     assert "pip install" not in device.find_gpu()[1]
     # The predecessor of cuda-bindings finds no driver to ask, and raises.

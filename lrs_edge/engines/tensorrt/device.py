@@ -26,6 +26,7 @@ _GRAIN = 512
 _STAGING = 32 << 20
 _NO_MEMORY = 2  # cudaErrorMemoryAllocation
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
+_TEGRA = Path("/etc/nv_tegra_release")
 
 
 @dataclass(frozen=True)
@@ -243,26 +244,34 @@ def open_device() -> Device:
 def _no_answer(runtime: Any, error: BackendError) -> str:
     """Why no GPU answers, and what to do, as far as versions tell."""
     found, wanted = (_version(runtime, of) for of in ("Driver", "Runtime"))
-    if 0 < found[0] < wanted[0]:
+    if (0, 0) < found < wanted and (found[0] < wanted[0] or _on_tegra()):
         return (
-            f"cuda-bindings {wanted[0]} is newer than this machine's driver, which knows CUDA "
-            f"{found[0]}; run: pip install 'cuda-bindings=={found[0]}.*'"
+            f"cuda-bindings {_dotted(wanted)} is newer than this machine's driver, which knows "
+            f"CUDA {_dotted(found)}; run: pip uninstall -y cuda-bindings; pip install "
+            f"{_package_for(found)}"
         )
     reason = str(error) if found[0] else "there is no NVIDIA driver"
-    older = ""
-    if found[0] and found < wanted:
-        # Of 12.6, which JetPack 6.2 has, there is no cuda-bindings, but its predecessor.
-        package = "cuda-bindings" if found >= (12, 8) else "cuda-python"
-        version = ".".join(map(str, found))
-        older = (
-            f"; the driver knows CUDA {version} and cuda-bindings is of {wanted[0]}.{wanted[1]}: "
-            f"where nothing else helps, pip install '{package}=={version}.*'"
-        )
     return (
         f"no NVIDIA GPU answers ({reason}); TensorRT needs one with its driver, on a Jetson that "
-        f"of JetPack, and a user of the groups video and render{older}. Without one use "
-        "--device cpu"
+        "of JetPack, and a user of the groups video and render. Without one use --device cpu"
     )
+
+
+def _package_for(driver: tuple[int, int]) -> str:
+    """What pip is to install for a driver: on a Jetson its own version, elsewhere a later minor."""
+    if not _on_tegra():
+        return f"'cuda-bindings=={driver[0]}.*'"
+    # Of 12.6, which JetPack 6.2 has, there is no cuda-bindings, but its predecessor.
+    return f"'{'cuda-bindings' if driver >= (12, 8) else 'cuda-python'}=={_dotted(driver)}.*'"
+
+
+def _on_tegra() -> bool:
+    """Whether this is a Jetson, whose driver takes no later minor version of CUDA."""
+    return _TEGRA.is_file()
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _version(runtime: Any, of: str) -> tuple[int, int]:
