@@ -22,6 +22,8 @@ class Served:
         statuses: Statuses that are answered first, by path.
         redirects: Where a path leads to.
         lengths: What Content-Length says, by path, in place of the truth; None for nothing.
+        held: Bytes of a body after which the connection stands still, once, by path.
+        standing: Set when a connection stands still; it ends when the server does.
         log: Path, Range and Authorization of every request.
     """
 
@@ -31,6 +33,9 @@ class Served:
     statuses: dict[str, list[int]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, int | None] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    standing: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
     log: list[tuple[str, str | None, str | None]] = field(default_factory=list)
     url: str = ""
 
@@ -83,10 +88,14 @@ class Handler(BaseHTTPRequestHandler):
         body = data[start:]
         if served.cut.get(path):
             body = body[: served.cut[path].pop(0)]
+        held = served.held.pop(path, None)
         try:
-            self.wfile.write(body)
+            self.wfile.write(body[:held])
         except OSError:
             return
+        if held is not None:
+            served.standing.set()
+            served.ended.wait()
 
 
 @contextmanager
@@ -100,5 +109,6 @@ def serving(served: Served) -> Iterator[Served]:
         try:
             yield served
         finally:
+            served.ended.set()
             server.shutdown()
             thread.join()

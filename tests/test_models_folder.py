@@ -186,7 +186,7 @@ def test_names_that_are_taken_or_cannot_be(
 ) -> None:
     packed = tmp_path / "tiny.tar"
     pack(bundle, packed)
-    for name in ["../up", "a/b", ".hidden", "-x", "x" * 65, "a b", EMBEDDED, "end."]:
+    for name in ["../up", "a/b", ".hidden", "-x", "x" * 65, "a b", EMBEDDED, "end.", "nul"]:
         assert run(["models", "unpack", str(packed), f"--name={name}"]) == 2, name
     assert run(["models", "unpack", str(packed)]) == 0
     assert run(["models", "unpack", str(packed)]) == 2
@@ -356,3 +356,49 @@ def test_a_bundle_is_found_in_a_process_of_its_own(bundle: Path, folder: Path) -
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+#: Runs a command in a process that cannot write more than 400 bytes into a file.
+SHORT_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+from lrs_edge.commands.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["unpack", "pack", "pull"])
+def test_a_disk_that_is_full_leaves_nothing(
+    command: str, bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "tiny.tar"
+    pack(bundle, packed)
+    arguments = {
+        "unpack": ["unpack", str(packed)],
+        "pack": ["pack", str(bundle), "-o", str(tmp_path / "new.tar")],
+        "pull": ["pull", str(bundle)],
+    }[command]
+    before = content(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_FILES, "models", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert content(tmp_path) == before
+    assert [path for path in folder.rglob("*") if path.name != ".partial"] == []
+
+
+def test_a_record_that_cannot_be_read_is_none(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bundle, folder / "tiny")
+    (folder / ".records").mkdir()
+    for data in (b"", b"{", b"[1]", b'{"source": 1}', b"\xff"):
+        (folder / ".records" / "tiny.json").write_bytes(data)
+        assert listed(capsys)["tiny"]["verified"] is None
+    assert run(["models", "verify", "tiny"]) == 0
+    assert listed(capsys)["tiny"]["verified"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import Request
@@ -20,7 +22,7 @@ from lrs_edge.transfer.download import Http, check_url
 from lrs_edge.transfer.pull import PullOptions, find_remote, pull
 from tests.http_server import Served, serving
 from tests.test_bundle import write_bundle
-from tests.test_models_folder import content
+from tests.test_models_folder import SHORT_FILES, content
 
 LARGE = "/b/embeddings.safetensors"
 
@@ -109,6 +111,40 @@ def test_a_connection_that_breaks_off_goes_on(
     # Only a connection that brought nothing is waited after.
     assert waits == [1.0]
     assert content(folder / "b") == content(folder / "packed") == content(bundle)
+
+
+@pytest.mark.parametrize(("path", "large"), [("/b/", LARGE), ("/b.tar", "/b.tar")])
+def test_a_pull_that_is_killed_goes_on(
+    path: str, large: str, tmp_path: Path, bundle: Path, folder: Path
+) -> None:
+    # More than what is kept in buffers on the way.
+    (bundle / "MODEL_CARD.md").write_bytes(b"x" * 300_000)
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["files"]["MODEL_CARD.md"] = {
+        "role": "card",
+        "size": 300_000,
+        "sha256": hashlib.sha256(b"x" * 300_000).hexdigest(),
+    }
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    pack(bundle, tmp_path / "b.tar")
+    files = {f"/b/{name}": data for name, data in content(bundle).items()}
+    large = "/b/MODEL_CARD.md" if path == "/b/" else large
+    files["/b.tar"] = (tmp_path / "b.tar").read_bytes()
+    with serving(Served(files, held={large: 200_000})) as server:
+        command = [sys.executable, "-m", "lrs_edge", "models", "pull", server.url + path]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            assert server.standing.wait(60)
+            partial = folder / ".partial"
+            while not any(p.stat().st_size > 100_000 for p in partial.rglob("*") if p.is_file()):
+                assert process.poll() is None
+            process.kill()
+        assert not (folder / "b").exists()
+        server.log.clear()
+        assert run(["models", "pull", server.url + path]) == 0
+        (asked,) = server.asked(large)
+    assert asked is not None
+    assert int(asked.removeprefix("bytes=").rstrip("-")) > 100_000
+    assert content(folder / "b") == content(bundle)
 
 
 def test_a_server_without_ranges(served: Served, bundle: Path, folder: Path) -> None:
@@ -288,6 +324,20 @@ def test_a_server_that_is_busy_is_asked_again(
     served.statuses = {"/b/manifest.json": [status], LARGE: [status, status]}
     pull(f"{served.url}/b/", PullOptions())
     assert waits == [1.0, 1.0, 2.0]
+
+
+def test_a_pull_goes_on_where_the_disk_was_full(served: Served, bundle: Path, folder: Path) -> None:
+    line = [sys.executable, "-c", SHORT_FILES, "models", "pull", "-q"]
+    done = subprocess.run(
+        [*line, f"{served.url}/b.tar"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+    assert not (folder / "b").exists()
+    assert run(["models", "pull", f"{served.url}/b.tar", "-q"]) == 0
+    assert served.asked("/b.tar")[-1] == "bytes=400-"
+    assert content(folder / "b") == content(bundle)
 
 
 def test_what_is_not_there(

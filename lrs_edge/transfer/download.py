@@ -139,12 +139,11 @@ class Http:
         for failures in range(RETRIES + 1):
             try:
                 with self._open(url, 0) as response:
-                    data = self._piece(response, limit + 1)
-                    while len(data) <= limit and (
-                        piece := self._piece(response, limit + 1 - len(data))
-                    ):
+                    length, data = _length(response), b""
+                    # One byte more than the limit tells that there are more.
+                    wanted = limit + 1 if length is None else min(length, limit + 1)
+                    while piece := self._piece(response, wanted - len(data)):
                         data += piece
-                    length = _length(response)
             except _BrokenOffError as error:
                 self._pause(url, failures, error)
                 continue
@@ -211,18 +210,22 @@ class Http:
             if size is not None and end is not None and end != size:
                 raise BundleError(f"{_shown(url)} has {end} bytes, the manifest says {size}")
             require_space(target.parent, (end or size or start) - start)
-            got = self._append(response, url, target, start, limit)
+            got = self._append(response, url, target, start, limit, end)
         if size is None:
             return end is None or got == end
         return got == size
 
-    def _append(self, response: Any, url: str, target: Path, start: int, limit: int) -> int:
-        """Write what comes behind `start`; bytes that the file has then."""
+    def _append(
+        self, response: Any, url: str, target: Path, start: int, limit: int, end: int | None
+    ) -> int:
+        """Write what comes behind `start`, as far as `end`; bytes that the file has then."""
         got = start
         try:
             with target.open("r+b" if start else "wb") as file:
                 file.seek(start)
-                while piece := self._piece(response, _PIECE):
+                while piece := self._piece(
+                    response, _PIECE if end is None else min(_PIECE, end - got)
+                ):
                     got += len(piece)
                     if got > limit:
                         raise BundleError(f"{_shown(url)} has more than {limit} bytes")
@@ -233,9 +236,10 @@ class Http:
 
     @staticmethod
     def _piece(response: Any, count: int) -> bytes:
-        """The next bytes. Raises _BrokenOffError."""
+        """The next bytes, as soon as there are any, at most `count`. Raises _BrokenOffError."""
         try:
-            data: bytes = response.read(count)
+            # Not `read`, which waits for all of them, and loses those that came before a fault.
+            data: bytes = response.read1(count) if count else b""
         except (OSError, http.client.HTTPException) as error:
             raise _BrokenOffError(str(error) or type(error).__name__) from error
         return data

@@ -30,6 +30,7 @@ from lrs_edge.bundle.files import read_limited, walk
 from lrs_edge.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
 from lrs_edge.errors import BundleError, LrsEdgeError, UsageError
 from lrs_edge.files import replacing
+from lrs_edge.transfer.members import is_plain_name
 from lrs_edge.transfer.writing import not_written
 
 #: Environment variable that names the folder.
@@ -111,7 +112,7 @@ def find_bundle(path: Path) -> Path:
 
 def is_model_name(name: str) -> bool:
     """True for letters, digits, `.`, `_` and `-`, at most 64, that no system takes for more."""
-    return _NAME.fullmatch(name) is not None
+    return _NAME.fullmatch(name) is not None and is_plain_name(name)
 
 
 def check_model_name(name: str) -> None:
