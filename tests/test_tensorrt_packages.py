@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrs_edge.commands.main import run
 from lrs_edge.engines.gather_model import gather_model
 from lrs_edge.engines.tensorrt import device
 from lrs_edge.engines.tensorrt.building import BuildOptions, build_engine
@@ -275,6 +276,18 @@ def test_compiled_kernels_are_kept_while_their_engine_is_there(tmp_path: Path) -
     assert kernels.read_bytes() == b"kernels"
 
 
+def test_weights_that_an_older_builder_may_not_take_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_place(monkeypatch, tmp_path, version="10.3.0")
+    monkeypatch.setattr(fake_tensorrt.Builder, "build_serialized_network", lambda *_: None)
+    assert run(["build", "--device", "tensorrt", "--stage", "llm"]) == 5
+    said = capsys.readouterr().err
+    assert "tensorrt 10.3.0 cannot build llm_std_8192.onnx: it does not say why" in said
+    assert "may not take weights of int8-" in said
+    assert "export llm at fp16 or int4-weight" in said
+
+
 def test_memory_that_nobody_uses_is_there_for_an_engine(fake: FakeTensorRT, move: Path) -> None:
     library, gpu = find_library("tensorrt"), Device(fake.cuda)
     data = build_engine(library, move, PLACES, SM86)
@@ -297,7 +310,7 @@ def test_a_driver_that_does_not_answer_is_explained(
     monkeypatch.setattr(cuda, "cudaRuntimeGetVersion", lambda: (0, 12090))
     gpu, why = device.find_gpu()
     assert gpu is None
-    assert "groups video and render" in why
+    assert "no NVIDIA GPU answers" in why
     # A later minor version does elsewhere, and not on a Jetson.
     assert "pip install" not in why
     tegra = tmp_path / "nv_tegra_release"
@@ -307,6 +320,7 @@ def test_a_driver_that_does_not_answer_is_explained(
     assert "cuda-bindings 12.9 is newer than this machine's driver, which knows CUDA 12.6" in why
     assert why.endswith("pip install 'cuda-python==12.6.*'")
     monkeypatch.setattr(cuda, "cudaDriverGetVersion", lambda: (0, 12090))
+    assert "groups video and render" in device.find_gpu()[1]
     assert "pip install" not in device.find_gpu()[1]
     # The predecessor of cuda-bindings finds no driver to ask, and raises.
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", no_library)

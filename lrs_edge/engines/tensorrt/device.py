@@ -251,9 +251,12 @@ def _no_answer(runtime: Any, error: BackendError) -> str:
             f"{_package_for(found)}"
         )
     reason = str(error) if found[0] else "there is no NVIDIA driver"
+    whose = (
+        ": a Jetson has JetPack's, for users of the groups video and render" if _on_tegra() else ""
+    )
     return (
-        f"no NVIDIA GPU answers ({reason}); TensorRT needs one with its driver, on a Jetson that "
-        "of JetPack, and a user of the groups video and render. Without one use --device cpu"
+        f"no NVIDIA GPU answers ({reason}); TensorRT needs one with its driver{whose}. Without one "
+        "use --device cpu"
     )
 
 

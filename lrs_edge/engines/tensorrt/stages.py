@@ -25,7 +25,7 @@ from lrs_edge.engines.tensorrt.library import Library
 from lrs_edge.engines.tensorrt.loading import MOVE
 from lrs_edge.engines.tensorrt.room import BuildMemory, check_room, estimate
 from lrs_edge.engines.tensorrt.targets import Target
-from lrs_edge.errors import BackendError, UsageError
+from lrs_edge.errors import BackendError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from lrs_edge.building.stage_graphs import StageGraph
@@ -111,7 +111,7 @@ def build_stages(
         tell: Called with the name of each engine before it is built; gives what to tell of it.
 
     Raises:
-        BackendError: A graph is refused.
+        BackendError: A graph is refused; the message says where its weights may be why.
         BundleError: A stage cannot be written for TensorRT.
         OutOfMemoryError: The machine has too little memory.
     """
@@ -214,7 +214,18 @@ def _build(
         free = None if library.is_rtx or device is None else device.free_memory()
         shared = device is not None and device.gpu.shares_memory
         check_room(stage, need, free, shared=shared)
-        return build_engine(library, path, profile, options)
+        try:
+            return build_engine(library, path, profile, options)
+        except OutOfMemoryError:
+            raise
+        except BackendError as error:
+            precision = getattr(plan.bundle.manifest, stage).precision
+            if library.updates_in_place or not precision.startswith("int8") or flavour == MOVE:
+                raise
+            raise BackendError(
+                f"{error}; {library.name} {library.version} may not take weights of {precision} "
+                f"(docs/tensorrt.md): export {stage} at fp16 or int4-weight"
+            ) from error
 
 
 def _graph(
