@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lrs_edge.watching.journal import Journal
 from lrs_edge.watching.names import product_name, result_name
 from lrs_edge.watching.products import Patterns, Settling, scan
 from lrs_edge.watching.questions import read_questions
+from lrs_edge.watching.waking import Waking, notices
 from lrs_edge.watching.worker import MAX_UNFINISHED, Worker
 from tests.watching import QUESTIONS, Killed, Station, without_syncing
 
@@ -141,6 +143,58 @@ def test_a_product_is_moved_where_that_is_asked(tmp_path: Path) -> None:
     assert os.listdir(station.root) == []
     (folder,) = (tmp_path / "away").iterdir()
     assert sorted(os.listdir(folder)) == ["bad.tfw", "bad.tif"]
+
+
+def test_a_move_that_was_killed_half_way_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = Station(tmp_path, move_to=tmp_path / "away", retries=0)
+    station.land("bad.tif", "bad")
+    station.land("bad.tfw")
+    real = os.rename
+
+    def once(source: Path, target: Path) -> None:
+        real(source, target)
+        raise Killed
+
+    monkeypatch.setattr(os, "rename", once)
+    with pytest.raises(Killed):
+        station.run()
+    monkeypatch.setattr(os, "rename", real)
+    assert station.run().quarantined == 1
+    (folder,) = (tmp_path / "away").iterdir()
+    assert sorted(os.listdir(folder)) == ["bad.tfw", "bad.tif"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_system_wakes_the_loop_where_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed:
+        pytest.importorskip("watchfiles", reason="needs the `watch` extra")
+    else:
+        monkeypatch.setitem(sys.modules, "watchfiles", None)
+    woken = threading.Event()
+    waking = Waking()
+    monkeypatch.setattr(waking, "wake", woken.set)
+    with notices(tmp_path, waking) as how:
+        assert how.startswith("as the system tells" if installed else "by looking")
+        # The system may need a moment before it tells anything.
+        for number in range(100 if installed else 0):
+            (tmp_path / f"{number}.tif").write_text("x")
+            if woken.wait(0.5):
+                break
+    assert woken.is_set() == installed
+
+
+def test_a_wait_ends_when_it_is_woken() -> None:
+    waking = Waking()
+    waking.wake()
+    waking.wait(3600)
+    began = waking.monotonic()
+    waking.wait(0)
+    assert waking.monotonic() - began < 60
+    assert waking.now() > 1_700_000_000
 
 
 def test_a_product_has_a_time_limit(station: Station) -> None:

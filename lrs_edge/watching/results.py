@@ -107,18 +107,19 @@ class Results:
         return target
 
 
-def move_away(root: Path, product: Product, folder: Path) -> Path:
+def move_away(root: Path, product: Product, digest: str, folder: Path) -> Path:
     """Move a product with its sidecars out of the watched folder.
 
     Args:
         root: The watched folder.
         product: The product.
+        digest: Of its content, so that what a killed process began goes on in the same folder.
         folder: Where to; a folder on the same file system. It gets a folder for the product.
 
     Raises:
         OSError: A file cannot be moved; those that were stay there.
     """
-    target = folder / product_name(product.path, product.signature)
+    target = folder / product_name(product.path, digest)
     target.mkdir(parents=True, exist_ok=True)
     if product.is_folder:
         os.rename(root / product.path, target / os.path.basename(product.path))

@@ -296,12 +296,16 @@ class Worker:
             raise ImageError(f"{product.path} holds no image that --image names")
         self._tell(f"{product.path}: asking {len(waiting)} of {len(settings.questions)}")
         image = settings.root / product.image
+
+        def left() -> float:
+            check()
+            # Whatever passed since the check: no time at all is not a limit that can be asked for.
+            return max(deadline - self._waking.monotonic(), 0.01)
+
         try:
-            with self._asker.open(image, deadline - self._waking.monotonic()) as asking:
+            with self._asker.open(image, left()) as asking:
                 for question in waiting:
-                    check()
-                    left = deadline - self._waking.monotonic()
-                    self._answer(product, digest, question, asking, left)
+                    self._answer(product, digest, question, asking, left())
         except ImageError as error:
             check()  # A read that was given up because the time was over says so.
             raise error
@@ -358,7 +362,7 @@ class Worker:
             product = there.get(row.path)
             if self._settings.move_to is not None and product is not None:
                 try:
-                    move_away(self._settings.root, product, self._settings.move_to)
+                    move_away(self._settings.root, product, row.digest, self._settings.move_to)
                 except OSError as error:
                     self._tell(f"{row.path}: cannot be moved ({error.strerror}); it stays")
                 self._step("moved")
