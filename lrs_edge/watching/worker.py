@@ -41,7 +41,7 @@ from lrs_edge.watching.results import Results, move_away
 from lrs_edge.watching.waking import Waking
 
 #: A product during which the process was killed so often in a row, without an answer, is given up.
-MAX_UNFINISHED = 20
+MAX_UNFINISHED = 50
 
 #: With `once`, products that keep changing are left after so many times the settling time.
 _ONCE_PATIENCE = 5
