@@ -28,6 +28,7 @@ from lrs_edge.requests.queue import MAX_WAITING, RequestQueue
 from lrs_edge.scene import Scene
 from lrs_edge.search.scorers import MAX_KEPT_BYTES
 from lrs_edge.stages import Stages, load_stages
+from lrs_edge.transfer.folder import find_bundle
 
 if TYPE_CHECKING:
     from lrs_edge.raster.appearance import Transparency
@@ -217,7 +218,8 @@ def load(
     """Load a model bundle.
 
     Args:
-        bundle: Directory that `lrs-edge export` wrote; None for the embedded default model.
+        bundle: Directory that `lrs-edge export` wrote, or the name of a model in the user's folder
+            of models; None for the embedded default model.
         device: Where the stages run: `auto`, `cpu`, `cuda`, `tensorrt`, `tensorrt-rtx`, a provider
             of ONNX Runtime (`onnxruntime:NAME`), or one for each stage, such as
             `vision=cuda,llm=cpu`. A stage that cannot run where it was told is an error; `auto`
@@ -250,7 +252,7 @@ def load(
     thread_count(threads)  # Refused before anything is read.
     if not (isinstance(max_waiting, int) and max_waiting >= 0):
         raise UsageError(f"max_waiting is {max_waiting!r}; it must be a whole number of at least 0")
-    path = None if bundle is None else Path(bundle)
+    path = None if bundle is None else find_bundle(Path(bundle))
     with ThreadPoolExecutor(1) as pool:
         # Hashing needs no interpreter: the engine's library is imported meanwhile. No graph is
         # looked at before all hashes are right.

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import lrs_edge
 from lrs_edge.bundle.bundle import default_bundle_path, read_manifest
 from lrs_edge.bundle.manifest import FileEntry
 from lrs_edge.commands.main import run
@@ -103,6 +104,8 @@ def test_ask_finds_an_unpacked_model_by_name(
     assert capsys.readouterr().out.strip()
     assert run(["info", IMAGE, "-m", "carried"]) == 0
     assert run([*question[:4], "absent"]) == 4
+    with lrs_edge.load("carried") as engine:
+        assert engine.manifest == read_manifest(folder / "carried")
 
 
 def test_list_verify_and_remove(

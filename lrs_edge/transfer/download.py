@@ -109,7 +109,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if (old.scheme, new.scheme) == ("https", "http"):
             raise LrsEdgeError(f"{old.hostname} redirects from https to http, which is refused")
         kept = dict(req.header_items())
+        # Both are of the request before, and are made again.
         kept.pop("Host", None)
+        kept.pop("Proxy-authorization", None)
         if (old.scheme, old.netloc) != (new.scheme, new.netloc):
             kept.pop("Authorization", None)
         return urllib.request.Request(newurl, headers=kept)  # noqa: S310
