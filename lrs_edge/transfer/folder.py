@@ -100,7 +100,7 @@ def models_folder() -> Path:
 
 
 def find_bundle(path: Path) -> Path:
-    """What `--model` or `lrs_edge.load` names: a bundle's folder as it is, else the model of that name."""
+    """What a user calls a bundle: its folder as it is, else the model of that name."""
     name = str(path)
     if not is_model_name(name) or (path / MANIFEST_NAME).is_file():
         return path
