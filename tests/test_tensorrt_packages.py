@@ -298,6 +298,20 @@ def test_memory_that_nobody_uses_is_there_for_an_engine(fake: FakeTensorRT, move
     assert fake.cuda.used() == 0
 
 
+def test_blocks_of_sizes_that_are_gone_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is the machine's, nothing refuses it before the machine is full."""
+    monkeypatch.setattr(device, "_MOST_KEPT", 1 << 20)
+    cuda = FakeCuda()
+    gpu = Device(cuda)
+    for length in range(1, 100):
+        gpu.allocate(length * 1024)
+    assert cuda.used() < 2 << 20
+    block = gpu.allocate(2 << 20)
+    again = block.address
+    del block
+    assert gpu.allocate(2 << 20).address == again
+
+
 def test_a_driver_that_does_not_answer_is_explained(
     fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -24,6 +24,9 @@ from lrs_edge.errors import BackendError, OutOfMemoryError, out_of_memory
 #: Blocks are cut in multiples of this, as CUDA aligns them; TensorRT wants 256.
 _GRAIN = 512
 _STAGING = 32 << 20
+#: Bytes of blocks that are kept for their sizes, at most, where another size is wanted. A Jetson
+#: would end the process rather than refuse memory.
+_MOST_KEPT = 256 << 20
 _NO_MEMORY = 2  # cudaErrorMemoryAllocation
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
 _TEGRA = Path("/etc/nv_tegra_release")
@@ -94,6 +97,8 @@ class Device:
         size = max(-(-nbytes // _GRAIN) * _GRAIN, _GRAIN)
         if self._free[size]:
             return Block(self, self._free[size].pop(), size)
+        if sum(size * len(addresses) for size, addresses in list(self._free.items())) > _MOST_KEPT:
+            self.trim()
         try:
             return Block(self, int(self._call("cudaMalloc", size)), size)
         except OutOfMemoryError:
@@ -108,11 +113,12 @@ class Device:
     def trim(self) -> int:
         """Return blocks that nobody uses to the GPU; how many bytes that were."""
         given = 0
-        for size, addresses in self._free.items():
+        # Meanwhile others may be given back, by whatever Python collects.
+        free, self._free = self._free, defaultdict(list)
+        for size, addresses in free.items():
             for address in addresses:
                 self._call("cudaFree", address)
                 given += size
-        self._free.clear()
         return given
 
     def upload(self, array: NDArray[Any], address: int) -> None:
