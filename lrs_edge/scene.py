@@ -199,6 +199,7 @@ class Scene:
         """
         from lrs_edge.answer.report import ImageFacts
         from lrs_edge.reports.save import check_places, check_reports, save_report
+        from lrs_edge.reports.views import Views
 
         self._open_stages()
         target, info = Path(path), self.raster.info
@@ -206,7 +207,7 @@ class Scene:
         check_places([target], self.raster, self.can_be_placed)
         facts = ImageFacts(info.path, info.width, info.height, info.crs, info.gsd)
         try:
-            save_report(answer, target, facts, self.raster)
+            save_report(answer, target, facts, Views(self.raster))
         except OSError as error:
             raise UsageError(
                 f"the report {target} cannot be written ({error.strerror}); name another"

@@ -243,7 +243,9 @@ def test_what_cannot_be_read_in_time_is_grey_and_noted(
 ) -> None:
     scene, answer = placed
     facts = ImageFacts("image.tif", 900, 700)
-    notes = save_report(answer, tmp_path / "out.html", facts, scene.raster, seconds=-1.0)
+    views = Views(scene.raster, seconds=-1.0)
+    save_report(answer, tmp_path / "out.html", facts, views)
+    notes = views.notes
     assert len(notes) == 1
     assert "lacks a part of the image" in notes[0]
     assert notes[0].split(":")[0] in (tmp_path / "out.html").read_text(encoding="utf-8")

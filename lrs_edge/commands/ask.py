@@ -231,19 +231,20 @@ def _write_reports(
         LrsEdgeError: Of the first that cannot be.
     """
     from lrs_edge.reports.save import save_report
+    from lrs_edge.reports.views import Views
 
     seconds = None if clock.deadline is None else max(clock.left, _LEAST_SECONDS)
+    views = Views(raster, seconds)
     failed: LrsEdgeError | None = None
     for path in typed.report:
         try:
-            notes = save_report(answer, path, facts, raster, seconds)
+            save_report(answer, path, facts, views)
         except OSError as error:
             failed = failed or LrsEdgeError(
                 f"the report {path} cannot be written ({error.strerror}); the answer stands above"
             )
-            continue
-        for note in () if typed.quiet else notes:
-            click.echo(printable(f"Warning: {note}"), err=True)
+    for note in () if typed.quiet else views.notes:
+        click.echo(printable(f"Warning: {note}"), err=True)
     if failed is not None:
         raise failed
 

@@ -19,11 +19,17 @@ from PIL import Image
 from lrs_edge.answer.answer import Answer, KeptTokens, LevelReport
 from lrs_edge.answer.report import ImageFacts
 from lrs_edge.pyramid.box import Box
-from lrs_edge.reports.views import Compass, Views, compass, confidence_words, evidence_of, heat
+from lrs_edge.reports.views import (
+    OVERVIEW,
+    PART,
+    Compass,
+    Views,
+    compass,
+    confidence_words,
+    evidence_of,
+    heat,
+)
 
-#: Longer side of the overview, and of a tile, in pixels.
-_OVERVIEW = 1600
-_PART = 448
 #: Tiles that are shown in more detail than the overview.
 _MOST_PARTS = 24
 _QUALITY = 82
@@ -97,13 +103,14 @@ def _controls(answer: Answer) -> str:
         for level in answer.levels
     )
     layers = "".join(
-        f'<label><input type="checkbox" id="layer-{name}" checked> {label}</label>'
-        for name, label in (
-            ("dim", "darken the rest"),
-            ("tile", "tiles"),
-            ("heat", "tokens"),
-            ("evidence", "evidence"),
-            ("object", "objects"),
+        f'<label><input type="checkbox" id="layer-{name}"{checked}> {label}</label>'
+        for name, checked, label in (
+            ("dim", " checked", "darken the rest"),
+            ("tile", " checked", "tiles"),
+            ("heat", " checked", "tokens"),
+            ("evidence", " checked", "evidence"),
+            ("object", " checked", "objects"),
+            ("doubtful", "", "doubtful objects"),
         )
     )
     every = "" if answer.levels else " checked"
@@ -131,7 +138,7 @@ def _map(answer: Answer, views: Views, directions: Compass | None) -> str:
     metres = "" if directions is None else f' data-metres="{directions.metres:.9g}"'
     drawn = "".join(
         [
-            _picture(views.overview(_OVERVIEW), (0, 0, width, height)),
+            _picture(views.overview(OVERVIEW), (0, 0, width, height)),
             *_parts(answer, views),
             *(_level(answer, level) for level in answer.levels),
             _objects(answer),
@@ -156,13 +163,13 @@ def _parts(answer: Answer, views: Views) -> Iterator[str]:
         if region.kept and _finer(region.bounds, answer.image_size)
     ][:_MOST_PARTS]
     for region in reversed(finer):
-        yield _picture(views.part(region.bounds, _PART), region.bounds)
+        yield _picture(views.part(region.bounds, PART), region.bounds)
 
 
 def _finer(bounds: Box, size: tuple[int, int]) -> bool:
     """Whether a tile is shown larger by itself than in the overview."""
     side = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
-    return side > 0 and min(_PART / side, 1.0) > 1.2 * min(_OVERVIEW / max(size), 1.0)
+    return side > 0 and min(PART / side, 1.0) > 1.2 * min(OVERVIEW / max(size), 1.0)
 
 
 def _picture(picture: Image.Image, bounds: Box) -> str:
@@ -226,12 +233,16 @@ def _outlines(answer: Answer) -> str:
 
 
 def _objects(answer: Answer) -> str:
-    marks = "".join(
-        f'<rect class="object{" doubtful" if found.doubtful else ""}" {_place(found.bbox)}>'
-        f"<title>{_text(found.label)} {found.score:.2f}</title></rect>"
-        for found in answer.objects
+    """What the detector found, the doubtful ones in a group of their own."""
+    marks = {"object": "", "doubtful": ""}
+    for found in answer.objects:
+        marks["doubtful" if found.doubtful else "object"] += (
+            f'<rect class="object{" doubtful" if found.doubtful else ""}" {_place(found.bbox)}>'
+            f"<title>{_text(found.label)} {found.score:.2f}</title></rect>"
+        )
+    return "".join(
+        f'<g data-always data-layer="{layer}">{drawn}</g>' for layer, drawn in marks.items()
     )
-    return f'<g data-always data-layer="object">{marks}</g>'
 
 
 def _legend() -> str:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lrs_edge.answer.answer import Answer, LevelReport, Region
 from lrs_edge.pyramid.box import Box
 from lrs_edge.reports.views import (
+    PART,
     Compass,
     Views,
     compass,
@@ -106,7 +107,7 @@ def _level_panel(answer: Answer, level: LevelReport, whole: Image.Image) -> Imag
 
 def _close_up(answer: Answer, region: Region, views: Views) -> Image.Image:
     """The best tile with as many pixels as the image has, its kept tokens and objects outlined."""
-    part = views.part(region.bounds, PANEL)
+    part = views.part(region.bounds, PART)
     x0, y0, x1, y1 = region.bounds
     growth = PANEL / max(part.width, part.height)
     size = (max(round(part.width * growth), 1), max(round(part.height * growth), 1))

@@ -106,34 +106,28 @@ def save_report(
     answer: Answer,
     path: Path,
     facts: ImageFacts,
-    raster: Raster,
-    seconds: float | None = None,
-) -> list[str]:
+    views: Views,
+) -> None:
     """Write one report; it appears whole or not at all.
 
     Args:
         answer: What to report.
         path: Its file; the ending says the form.
         facts: Of the image, with the name to show.
-        raster: The same image, open.
-        seconds: How long reading views of it may take; None for as long as it takes.
-
-    Returns:
-        One sentence for each thing that the report lacks.
+        views: Of the same image; its `notes` say what the report lacks.
 
     Raises:
         UsageError: The form is unknown, the image has no place for it, or the answer is one about
             another image.
         OSError: The file cannot be written.
     """
+    raster = views.raster
     if answer.image_size != (raster.width, raster.height):
         width, height = answer.image_size
         raise UsageError(
             f"the answer is about an image of {width}x{height} pixels, this one has "
             f"{raster.width}x{raster.height}; report it with its own image"
         )
-    views = Views(raster, seconds)
     data = FORMS[path.suffix.lower()](answer, facts, views)
     with replacing(path) as stream:
         stream.write(data)
-    return views.notes

@@ -29,8 +29,14 @@ _ROUND = (5, 2, 1)
 _UNREAD = (110, 110, 110)
 
 
+#: Longer side of the only view of the whole image that is read, in pixels.
+OVERVIEW = 1600
+
+
 class Views:
     """Reads views of an image, until a deadline; what cannot be read is grey, and noted.
+
+    Several reports of an answer share them: the whole image is read once, and each part.
 
     A report is written when the answer is there: an image that was deleted meanwhile, or that
     takes too long to read again, must not cost it.
@@ -43,12 +49,19 @@ class Views:
     def __init__(self, raster: Raster, seconds: float | None = None) -> None:
         self.raster = raster
         self.notes: list[str] = []
+        self._whole: Image.Image | None = None
+        self._parts: dict[tuple[Box, int], Image.Image] = {}
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def overview(self, longest: int) -> Image.Image:
-        """The whole image, its longer side so many pixels at most."""
+        """The whole image, its longer side so many pixels at most, `OVERVIEW` and no more."""
+        if self._whole is None:
+            height, width = self._level(OVERVIEW)
+            self._whole = self._read((height, width), LevelWindow(0, 0, height, width))
         height, width = self._level(longest)
-        return self._read((height, width), LevelWindow(0, 0, height, width))
+        if (width, height) == self._whole.size:
+            return self._whole
+        return self._whole.resize((width, height), Image.Resampling.BOX)
 
     def part(self, bounds: Box, longest: int) -> Image.Image:
         """A window of the image, its longer side so many pixels at most, none of them magnified.
@@ -57,6 +70,12 @@ class Views:
             bounds: x0, y0, x1, y1 in pixels of the image.
             longest: Pixels.
         """
+        key = (bounds, longest)
+        if key not in self._parts:
+            self._parts[key] = self._part(bounds, longest)
+        return self._parts[key]
+
+    def _part(self, bounds: Box, longest: int) -> Image.Image:
         side = max(bounds[2] - bounds[0], bounds[3] - bounds[1], 1.0)
         scale = min(longest / side, 1.0)
         height = max(round(self.raster.height * scale), 1)
@@ -67,6 +86,7 @@ class Views:
         return self._read((height, width), LevelWindow(top, left, bottom - top, right - left))
 
     def _level(self, longest: int) -> tuple[int, int]:
+        longest = min(longest, OVERVIEW)
         scale = min(longest / max(self.raster.height, self.raster.width), 1.0)
         return (
             max(round(self.raster.height * scale), 1),
@@ -81,7 +101,8 @@ class Views:
             if note not in self.notes:
                 self.notes.append(note)
             return Image.new("RGB", (window.cols, window.rows), _UNREAD)
-        return Image.fromarray((pixels * 255).round().astype(np.uint8))
+        pixels *= 255
+        return Image.fromarray(np.rint(pixels, out=pixels).astype(np.uint8))
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
@@ -150,6 +171,10 @@ def scale_bar(metres_per_pixel: float, longest: float) -> tuple[float, str]:
     length = power * next(step for step in _ROUND if step * power <= most * (1 + 1e-9))
     name = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     return length / metres_per_pixel, name
+
+
+#: Longer side of a tile shown by itself, in pixels.
+PART = 448
 
 
 def evidence_of(answer: Answer) -> list[Region]:
