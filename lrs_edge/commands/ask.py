@@ -19,6 +19,7 @@ from lrs_edge.commands.common import (
     debug_option,
     format_option,
     printable,
+    quiet_option,
     restrict_image_formats,
     take_view,
     write_result,
@@ -109,9 +110,7 @@ class AskArguments:
     help="Also write the answer and what it rests on as a picture (.png), a page (.html) or a map "
     "(.geojson, .gpkg), by the file's ending. Can be given several times.",
 )
-@click.option(
-    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
-)
+@quiet_option
 @debug_option
 @click.pass_context
 def ask(ctx: click.Context, /, **values: Any) -> None:

@@ -11,6 +11,7 @@ from lrs_edge.commands.common import (
     BundlePath,
     debug_option,
     format_option,
+    quiet_option,
     step_teller,
     write_json,
     write_result,
@@ -72,7 +73,7 @@ _SECONDS = 30.0
 @click.option("--masked", is_flag=True, help="Also what --policy reference runs.")
 @click.option("--again", is_flag=True, help="Build what is in the cache already, too.")
 @format_option("text", "json")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but errors.")
+@quiet_option
 @debug_option
 def build(**values: Any) -> None:
     """Build TensorRT engines of a bundle's stages, for `--device tensorrt` or `tensorrt-rtx`.

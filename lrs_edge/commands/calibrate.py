@@ -18,6 +18,7 @@ from lrs_edge.commands.common import (
     format_option,
     number_list,
     printable,
+    quiet_option,
     restrict_image_formats,
     step_teller,
     write_result,
@@ -88,9 +89,7 @@ _FIRST_BYTES = 4096
 @matching_options
 @engine_options
 @format_option("table", "json")
-@click.option(
-    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
-)
+@quiet_option
 @debug_option
 def calibrate(**values: Any) -> None:
     """Fit how sure a bundle's answers are, and write it into a copy of the bundle.

@@ -40,6 +40,11 @@ debug_option = click.option(
     help="Show the traceback of an error.",
 )
 
+#: Decorator that adds `-q`, for commands that tell of their progress.
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
+)
+
 
 class GroupedCommand(click.Command):
     """A command whose help lists its options in groups: what most need first, research last."""

@@ -17,6 +17,7 @@ from lrs_edge.commands.common import (
     format_option,
     one_line,
     printable,
+    quiet_option,
     restrict_image_formats,
     take_view,
     write_result,
@@ -93,9 +94,7 @@ _MOST_ERRORS_TOLD = 10
 @ask_options
 @image_options
 @engine_options
-@click.option(
-    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
-)
+@quiet_option
 @debug_option
 @click.pass_context
 def evaluate(ctx: click.Context, /, **values: Any) -> None:

@@ -20,6 +20,7 @@ from lrs_edge.commands.common import (
     GroupedCommand,
     debug_option,
     printable,
+    quiet_option,
     restrict_image_formats,
     step_teller,
     take_view,
@@ -158,9 +159,7 @@ _NOT_NEGATIVE = click.FloatRange(min=0)
 @ask_options
 @image_options
 @engine_options
-@click.option(
-    "-q", "--quiet", is_flag=True, is_eager=True, help="Nothing on standard error but errors."
-)
+@quiet_option
 @debug_option
 @click.pass_context
 def watch(ctx: click.Context, /, **values: Any) -> None:
