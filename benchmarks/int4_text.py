@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,32 +54,67 @@ WAYS = (
     ("GPTQ, zero points, down projections at 8 bits", True, True, True),
 )
 
+#: Of `table_cells`.
+COLUMNS = ("bits of a weight", "divergence, nats", "same choice")
 
-def measure(
-    model: Model, data: CalibrationData, folder: Path
-) -> Iterator[tuple[str, float, float, float]]:
-    """Name, bits of a weight, divergence and agreement of every way."""
-    ids = Tokenizer.from_str(model.tokenizer_json).encode(TEXT, add_special_tokens=False).ids
-    embeds = table_of(model).lookup(np.array(ids, np.int64))
-    places = np.tile(np.arange(len(ids), dtype=np.int64), (model.llm.config.position_axes, 1))
-    text = TokenSequence(embeds, make_tokens(places, TokenKind.QUESTION))
-    states = layers.reference_states(model.llm, [text])
-    wanted = layers.reference_logits(model, states[0])
-    down = frozenset(f"layers.{i}.mlp.down_proj" for i in range(model.llm.config.layers))
+
+@dataclass(frozen=True)
+class Apart:
+    """How far a written language model is from fp32 on the text.
+
+    Attributes:
+        bits: Of a weight in the file, scales and zero points included.
+        divergence: Mean Kullback-Leibler divergence of the next token, nats.
+        agreed: Share of places with the same first choice.
+    """
+
+    bits: float
+    divergence: float
+    agreed: float
+
+
+class Reference:
+    """The text, and what the language model says of it at fp32."""
+
+    def __init__(self, model: Model) -> None:
+        ids = Tokenizer.from_str(model.tokenizer_json).encode(TEXT, add_special_tokens=False).ids
+        embeds = table_of(model).lookup(np.array(ids, np.int64))
+        places = np.tile(np.arange(len(ids), dtype=np.int64), (model.llm.config.position_axes, 1))
+        self._text = TokenSequence(embeds, make_tokens(places, TokenKind.QUESTION))
+        states = layers.reference_states(model.llm, [self._text])
+        self._wanted = layers.reference_logits(model, states[0])
+
+    def compare(self, model: Model, plan: Plan, folder: Path) -> Apart:
+        """Write the language model into a new folder as planned, and run it over the text."""
+        folder.mkdir()
+        with StageWriter(model, folder) as writer:
+            writer.write("llm", plan)
+            weights = writer.weights["llm"]
+            (found,) = layers.engine_logits(model, weights, [self._text], len(self._wanted))
+            bits = 8 * (folder / f"{LLM}.data").stat().st_size / sum(weights.sizes.values())
+        agreed = float((found.argmax(1) == self._wanted.argmax(1)).mean())
+        return Apart(bits, divergence(found, self._wanted), agreed)
+
+
+def table_cells(apart: Apart) -> str:
+    """Cells of `COLUMNS`."""
+    return f"{apart.bits:.2f} | {apart.divergence:.4f} | {apart.agreed:.1%}"
+
+
+def down_projections(model: Model) -> frozenset[str]:
+    """Names of the layers that are kept higher."""
+    return frozenset(f"layers.{i}.mlp.down_proj" for i in range(model.llm.config.layers))
+
+
+def measure(model: Model, data: CalibrationData, folder: Path) -> Iterator[tuple[str, Apart]]:
+    """Every way by name, and how far it is from fp32."""
+    reference, down = Reference(model), down_projections(model)
     for number, (name, feeds_back, zero_points, keeps) in enumerate(WAYS):
-        place = folder / str(number)
-        place.mkdir()
         precision.ZERO_POINTS["cpu"] = zero_points
         plan = Plan("int4-weight", higher=down if keeps else frozenset())
         if feeds_back:
             plan = calibrated(plan, "llm", model, lambda: data)
-        with StageWriter(model, place) as writer:
-            writer.write("llm", plan)
-            weights = writer.weights["llm"]
-            (found,) = layers.engine_logits(model, weights, [text], len(ids))
-            bits = 8 * (place / f"{LLM}.data").stat().st_size / sum(weights.sizes.values())
-        agreed = float((found.argmax(1) == wanted.argmax(1)).mean())
-        yield name, bits, divergence(found, wanted), agreed
+        yield name, reference.compare(model, plan, folder / str(number))
 
 
 def main() -> None:
@@ -90,9 +126,9 @@ def main() -> None:
         folder = Path(place)
         checkpoint = arguments.checkpoint or write_checkpoint(None, folder / "checkpoint")
         model = read_model(find_checkpoint(str(checkpoint)), None)
-        print(head(("4-bit weights", "bits of a weight", "divergence, nats", "same choice")))
-        for name, bits, apart, agreed in measure(model, load_calibration(None, model), folder):
-            print(f"| {name} | {bits:.2f} | {apart:.4f} | {agreed:.1%} |", flush=True)
+        print(head(("4-bit weights", *COLUMNS)))
+        for name, apart in measure(model, load_calibration(None, model), folder):
+            print(f"| {name} | {table_cells(apart)} |", flush=True)
 
 
 if __name__ == "__main__":
