@@ -1,4 +1,4 @@
-"""Writing a file so that it appears whole or not at all."""
+"""Writing a file so that it appears whole or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from lrs_edge.errors import ImageError
 
@@ -72,6 +72,24 @@ def check_replaceable(target: Path) -> None:
     temporary, handle = _new_beside(Path(place))
     os.close(handle)
     temporary.unlink()
+
+
+def hold_lock(stream: IO[bytes]) -> bool:
+    """Take an open file's lock, which is held until the file is closed or the process ends.
+
+    Returns:
+        False where another process holds it. Where the system or the file system knows no such
+        locks nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows.
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
 
 
 def _direct(target: Path) -> BinaryIO | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -450,6 +452,18 @@ def test_two_pulls_of_one_source_at_once(served: Served, folder: Path) -> None:
             return super().read(url, limit)
 
     assert pull(f"{served.url}/b/", PullOptions(), http=Meanwhile()) == folder / "b"
+
+
+def test_a_file_system_without_locks_is_no_other_process(
+    served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    assert pull(f"{served.url}/b/", PullOptions()) == folder / "b"
 
 
 def test_a_bundle_that_is_hostile_inside_is_not_taken(served: Served, folder: Path) -> None:

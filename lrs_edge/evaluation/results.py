@@ -18,6 +18,7 @@ import msgspec
 from lrs_edge.answer.answer import Timings, TokenCounts
 from lrs_edge.errors import LrsEdgeError, UsageError
 from lrs_edge.evaluation.question_formats import QuestionFormat
+from lrs_edge.files import hold_lock
 from lrs_edge.pyramid.box import Box
 
 SCHEMA_NAME: Final = "lrs-edge/eval-results"
@@ -311,22 +312,11 @@ def open_results(path: Path, header: RunHeader) -> tuple[Results, ResultsWriter]
 
 
 def _lock(path: Path, stream: BinaryIO) -> None:
-    """Keep a second run from cutting off the line that a first one is writing.
-
-    Where the system or the file system knows no such locks, nobody is kept.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    """Keep a second run from cutting off the line that a first one is writing."""
+    if not hold_lock(stream):
         raise UsageError(
             f"another run is writing {path}; wait for it, or name another file with -o"
-        ) from error
-    except OSError:
-        return
+        )
 
 
 def _check_same(path: Path, found: RunHeader, wanted: RunHeader) -> None:

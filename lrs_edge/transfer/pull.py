@@ -22,6 +22,7 @@ from lrs_edge.bundle.bundle import MANIFEST_NAME, open_bundle, read_manifest
 from lrs_edge.bundle.files import open_plain, read_limited, sha256_of
 from lrs_edge.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from lrs_edge.errors import BundleError, LrsEdgeError, UsageError
+from lrs_edge.files import hold_lock
 from lrs_edge.transfer.archive import unpack
 from lrs_edge.transfer.download import Http, check_url
 from lrs_edge.transfer.folder import (
@@ -212,15 +213,9 @@ def _staging(shown: str) -> Iterator[Path]:
     except OSError as error:
         raise not_written(folder, error) from error
     with lock:
-        try:
-            import fcntl
-        except ModuleNotFoundError:  # Windows: two pulls of one source are the user's to avoid.
-            yield folder
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LrsEdgeError(f"another process is fetching {shown}; wait for it") from error
+        # Where there is no such lock, two pulls of one source are the user's to avoid.
+        if not hold_lock(lock):
+            raise LrsEdgeError(f"another process is fetching {shown}; wait for it")
         # Made again where the process that held the lock before has finished and removed it.
         folder.mkdir(exist_ok=True)
         yield folder

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from lrs_edge.errors import JournalError
+from lrs_edge.files import hold_lock
 
 JOURNAL_NAME = "watch.sqlite"
 LOCK_NAME = "watch.lock"
@@ -319,18 +320,11 @@ def _take_lock(path: Path) -> IO[bytes]:
         stream = path.open("ab")
     except OSError as error:
         raise JournalError(f"{path} cannot be written ({error.strerror})") from error
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # Windows has no such lock; SQLite's own keep the journal whole.
-    except BlockingIOError as error:
+    # Where there is no such lock, SQLite's own keep the journal whole.
+    if not hold_lock(stream):
         stream.close()
         raise JournalError(
             f"another `lrs-edge watch` writes to {path.parent}; end it, or name another folder "
             "with --out"
-        ) from error
-    except OSError:
-        pass  # A file system without locks.
+        )
     return stream
