@@ -21,7 +21,7 @@ from lrs_edge.watching.products import Patterns, Settling, scan
 from lrs_edge.watching.questions import read_questions
 from lrs_edge.watching.waking import Waking, notices
 from lrs_edge.watching.worker import MAX_UNFINISHED, Worker
-from tests.watching import QUESTIONS, Killed, Station, without_syncing
+from tests.watching import QUESTIONS, FakeTime, Killed, Station, without_syncing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -543,6 +543,21 @@ def test_products_settle_by_a_clock_that_nobody_sets(station: Station) -> None:
     assert settling.update(scan(station.root, Patterns()), 11) == []
     assert len(settling.update(scan(station.root, Patterns()), 12)) == 1
     assert not settling.is_waiting(12)
+
+
+def test_a_product_that_becomes_whole_right_after_a_look_is_asked(station: Station) -> None:
+    class Ticking(FakeTime):
+        def monotonic(self) -> float:
+            self.seconds += 0.1
+            return self.seconds
+
+        def wait(self, seconds: float) -> None:
+            # Woken a little early, so that the last look before the product is whole comes late.
+            super().wait(seconds - 0.15)
+
+    station.time = Ticking()
+    station.land("a.tif")
+    assert station.run().answered == 2
 
 
 def test_ids_of_questions_are_stable(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Worker:
         while not self._stopping:
             try:
                 self._delivery.deliver_all()
-                worked = self._round()
+                worked, looked = self._round()
                 troubles = 0
             except JournalError as error:
                 # A full disk is no fault of the product's: nothing counts, all is tried again.
@@ -160,25 +160,26 @@ class Worker:
                 continue
             if worked:
                 continue
-            now = self._waking.monotonic()
             patience = started + _ONCE_PATIENCE * self._settings.settle
-            may_settle = self._settling.is_waiting(now) and now < patience
+            # As of the look: what has become whole since then was not among what was due.
+            may_settle = self._settling.is_waiting(looked) and looked < patience
             if self._settings.once and self._retry_at is None and not may_settle:
                 return
-            self._waking.wait(self._pause(now))
+            self._waking.wait(self._pause(looked))
 
-    def _pause(self, now: float) -> float:
-        """Seconds until there may be something to do."""
-        pause = min(self._settings.interval, self._settling.next_look(now))
+    def _pause(self, looked: float) -> float:
+        """Seconds until there may be something to do, after a look at that time."""
+        pause = min(self._settings.interval, self._settling.next_look(looked))
         if self._retry_at is not None:
             pause = min(pause, self._retry_at - self._waking.now())
         return max(pause, 0.01)
 
-    def _round(self) -> bool:
-        """Look once and work through what is due; whether anything was."""
+    def _round(self) -> tuple[bool, float]:
+        """Look once and work through what is due; whether anything was, and when it looked."""
         settings = self._settings
         found = scan(settings.root, settings.patterns, settings.leave_out)
-        whole = self._settling.update(found, self._waking.monotonic())
+        looked = self._waking.monotonic()
+        whole = self._settling.update(found, looked)
         self._tell_waits(found)
         there = {product.path: product for product in found}
         for path in self._finished.keys() - there.keys():
@@ -190,7 +191,7 @@ class Worker:
                 break
             self._work(product)
             self._quarantine_failed(there)
-        return bool(due)
+        return bool(due), looked
 
     def _tell_waits(self, found: Sequence[Product]) -> None:
         waits = {product.path: ", ".join(product.missing) for product in found if product.missing}
