@@ -184,8 +184,8 @@ class Worker:
         there = {product.path: product for product in found}
         for path in self._finished.keys() - there.keys():
             del self._finished[path]
-        self._quarantine_failed(there)
         due = self._due(whole)
+        self._quarantine_failed(there)
         for product in due:
             if self._stopping:
                 break
@@ -219,7 +219,6 @@ class Worker:
             elif row.unfinished > MAX_UNFINISHED:
                 reason = f"the process ended {row.unfinished} times while working on it"
                 self._journal.fail(row.path, reason, LrsEdgeError.exit_code, None, now)
-                due.append((0, product))
             else:
                 due.append((row.unfinished, product))
         due.sort(key=lambda pair: pair[0])
@@ -234,9 +233,6 @@ class Worker:
 
     def _work(self, product: Product) -> None:
         """One attempt at a product."""
-        row = self._journal.product(product.path)
-        if row is not None and row.signature == product.signature and row.state == "failed":
-            return
         self._step("found")
         self._journal.begin(product.path, product.signature, self._waking.now())
         self._step("begun")
