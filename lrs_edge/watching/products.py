@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 #: Names of products, by default; letters in either case.
@@ -85,7 +86,7 @@ class Product:
     parts: tuple[Part, ...]
     missing: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def signature(self) -> str:
         """Hash of names, sizes and times, in hex: another one means that it may have changed."""
         return hashlib.sha256(repr(self.parts).encode()).hexdigest()

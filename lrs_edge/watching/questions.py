@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lrs_edge.errors import UsageError
@@ -28,7 +29,7 @@ class Question:
     id: str
     text: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of id and text, in hex: a question that was reworded is another one."""
         return hashlib.sha256(f"{self.id}\0{self.text}".encode()).hexdigest()
