@@ -264,6 +264,11 @@ def json_schema() -> str:
 
 
 def to_geojson(answer: Answer, image: ImageFacts) -> str:
+    """`feature_collection` as JSON on one line. Raises UsageError as it does."""
+    return msgspec.json.encode(feature_collection(answer, image)).decode() + "\n"
+
+
+def feature_collection(answer: Answer, image: ImageFacts) -> dict[str, Any]:
     """A GeoJSON FeatureCollection (RFC 7946): the regions in WGS 84, the rest as foreign members.
 
     Regions without a place in WGS 84 are not features; `warnings` counts them.
@@ -276,8 +281,7 @@ def to_geojson(answer: Answer, image: ImageFacts) -> str:
     features = [_feature(region) for region in answer.regions if region.geometry_wgs84 is not None]
     members = msgspec.to_builtins(record(answer, image))
     del members["regions"]
-    collection = {"type": "FeatureCollection", "features": features, **members}
-    return msgspec.json.encode(collection).decode() + "\n"
+    return {"type": "FeatureCollection", "features": features, **members}
 
 
 def no_geojson(path: str, reason: str) -> str:

@@ -13,6 +13,7 @@ from lrs_edge.errors import ProductTimeoutError
 from lrs_edge.watching.names import shown
 
 if TYPE_CHECKING:
+    from lrs_edge.answer.report import ImageFacts
     from lrs_edge.engine import Engine
     from lrs_edge.requests.options import AskOptions
     from lrs_edge.scene import Scene
@@ -68,14 +69,20 @@ class EngineAsker:
         Raises:
             ImageError: It cannot be read in that time, or is refused.
         """
+        from lrs_edge.answer.report import ImageFacts
+
         with self.engine.open(image, timeout=_limit(seconds), **self.image_options) as scene:
-            yield _SceneAsking(scene, image, self.options)
+            info = scene.raster.info
+            facts = ImageFacts(shown(str(image)), info.width, info.height, info.crs, info.gsd)
+            is_placed = not info.unlocated and scene.can_be_placed()
+            yield _SceneAsking(scene, facts, is_placed, self.options)
 
 
 @dataclass(frozen=True)
 class _SceneAsking:
     scene: Scene
-    image: Path
+    facts: ImageFacts
+    is_placed: bool
     options: AskOptions
 
     def ask(self, question: str, seconds: float) -> Reply:
@@ -86,6 +93,8 @@ class _SceneAsking:
                 cut short is one.
             LrsEdgeError: As `Scene.ask`.
         """
+        import msgspec
+
         from lrs_edge.answer import report
 
         own = self.options.timeout
@@ -94,25 +103,14 @@ class _SceneAsking:
         answer = self.scene.ask(question, replace(self.options, timeout=limit))
         if answer.finish_reason == "timeout" and not is_own:
             raise ProductTimeoutError("the time limit was over before the answer was whole")
-        info = self.scene.raster.info
-        facts = report.ImageFacts(
-            shown(str(self.image)), info.width, info.height, info.crs, info.gsd
-        )
-        is_placed = not info.unlocated and self.scene.can_be_placed()
         names = ("answer", "finish_reason", "confidence", "warnings")
-        record = _decoded(report.to_json(answer, facts))
+        record = msgspec.to_builtins(report.record(answer, self.facts))
         return Reply(
             record,
-            _decoded(report.to_geojson(answer, facts)) if is_placed else None,
+            report.feature_collection(answer, self.facts) if self.is_placed else None,
             {name: record[name] for name in names if name in record},
         )
 
 
 def _limit(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
-
-
-def _decoded(text: str) -> dict[str, Any]:
-    import msgspec
-
-    return msgspec.json.decode(text, type=dict[str, Any])
