@@ -132,6 +132,10 @@ def test_kinds_of_rope_as_transformers_computes_them(folder: Path, name: str, ve
         rope(stage.config, positions), model(torch.zeros(1), positions), strict=True
     ):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    # Whatever device tensors are made on that name none.
+    with torch.device("meta"):
+        elsewhere = rope(stage.config, positions)
+    torch.testing.assert_close(elsewhere, rope(stage.config, positions), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "proportional", "mrope", "su"])

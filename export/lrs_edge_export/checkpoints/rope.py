@@ -65,7 +65,7 @@ class RopeScaling:
         if self.whole:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * count - 1)
-        places = torch.arange(count, dtype=torch.float32)
+        places = torch.arange(count, dtype=torch.float32, device=frequencies.device)
         # The last place is moved where both are one, so that nothing is divided by zero.
         ramp = (places - first) / ((last if last != first else last + 0.001) - first)
         kept = 1 - ramp.clamp(0, 1)

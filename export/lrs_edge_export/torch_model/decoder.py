@@ -51,8 +51,8 @@ def rope(config: DecoderConfig, positions: Tensor) -> Rope:
     frequencies = 1.0 / config.theta**exponents
     gain = 1.0
     if config.scaling is not None:
-        scaled = config.scaling.applied(frequencies.cpu(), config.theta)
-        frequencies, gain = scaled.to(positions.device), config.scaling.gain
+        frequencies = config.scaling.applied(frequencies, config.theta)
+        gain = config.scaling.gain
     if config.rope_axes:
         # Every frequency turns by the position of its axis: [k, T] becomes [T, head_dim / 2].
         axes = torch.tensor(config.rope_axes, device=positions.device)
