@@ -42,21 +42,11 @@ class FusedTransformer(Transformer):
 
     def _embedded(self, pixels: str) -> str:
         """As `Transformer._embedded`, the class token being a row of the positions."""
-        graph, tower = self._graph, self._tower
-        name = "embeddings.patch_embedding"
-        kernel = graph.kernel(name, lambda: tower.tensors.read(f"{name}.weight"))
-        bias = [self._weight(f"{name}.bias")] if tower.patch_bias else []
-        sides = [tower.patch] * 2
-        patches = graph.node(
-            "Conv", pixels, kernel, *bias, label=name, kernel_shape=sides, strides=sides
-        )
-        flat = graph.node("Reshape", patches, graph.constant([0, tower.hidden, tower.grid**2]))
-        rows = graph.node("Transpose", flat, perm=[0, 2, 1])
-        if not tower.class_token:
-            positions = graph.weight("embeddings.position_embedding.weight", tower.positions)
-            return graph.node("Add", rows, positions)
+        if not self._tower.class_token:
+            return super()._embedded(pixels)
+        graph = self._graph
         # The class token has no patch: its row is empty before its own embedding is added.
-        rows = graph.node("Pad", rows, graph.constant([0, 1, 0, 0, 0, 0]))
+        rows = graph.node("Pad", self._rows(pixels), graph.constant([0, 1, 0, 0, 0, 0]))
         return graph.node("Add", rows, graph.weight("embeddings.places", self._places))
 
     def _places(self) -> Array:
@@ -154,7 +144,7 @@ class FusedQwenTransformer(QwenTransformer):
         graph, tower = self._graph, self._tower
         first = f"{name}.mlp.gate_proj" if tower.gated else f"{name}.mlp.fc1"
         wide = graph.linear(x, first, partial(tower.tensors.read, f"{first}.weight"))
-        wide = _activated(graph, wide, self._bias(first), tower.activation)
+        wide = _activated(graph, wide, self._weight(f"{first}.bias"), tower.activation)
         if not tower.gated:
             return wide, f"{name}.mlp.fc2"
         up = self._linear(x, f"{name}.mlp.up_proj")
@@ -164,17 +154,8 @@ class FusedQwenTransformer(QwenTransformer):
         """States x with what a linear layer makes of `more`, and they after a norm."""
         graph, tower = self._graph, self._tower
         added = graph.linear(more, linear, partial(tower.tensors.read, f"{linear}.weight"))
-        parts = ("weight",) if tower.rms_norm else ("weight", "bias")
-        weights = [
-            graph.weight(f"{norm}.{part}", partial(tower.tensors.read, f"{norm}.{part}"))
-            for part in parts
-        ]
-        return _added_and_normed(
-            graph, (x, added), weights, self._bias(linear), tower.eps, rms=tower.rms_norm
-        )
-
-    def _bias(self, name: str) -> str:
-        return self._graph.weight(f"{name}.bias", partial(self._tower.tensors.read, f"{name}.bias"))
+        weights, bias = self._norm_weights(norm), self._weight(f"{linear}.bias")
+        return _added_and_normed(graph, (x, added), weights, bias, tower.eps, rms=tower.rms_norm)
 
     def _attention(self, x: str, layer: int, name: str, turns: list[str]) -> str:
         graph, tower = self._graph, self._tower

@@ -41,7 +41,7 @@ class QwenTransformer:
         name = "embeddings.patch_embedding"
         inputs = [pixels, graph.kernel(name, tower.patch_kernel)]
         if tower.stem_bias:
-            inputs.append(graph.weight(f"{name}.bias", lambda: tower.tensors.read(f"{name}.bias")))
+            inputs.append(self._weight(f"{name}.bias"))
         sides = [tower.patch] * 2
         planes = graph.node("Conv", *inputs, label=name, kernel_shape=sides, strides=sides)
         side = tower.window or tower.grid
@@ -132,14 +132,16 @@ class QwenTransformer:
         return graph.node("Transpose", graph.node("Reshape", x, shape), perm=order)
 
     def _norm(self, x: str, name: str) -> str:
-        graph, tower = self._graph, self._tower
-        parts = ("weight",) if tower.rms_norm else ("weight", "bias")
+        tower, weights = self._tower, self._norm_weights(name)
         op = "RMSNormalization" if tower.rms_norm else "LayerNormalization"
-        weights = [
-            graph.weight(f"{name}.{part}", partial(tower.tensors.read, f"{name}.{part}"))
-            for part in parts
-        ]
-        return graph.node(op, x, *weights, axis=-1, epsilon=tower.eps)
+        return self._graph.node(op, x, *weights, axis=-1, epsilon=tower.eps)
+
+    def _norm_weights(self, name: str) -> list[str]:
+        parts = ("weight",) if self._tower.rms_norm else ("weight", "bias")
+        return [self._weight(f"{name}.{part}") for part in parts]
+
+    def _weight(self, name: str) -> str:
+        return self._graph.weight(name, partial(self._tower.tensors.read, name))
 
     def _linear(self, x: str, name: str) -> str:
         return affine(self._graph, x, self._tower.tensors, name, name)

@@ -75,6 +75,18 @@ class Transformer:
 
     def _embedded(self, pixels: str) -> str:
         """Patches, after the class token if there is one, with positions: [N, places, hidden]."""
+        graph, tower, rows = self._graph, self._tower, self._rows(pixels)
+        if tower.class_token:
+            batch = graph.node("Shape", pixels, start=0, end=1)
+            shape = graph.node("Concat", batch, graph.constant([1, tower.hidden]), axis=0)
+            row = graph.weight("embeddings.class_embedding", tower.first_place)
+            first = graph.node("Expand", row, shape)
+            rows = graph.node("Concat", first, rows, axis=1)
+        positions = graph.weight("embeddings.position_embedding.weight", tower.positions)
+        return graph.node("Add", rows, positions)
+
+    def _rows(self, pixels: str) -> str:
+        """Patches [N, grid * grid, hidden], row after row, without positions."""
         graph, tower = self._graph, self._tower
         name = "embeddings.patch_embedding"
         kernel = graph.kernel(name, lambda: tower.tensors.read(f"{name}.weight"))
@@ -86,15 +98,7 @@ class Transformer:
             strides=[tower.patch] * 2,
         )
         flat = graph.node("Reshape", patches, graph.constant([0, tower.hidden, tower.grid**2]))
-        rows = graph.node("Transpose", flat, perm=[0, 2, 1])
-        if tower.class_token:
-            batch = graph.node("Shape", pixels, start=0, end=1)
-            shape = graph.node("Concat", batch, graph.constant([1, tower.hidden]), axis=0)
-            row = graph.weight("embeddings.class_embedding", tower.first_place)
-            first = graph.node("Expand", row, shape)
-            rows = graph.node("Concat", first, rows, axis=1)
-        positions = graph.weight("embeddings.position_embedding.weight", tower.positions)
-        return graph.node("Add", rows, positions)
+        return graph.node("Transpose", flat, perm=[0, 2, 1])
 
     def _norm(self, x: str, name: str) -> str:
         if self._tower.rms_norms and name != self._tower.last_norm:
