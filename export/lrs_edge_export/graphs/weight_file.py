@@ -182,14 +182,20 @@ class WeightFile:
         bits, block = (4, INT4_BLOCK) if precision == "int4-weight" else (8, INT8_BLOCK)
         made = self._rounded(name, bits, block, chunks)
         if n_bits:
-            return self._n_bits(name, precision, source.shape, block, made)
-        return self._blocks(name, precision, source.shape, block, made)
+            tensors = self._n_bits(weight, source.shape, bits, block, made)
+            attributes = block_layout.attributes(source.shape, bits, block)
+            return Stored(precision, tensors, block=block, n_bits=attributes)
+        return Stored(precision, self._blocks(weight, source.shape, bits, block, made), block=block)
+
+    def _has_zeros(self, bits: int) -> bool:
+        """Whether blocks of so many bits have zero points."""
+        return bits == 4 and self.plan.zero_points
 
     def _rounded(
         self, name: str, bits: int, block: int, chunks: Iterator[Array]
     ) -> Iterator[Quantized]:
         """Chunks of rows as integers."""
-        zero_points = bits == 4 and self.plan.zero_points
+        zero_points = self._has_zeros(bits)
 
         def rounded(chunk: Array) -> Quantized:
             known = self._inputs(name) if bits == 4 else None
@@ -204,16 +210,15 @@ class WeightFile:
 
     def _n_bits(
         self,
-        name: str,
-        precision: Precision,
+        weight: str,
         shape: tuple[int, int],
+        bits: int,
         block: int,
         chunks: Iterator[Quantized],
-    ) -> Stored:
+    ) -> tuple[TensorProto, ...]:
         """Blocks [N, ceil(K / block), bytes], scales and zero points; see `block_layout.layout`."""
-        bits = 4 if precision == "int4-weight" else 8
-        zero_points = bits == 4 and self.plan.zero_points
-        tensors = block_layout.layout(shape, bits, block, self.plan.floats, zero_points=zero_points)
+        floats, zero_points = self.plan.floats, self._has_zeros(bits)
+        tensors = block_layout.layout(shape, bits, block, floats, zero_points=zero_points)
         sizes = [int(np.prod(dims)) * kind.itemsize for _, kind, dims in tensors]
         starts = [self._reserve(size) for size in sizes]
         ends = list(starts)
@@ -222,43 +227,38 @@ class WeightFile:
                 part = np.ascontiguousarray(array, tensors[number][1])
                 self._write(ends[number], part)
                 ends[number] += part.nbytes
-        made = tuple(
+        return tuple(
             self._external(
-                f"{name}.weight.{label}", helper.np_dtype_to_tensor_dtype(kind), dims, start, size
+                f"{weight}.{label}", helper.np_dtype_to_tensor_dtype(kind), dims, start, size
             )
             for (label, kind, dims), start, size in zip(tensors, starts, sizes, strict=True)
         )
-        attributes = block_layout.attributes(shape, bits, block)
-        return Stored(precision, made, block=block, n_bits=attributes)
 
     def _blocks(
         self,
-        name: str,
-        precision: Precision,
+        weight: str,
         shape: tuple[int, int],
+        bits: int,
         block: int,
         chunks: Iterator[Quantized],
-    ) -> Stored:
+    ) -> tuple[TensorProto, ...]:
         """Integers [K, N] with scales [ceil(K / block), N], and zero points alike."""
         (rows, cols), floats = shape, self.plan.floats
-        bits = 4 if precision == "int4-weight" else 8
-        zero_points = bits == 4 and self.plan.zero_points
 
         def parts() -> Iterator[tuple[NDArray[Any], ...]]:
             for made in chunks:
                 both = made.integers.T, made.scales.astype(floats).T
                 yield both if made.zeros is None else (*both, made.zeros.T)
 
-        weight, blocks = f"{name}.weight", -(-cols // block)
-        kind = np.dtype(np.int8)
+        blocks, kind = -(-cols // block), np.dtype(np.int8)
         names = [
             (f"{weight}.int{bits}", kind, (cols, rows)),
             (f"{weight}.scale{bits}", np.dtype(floats), (blocks, rows)),
         ]
-        if zero_points:
+        if self._has_zeros(bits):
             names.append((f"{weight}.zero{bits}", kind, (blocks, rows)))
         packed = (0, 2) if bits == 4 else ()
-        return Stored(precision, self._columns(names, parts(), packed=packed), block=block)
+        return self._columns(names, parts(), packed=packed)
 
     def _inputs(self, name: str) -> InputStatistics | None:
         return None if self.plan.calibrator is None else self.plan.calibrator().inputs(name)
