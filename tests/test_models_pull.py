@@ -270,7 +270,9 @@ def test_the_manifest_that_is_wanted(served: Served, folder: Path) -> None:
     for path in ("/b/", "/b.tar"):
         line = ["models", "pull", served.url + path, "-q", "--manifest-sha256"]
         assert run([*line, "0" * 64]) == 4
+        asked = len(served.log)
         assert run([*line, "zz"]) == 2
+        assert len(served.log) == asked
     assert not (folder / "b").exists()
 
 

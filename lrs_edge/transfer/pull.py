@@ -64,6 +64,9 @@ class PullOptions:
         insecure: Takes http from other machines.
         max_bytes: Most bytes of the bundle.
         manifest_sha256: In hex; empty for any.
+
+    Raises:
+        UsageError: The hash is no SHA-256; said before anything is fetched.
     """
 
     name: str = ""
@@ -71,6 +74,11 @@ class PullOptions:
     insecure: bool = False
     max_bytes: int = MAX_BYTES
     manifest_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        wanted = self.manifest_sha256
+        if wanted and (len(wanted) != 64 or set(wanted.lower()) - set("0123456789abcdef")):
+            raise UsageError(f"{wanted!r} is not a SHA-256 of 64 hexadecimal digits")
 
 
 @dataclass(frozen=True)
