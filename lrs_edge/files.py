@@ -14,6 +14,9 @@ from typing import IO, BinaryIO
 
 from lrs_edge.errors import ImageError
 
+#: Names of `part_name`, by which what a killed process left is known.
+PART_NAMES = ".lrs-edge-*.part"
+
 #: Names of a descriptor of this process; opening them anew would write from the file's start.
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/(?:fd/(\d{1,9})|(stdout|stderr))")
 _STANDARD = {"stdout": 1, "stderr": 2}
@@ -104,17 +107,22 @@ def _direct(target: Path) -> BinaryIO | None:
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else target.open("wb")
 
 
-def _new_beside(place: Path) -> tuple[Path, int]:
-    """A new empty file in the directory of another, under a name that nobody else takes.
+def part_name() -> str:
+    """A name that nobody else takes, for a file or folder that is being written.
 
     A process's id would do neither in containers that share a folder nor between threads. The name
-    has nothing of the other's, which may be as long as names can be.
+    has nothing of the final one, which may be as long as names can be.
     """
+    return PART_NAMES.replace("*", uuid.uuid4().hex)
+
+
+def _new_beside(place: Path) -> tuple[Path, int]:
+    """A new empty file in the directory of another."""
     try:
         mode = stat.S_IMODE(os.stat(place).st_mode) & 0o666
     except FileNotFoundError:
         mode = 0o666
-    temporary = place.with_name(f".lrs-edge-{uuid.uuid4().hex}.part")
+    temporary = place.with_name(part_name())
     return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
 

@@ -22,7 +22,7 @@ from lrs_edge.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
 from lrs_edge.errors import BundleError, LrsEdgeError
 from lrs_edge.files import replacing
 from lrs_edge.transfer.members import MAX_BYTES, check_members
-from lrs_edge.transfer.writing import NewFile, check_manifest_hash, require_space
+from lrs_edge.transfer.writing import NewFile, check_manifest_hash, not_written, require_space
 
 #: A tar archive consists of blocks of so many bytes.
 BLOCK = 512
@@ -80,7 +80,7 @@ def pack(root: Path, target: Path) -> Packed:
                 write(stream, bytes(-entry.size % BLOCK))
             write(stream, bytes(_END))
     except OSError as error:
-        raise LrsEdgeError(f"{target} cannot be written ({error.strerror or error})") from error
+        raise not_written(target, error) from error
     return Packed(size, digest.hexdigest(), hashlib.sha256(data).hexdigest())
 
 

@@ -29,7 +29,7 @@ from lrs_edge.bundle.bundle import (
 from lrs_edge.bundle.files import read_limited, walk
 from lrs_edge.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
 from lrs_edge.errors import BundleError, LrsEdgeError, UsageError
-from lrs_edge.files import replacing
+from lrs_edge.files import part_name, replacing
 from lrs_edge.transfer.members import is_plain_name
 from lrs_edge.transfer.writing import not_written
 
@@ -241,7 +241,7 @@ def partial_folder() -> Path:
 @contextmanager
 def temporary_beside(parent: Path) -> Iterator[Path]:
     """A path in a folder for a bundle that is being written; removed where it is left there."""
-    path = parent / f".lrs-edge-{uuid.uuid4().hex}.part"
+    path = parent / part_name()
     try:
         yield path
     finally:

@@ -11,15 +11,12 @@ from typing import Any
 import msgspec
 
 from lrs_edge.errors import JournalError
-from lrs_edge.files import replacing
+from lrs_edge.files import PART_NAMES, replacing
 from lrs_edge.watching.asking import Reply
 from lrs_edge.watching.journal import AnswerRow, ProductRow
 from lrs_edge.watching.names import product_name, result_name, shown
 from lrs_edge.watching.products import Product
 from lrs_edge.watching.questions import Question
-
-#: What `files.replacing` leaves behind where the process is killed.
-_LEFT_BEHIND = ".lrs-edge-*.part"
 
 
 class Results:
@@ -38,7 +35,7 @@ class Results:
         for folder in (self.answers, self.quarantine):
             with _told(folder):
                 folder.mkdir(exist_ok=True)
-                for left in folder.glob(_LEFT_BEHIND):
+                for left in folder.glob(PART_NAMES):
                     left.unlink()
 
     def row(self, product: Product, digest: str, question: Question, reply: Reply) -> AnswerRow:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrs_edge.errors import ExportError
-from lrs_edge.files import replacing
+from lrs_edge.files import PART_NAMES, replacing
 
 #: Part of every hash: results of another way to quantize are other results.
 FORMAT = 2
@@ -83,7 +83,7 @@ class WorkFolder:
         for place in self._mine:
             place.unlink(missing_ok=True)
         self._mine.clear()
-        for part in self.path.glob(".lrs-edge-*.part"):
+        for part in self.path.glob(PART_NAMES):
             # Of a process that was killed while it wrote.
             part.unlink(missing_ok=True)
         with suppress(OSError):

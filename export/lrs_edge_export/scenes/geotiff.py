@@ -8,7 +8,6 @@ description says that it is composed.
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from lrs_edge.errors import LrsEdgeError
+from lrs_edge.files import part_name
 from lrs_edge.raster.gdal_env import CACHE_BYTES, environment
 from lrs_edge_export.scenes.plan import ScenePlan
 from lrs_edge_export.scenes.render import SceneRenderer
@@ -118,7 +118,7 @@ def write_scene(
         LrsEdgeError: The file cannot be written.
     """
     # Names that no other run into the same folder takes.
-    part, drawn = (path.with_name(f".lrs-edge-{uuid.uuid4().hex}.part") for _ in range(2))
+    part, drawn = (path.with_name(part_name()) for _ in range(2))
     with ExitStack() as cleanup:
         for temporary in (part, drawn):
             cleanup.callback(temporary.unlink, missing_ok=True)
