@@ -32,6 +32,18 @@ def with_static_buffers(graph: EditableGraph, capacity: int) -> None:
     _Static(graph, capacity).rewrite()
 
 
+def new_places(graph: EditableGraph) -> tuple[onnx.NodeProto, ...]:
+    """Nodes whose last gives the places of the new tokens in a buffer, and the first their number.
+
+    Places are int64 [L], from `past_length` on, the number is int64 [1].
+    """
+    count = graph.node("Shape", [_POSITIONS], start=1, end=2)
+    length = graph.node("Squeeze", [count.output[0], graph.constant([0])])
+    new = graph.node("Range", [graph.constant(0), length.output[0], graph.constant(1)])
+    own = graph.node("Add", [_WRITE, new.output[0]])
+    return count, length, new, own
+
+
 class _Static:
     def __init__(self, graph: EditableGraph, capacity: int) -> None:
         self._graph = graph
@@ -146,14 +158,10 @@ class _Static:
     def _causal(self, group: int) -> Iterator[onnx.NodeProto]:
         """Bool [1, 1, group * L, S]: new token i may look at the places up to past_length + i."""
         graph = self._graph
-        count = graph.node("Shape", [_POSITIONS], start=1, end=2)
-        length = graph.node("Squeeze", [count.output[0], graph.constant([0])])
-        zero, one = graph.constant(0), graph.constant(1)
-        new = graph.node("Range", [zero, length.output[0], one])
-        own = graph.node("Add", [_WRITE, new.output[0]])
-        each = graph.node("Tile", [own.output[0], graph.constant([group])])
+        made = new_places(graph)
+        each = graph.node("Tile", [made[-1].output[0], graph.constant([group])])
         column = graph.node("Unsqueeze", [each.output[0], graph.constant([0, 1, 3])])
         places = graph.constant(np.arange(self._capacity).reshape(1, 1, 1, -1))
         mask = graph.node("LessOrEqual", [places, column.output[0]])
         self._mask = mask.output[0]
-        yield from (count, length, new, own, each, column, mask)
+        yield from (*made, each, column, mask)

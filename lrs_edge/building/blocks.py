@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lrs_edge.building.editable import EditableGraph, attribute, packed
+from lrs_edge.building.editable import EditableGraph, attribute, packed, unpacked
 from lrs_edge.errors import BundleError
 
 _ELEMENTS = {4: TensorProto.INT4, 8: TensorProto.INT8}
@@ -40,7 +40,6 @@ def _rewritten(graph: EditableGraph, node: onnx.NodeProto) -> Iterator[onnx.Node
     x, integers, scales = node.input[:3]
     blocks = -(-inner // block)
     shape, element = (inner, outputs), _ELEMENTS[bits]
-    given = graph.array(scales).dtype
     weight = graph.define(
         f"{integers}.signed",
         element,
@@ -51,7 +50,7 @@ def _rewritten(graph: EditableGraph, node: onnx.NodeProto) -> Iterator[onnx.Node
         f"{scales}.columns",
         graph.element(scales),
         (blocks, outputs),
-        lambda: np.ascontiguousarray(graph.array(scales).reshape(outputs, blocks).T).astype(given),
+        lambda: graph.array(scales).reshape(outputs, blocks).T,
     )
     inputs = [weight, columns]
     if len(node.input) > 3:
@@ -72,9 +71,10 @@ def _rewritten(graph: EditableGraph, node: onnx.NodeProto) -> Iterator[onnx.Node
 def _unpacked(data: NDArray[np.uint8], rows: int, bits: int) -> NDArray[np.int8]:
     """Signed integers [rows, n] of bytes, of two each where they have 4 bits."""
     flat = data.reshape(rows, -1)
+    # Turning the highest bit is taking half of the range away.
     if bits == 4:
-        flat = np.stack([flat & 15, flat >> 4], axis=-1).reshape(rows, -1)
-    return (flat.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+        return unpacked(flat ^ np.uint8(0x88), (rows, 2 * flat.shape[1]))
+    return (flat ^ np.uint8(0x80)).view(np.int8)
 
 
 def _as_stored(integers: NDArray[np.int8], bits: int) -> NDArray[Any]:

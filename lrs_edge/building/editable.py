@@ -261,6 +261,18 @@ def unpacked(nibbles: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.int
     return both.ravel()[: prod(shape)].reshape(tuple(shape))
 
 
+def spread(values: NDArray[Any], block: int, shape: Sequence[int], axis: int = 0) -> NDArray[Any]:
+    """What blocks along an axis have one number of each, such as scales, for all of a tensor.
+
+    Args:
+        values: As the tensor, but for the axis: one for each block, of which the last may be cut.
+        block: Length of a block.
+        shape: The tensor's.
+        axis: Along which blocks lie.
+    """
+    return np.repeat(values, block, axis)[tuple(slice(size) for size in shape)]
+
+
 def packed(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Pairs of 4-bit integers per byte, the first in the low half."""
     flat = integers.ravel().view(np.uint8) & 15

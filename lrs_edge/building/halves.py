@@ -24,6 +24,7 @@ from lrs_edge.building.editable import (
     attribute,
     declared,
     packed,
+    spread,
     value_info,
 )
 from lrs_edge.errors import BundleError
@@ -189,13 +190,13 @@ def _fit_scales(graph: EditableGraph, node: onnx.NodeProto) -> None:
     axis = attribute(node, "axis", 1) % len(shape)
     fitting = _above(scales)
 
-    def spread(values: NDArray[Any]) -> NDArray[Any]:
+    def for_all(values: NDArray[Any]) -> NDArray[Any]:
         if block:
-            return np.repeat(values, block, axis)[tuple(slice(size) for size in shape)]
+            return spread(values, block, shape, axis)
         return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
     def integers() -> NDArray[Any]:
-        ratio = spread((scales / fitting.astype(np.float32)).astype(np.float32))
+        ratio = for_all((scales / fitting.astype(np.float32)).astype(np.float32))
         moved = np.rint(graph.array(weight) * ratio).astype(np.int8)
         return packed(moved) if four else moved
 

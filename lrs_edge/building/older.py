@@ -17,10 +17,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lrs_edge.building.editable import FLOAT, HALF, EditableGraph, attribute, declared
+from lrs_edge.building.attention import new_places
+from lrs_edge.building.editable import FLOAT, HALF, EditableGraph, attribute, declared, spread
 from lrs_edge.errors import BundleError
 
-_WRITE, _POSITIONS = "past_length", "position_ids"
 #: Far below any score, and float16 holds it.
 _HIDDEN = -3e4
 
@@ -106,9 +106,9 @@ class _Older:
         kind, element = (np.float16, HALF) if self._halves else (np.float32, FLOAT)
 
         def floats() -> NDArray[Any]:
-            spread = np.repeat(graph.array(scales).astype(np.float32), block, axis)
-            whole = spread[tuple(slice(size) for size in shape)]
-            return (graph.array(weight) * whole).astype(kind)
+            whole = spread(graph.array(scales).astype(np.float32), block, shape, axis)
+            values: NDArray[Any] = (graph.array(weight) * whole).astype(kind)
+            return values
 
         made = graph.define(f"{weight}.floats", element, shape, floats)
         yield graph.node("Identity", [made], out=node.output[0])
@@ -151,16 +151,16 @@ class _Older:
         halves = graph.node("Split", [split.output[0]], axis=-1, num_outputs=2)
         halves.output.append(graph.fresh("Split"))
         yield from (split, halves)
-        spread = []
+        columns = []
         for table in (cosine, sine):
             column = graph.node("Unsqueeze", [table, graph.constant([2])])
             yield column
-            spread.append(column.output[0])
+            columns.append(column.output[0])
         first, second = halves.output
         turned = []
         for ours, other, op in ((first, second, "Sub"), (second, first, "Add")):
-            kept = graph.node("Mul", [ours, spread[0]])
-            moved = graph.node("Mul", [other, spread[1]])
+            kept = graph.node("Mul", [ours, columns[0]])
+            moved = graph.node("Mul", [other, columns[1]])
             both = graph.node(op, [kept.output[0], moved.output[0]])
             yield from (kept, moved, both)
             turned.append(both.output[0])
@@ -184,20 +184,17 @@ class _Older:
     def _places(self, heads: int) -> Iterator[onnx.NodeProto]:
         """int64 [1, H, L, 3]: batch, head and place of each new row."""
         graph = self._graph
-        count = graph.node("Shape", [_POSITIONS], start=1, end=2)
-        length = graph.node("Squeeze", [count.output[0], graph.constant([0])])
-        new = graph.node("Range", [graph.constant(0), length.output[0], graph.constant(1)])
-        own = graph.node("Add", [_WRITE, new.output[0]])
+        count, *_, own = made = new_places(graph)
         column = graph.node("Unsqueeze", [own.output[0], graph.constant([0, 1, 3])])
         sizes = [graph.constant([1, heads]), count.output[0], graph.constant([1])]
         wanted = graph.node("Concat", sizes, axis=0)
-        yield from (count, length, new, own, column, wanted)
+        yield from (*made, column, wanted)
         numbers = np.arange(heads).reshape(1, -1, 1, 1)
         parts = []
         for values in (graph.constant(numbers * 0), graph.constant(numbers), column.output[0]):
-            spread = graph.node("Expand", [values, wanted.output[0]])
-            yield spread
-            parts.append(spread.output[0])
+            place = graph.node("Expand", [values, wanted.output[0]])
+            yield place
+            parts.append(place.output[0])
         rows = graph.node("Concat", parts, axis=-1)
         yield rows
         self._rows[heads] = rows.output[0]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from lrs_edge.building.blocks import with_separate_products
-from lrs_edge.building.editable import EditableGraph, attribute
+from lrs_edge.building.editable import EditableGraph, attribute, spread
 from lrs_edge.errors import BundleError
 
 #: Inputs that share a scale, at least: of smaller blocks the scales would be too many.
@@ -155,7 +155,7 @@ def _dequantized(graph: EditableGraph, node: onnx.NodeProto) -> NDArray[Any]:
 
 def _centred(graph: EditableGraph, weight: str, zeros: str, block: int) -> NDArray[np.int8]:
     integers = graph.array(weight)
-    made: NDArray[np.int8] = integers - np.repeat(graph.array(zeros), block, 0)[: len(integers)]
+    made: NDArray[np.int8] = integers - spread(graph.array(zeros), block, integers.shape)
     return made
 
 
@@ -199,7 +199,7 @@ def _repeated(graph: EditableGraph, name: str, times: int, rows: int) -> NDArray
 
 def _floats(graph: EditableGraph, weight: str, name: str, block: int) -> NDArray[Any]:
     integers, scales = graph.array(weight), graph.array(name)
-    made: NDArray[Any] = integers * np.repeat(scales, block, axis=0)[: len(integers)]
+    made: NDArray[Any] = integers * spread(scales, block, integers.shape)
     return made
 
 
