@@ -11,7 +11,7 @@ token is multiplied by is cut in two halves of 4 bits, which is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -141,8 +141,9 @@ def _rewritten(graph: EditableGraph, node: onnx.NodeProto) -> Iterator[onnx.Node
         yield node
         return
     shape, scales = graph.shape(weight), node.input[1]
-    integers = partial(_rounded, graph, weight, scales, block)
-    steps = partial(_steps, graph, weight, scales, block)
+    # Asked for by what rounds, by other rewrites and when the graph is saved.
+    steps = cache(partial(_steps, graph, weight, scales, block))
+    integers = partial(_rounded, graph, weight, scales, block, steps)
     yield graph.node(
         "DequantizeLinear",
         [
@@ -170,11 +171,17 @@ def _steps(graph: EditableGraph, weight: str, scales: str, block: int) -> NDArra
     return np.where(steps > 0, steps, np.float32(1))
 
 
-def _rounded(graph: EditableGraph, weight: str, scales: str, block: int) -> NDArray[np.int8]:
-    integers, steps = graph.array(weight), _steps(graph, weight, scales, block)
+def _rounded(
+    graph: EditableGraph,
+    weight: str,
+    scales: str,
+    block: int,
+    steps: Callable[[], NDArray[np.float32]],
+) -> NDArray[np.int8]:
+    integers = graph.array(weight)
     rows = graph.array(scales).astype(np.float32)
     made = np.empty(integers.shape, np.int8)
     parts = zip(_blocks(integers, block), _blocks(made, block), rows, strict=True)
     for part, target, row in parts:
-        np.clip(np.rint(part * (row / steps)), -127, 127, out=target, casting="unsafe")
+        np.clip(np.rint(part * (row / steps())), -127, 127, out=target, casting="unsafe")
     return made
