@@ -104,33 +104,26 @@ class Execution:
         """Largest shape of an input in the engine's profile."""
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
-    def run(
-        self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]
-    ) -> dict[str, tuple[int, ...]]:
-        """Begin one run on the device's stream.
+    def run(self, addresses: Mapping[str, int]) -> None:
+        """Begin one run on the device's stream, of the shapes that were set (`shape`).
 
         Args:
-            shapes: Of all inputs.
             addresses: Of all inputs and outputs.
 
-        Returns:
-            Shapes of the outputs.
-
         Raises:
-            BackendError: The engine refuses a shape, or fails.
+            BackendError: The engine fails.
             OutOfMemoryError: It runs out of memory.
         """
         self._log.clear()
-        self.shape(shapes)
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"refuses the memory of {name}")
         if not self._context.execute_async_v3(self._device.stream):
             raise self._failed("failed while running")
-        return {name: self.output_shape(name) for name in self.outputs}
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Set the inputs' shapes. Raises BackendError where the engine was not built for one."""
+        self._log.clear()
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise self._failed(

@@ -190,7 +190,7 @@ class TensorRTGraph:
             if name not in addresses:
                 found[name] = self._result(name, spec, whole, part, new)
                 addresses[name] = found[name].address
-        self._execution.run(shapes, addresses)
+        self._execution.run(addresses)
         if buffers is not None:
             buffers.written()
         if self._scoring and "logits" in found:
@@ -263,8 +263,8 @@ class TensorRTGraph:
         assert self._mover is not None
         spec = next(s for s in self._execution.inputs.values() if _is_buffer(s.name))
         shape = tuple(size for size in spec.shape if size is not None)
-        shapes = {"x": shape, "indices": shape[2:3]}
-        self._mover.run(shapes, {"x": source, "indices": places, "y": target})
+        self._mover.shape({"x": shape, "indices": shape[2:3]})
+        self._mover.run({"x": source, "indices": places, "y": target})
 
     def upload(self, array: NDArray[Any]) -> Tensor:
         """A copy of a host array on the GPU."""
