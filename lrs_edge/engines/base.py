@@ -65,6 +65,11 @@ class HostTensor:
 Feed = NDArray[Any] | Tensor
 
 
+def on_host(feed: Feed) -> NDArray[Any]:
+    """An input on the host: without a copy where it lies there, so not to be written to."""
+    return feed if isinstance(feed, np.ndarray) else feed.numpy()
+
+
 @dataclass(frozen=True)
 class HostNodes:
     """Names of a graph's nodes that may run on the CPU while it runs elsewhere, and of the others.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec
+from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec, on_host
 from lrs_edge.requests.rates import Rates
 
 
@@ -175,7 +175,6 @@ def _work(feeds: Mapping[str, Feed]) -> GraphWork:
         return GraphWork(runs=1, tokens=tiles * tokens)
     if "position_ids" not in feeds:
         return GraphWork(runs=1)
-    given = feeds["past_length"]
-    past = int((given if isinstance(given, np.ndarray) else given.numpy()).item())
+    past = int(on_host(feeds["past_length"]).item())
     new = feeds["position_ids"].shape[1]
     return GraphWork(runs=1, tokens=new, pairs=new * past + new * (new + 1) // 2)

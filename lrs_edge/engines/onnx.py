@@ -18,6 +18,7 @@ from lrs_edge.engines.base import (
     KVBuffers,
     Tensor,
     TensorSpec,
+    on_host,
 )
 from lrs_edge.engines.cores import thread_count
 from lrs_edge.engines.gather_model import gather_model
@@ -150,7 +151,9 @@ class OnnxGraph:
         """Run once; see `lrs_edge.engines.base.Graph.run`."""
         try:
             if buffers is None:
-                results = self._session.run(list(outputs), _on_host(feeds))
+                results = self._session.run(
+                    list(outputs), {name: on_host(feed) for name, feed in feeds.items()}
+                )
             else:
                 results = self._run_bound(feeds, outputs, buffers)
         except Exception as error:
@@ -268,14 +271,7 @@ def open_mover(dtype: str, provider: str, buffers: int = 1) -> ort.InferenceSess
 
 
 def _as_value(table: Feed) -> ort.OrtValue:
-    array = table if isinstance(table, np.ndarray) else table.numpy()
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _on_host(feeds: Mapping[str, Feed]) -> dict[str, NDArray[Any]]:
-    return {
-        name: feed if isinstance(feed, np.ndarray) else feed.numpy() for name, feed in feeds.items()
-    }
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(on_host(table)))
 
 
 def _bind(binding: ort.IOBinding, feeds: Mapping[str, Feed]) -> None:
@@ -284,8 +280,7 @@ def _bind(binding: ort.IOBinding, feeds: Mapping[str, Feed]) -> None:
         if isinstance(feed, OrtTensor):
             binding.bind_ortvalue_input(name, feed.value)
         else:
-            array = feed if isinstance(feed, np.ndarray) else feed.numpy()
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, np.ascontiguousarray(on_host(feed)))
 
 
 def _checked_session(

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import Feed, Graph
+from lrs_edge.engines.base import Feed, Graph, on_host
 
 #: Where embeddings come from, uint64 [n].
 Sources: TypeAlias = NDArray[np.uint64]
@@ -70,9 +70,8 @@ class Table:
     def numpy(self) -> NDArray[np.float32]:
         """float32 [m, D] on the host; copied there once."""
         if "cpu" not in self._values:
-            self._values["cpu"] = self._values[self._home].numpy()  # type: ignore[union-attr]
-        found = self._values["cpu"]
-        return found if isinstance(found, np.ndarray) else found.numpy()
+            self._values["cpu"] = on_host(self._values[self._home])
+        return on_host(self._values["cpu"])
 
     def on(self, graph: Graph) -> Feed:
         """float32 [m, D] on a graph's device; copied there once."""

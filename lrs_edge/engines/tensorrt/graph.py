@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec
+from lrs_edge.engines.base import Feed, Graph, KVBuffers, Tensor, TensorSpec, on_host
 from lrs_edge.engines.tensorrt.buffers import TensorRTBuffers
 from lrs_edge.engines.tensorrt.device import Block, Device, DeviceTensor
 from lrs_edge.engines.tensorrt.execution import Execution
@@ -130,11 +130,10 @@ class TensorRTGraph:
         count = tiles.shape[0]
         if count <= most:
             return self._run(feeds, outputs, None, {})
-        if isinstance(tiles, DeviceTensor):
-            tiles = tiles.numpy()
+        tiles = on_host(tiles)
         whole: list[DeviceTensor] = []
         for start in range(0, count, most):
-            part = {_TILES: _host(tiles)[start : start + most]}
+            part = {_TILES: tiles[start : start + most]}
             for number, found in enumerate(self._run(part, outputs, None, {})):
                 assert isinstance(found, DeviceTensor)
                 if start == 0:
@@ -146,7 +145,7 @@ class TensorRTGraph:
 
     def _check_room(self, feeds: Mapping[str, Feed], new: int, buffers: TensorRTBuffers) -> None:
         """TensorRT writes beyond a buffer's end without a word."""
-        past = int(_host(feeds["past_length"]).item())
+        past = int(on_host(feeds["past_length"]).item())
         if past + new > buffers.capacity:
             raise BackendError(
                 f"{new} tokens after {past} do not fit into {buffers.capacity} places; build the "
@@ -157,13 +156,13 @@ class TensorRTGraph:
         self, feeds: Mapping[str, Feed], part: slice, buffers: TensorRTBuffers
     ) -> dict[str, Feed]:
         """Inputs of some of the new tokens."""
-        past = int(_host(feeds["past_length"]).item()) + part.start
+        past = int(on_host(feeds["past_length"]).item()) + part.start
         cut: dict[str, Feed] = {"past_length": np.array([past], np.int64)}
         for name, feed in feeds.items():
             if name in _TOKEN_AXES:
                 cut[name] = _cut(feed, _TOKEN_AXES[name], part)
         if _BIAS in cut:
-            given = _host(cut[_BIAS])
+            given = on_host(cut[_BIAS])
             bias = np.full((*given.shape[:3], buffers.capacity), _HIDDEN, np.float32)
             bias[..., : given.shape[3]] = given
             cut[_BIAS] = np.maximum(bias, _HIDDEN)
@@ -194,7 +193,7 @@ class TensorRTGraph:
         if buffers is not None:
             buffers.written()
         if self._scoring and "logits" in found:
-            filled = int(_host(feeds["past_length"]).item()) + shapes["position_ids"][1]
+            filled = int(on_host(feeds["past_length"]).item()) + shapes["position_ids"][1]
             found["logits"] = self._filled(found["logits"], filled)
         return [whole.get(name, found[name]) for name in outputs]
 
@@ -233,11 +232,11 @@ class TensorRTGraph:
         spec = self._inputs.get(name)
         if spec is None:
             raise BackendError(f"the engine of {self._name} has no input {name}; build it again")
-        on_host = name in self._execution.on_host
-        if isinstance(feed, DeviceTensor) and feed.dtype == spec.dtype and not on_host:
+        read_on_host = name in self._execution.on_host
+        if isinstance(feed, DeviceTensor) and feed.dtype == spec.dtype and not read_on_host:
             return feed.address
-        array = np.ascontiguousarray(_host(feed), spec.dtype)
-        if on_host:
+        array = np.ascontiguousarray(on_host(feed), spec.dtype)
+        if read_on_host:
             # Kept until the next run, which may begin before this one has read it.
             self._device.wait()
             self._read_on_host[name] = array
@@ -290,10 +289,6 @@ def _open_places(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.dtype, (*spec.shape[:2], None, *spec.shape[3:]))
 
 
-def _host(feed: Feed) -> NDArray[Any]:
-    return feed if isinstance(feed, np.ndarray) else feed.numpy()
-
-
 def _cut(feed: Feed, axis: int, part: slice) -> Feed:
     """Some of the new tokens of an input."""
     if part.start == 0 and part.stop >= feed.shape[axis]:
@@ -304,4 +299,4 @@ def _cut(feed: Feed, axis: int, part: slice) -> Feed:
         offset = feed.offset + part.start * row
         return DeviceTensor(feed.block, shape, feed.dtype, feed.device, offset)
     index = (slice(None),) * axis + (part,)
-    return _host(feed)[index]
+    return on_host(feed)[index]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrs_edge.engines.base import Feed
+from lrs_edge.engines.base import Feed, on_host
 from lrs_edge.engines.tensorrt.device import Device, DeviceTensor
 
 _ITEM = 4
@@ -36,9 +36,7 @@ def gathered(
         float32 [1, n, D].
     """
     parts = [
-        table
-        if isinstance(table, DeviceTensor)
-        else uploaded(device, place, table if isinstance(table, np.ndarray) else table.numpy())
+        table if isinstance(table, DeviceTensor) else uploaded(device, place, on_host(table))
         for table in tables
     ]
     width = parts[0].shape[-1]
