@@ -203,7 +203,7 @@ def refusals(manifest: Manifest) -> dict[str, str]:
     """
     found = {}
     for engine in engines():
-        for device in engine.every if engine.flavours else ():
+        for device in engine.every:
             problems = (engine.problem(spec, device) for spec in _specs(manifest).values())
             found[device] = next((problem for problem in problems if problem), "")
     return found
