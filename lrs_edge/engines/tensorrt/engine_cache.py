@@ -17,6 +17,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -53,7 +54,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         profile: Open dimensions, such as `L=1..256`.
         capacity: Places of each key/value buffer; 0 for vision.
         graphs: `GRAPHS` when it was built.
-        created: Time, ISO 8601.
+        created: Time, ISO 8601; of being written to the cache where it is left out.
         size: Bytes of the engine.
         sha256: Of the engine, in hex.
     """
@@ -164,7 +165,10 @@ class EngineCache:
     def write(self, record: EngineRecord, data: bytes | memoryview) -> CachedEngine:
         """Keep an engine. Raises LrsEdgeError where that cannot be."""
         record = msgspec.structs.replace(
-            record, size=memoryview(data).nbytes, sha256=hashlib.sha256(data).hexdigest()
+            record,
+            created=record.created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            size=memoryview(data).nbytes,
+            sha256=hashlib.sha256(data).hexdigest(),
         )
         place = self.folder / record.bundle / record.file
         try:
@@ -213,6 +217,15 @@ class EngineCache:
             if place.with_suffix(".engine").name == record.file:
                 found.append(CachedEngine(record, place.with_suffix(".engine")))
         yield from sorted(found, key=lambda engine: engine.record.created, reverse=True)
+
+    def same(self, record: EngineRecord) -> CachedEngine | None:
+        """The engine that was built for just what a record says; None for none.
+
+        Raises:
+            BackendError: Others may write to the cache.
+        """
+        key = record.key
+        return next((engine for engine in self.of(record.bundle) if engine.record.key == key), None)
 
     def find(
         self, library: Library, gpu: Gpu, bundle: str, stage: str, flavour: str, capacity: int = 0

@@ -10,11 +10,9 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -125,18 +123,16 @@ class SmallGraph:
             capacity=0,
             graphs=GRAPHS,
         )
-        for engine in cache.of(SMALL):
-            if engine.record.key == record.key:
-                with suppress(BackendError):  # damaged: built again
-                    return engine.read()
+        if engine := cache.same(record):
+            with suppress(BackendError):  # damaged: built again
+                return engine.read()
         with tempfile.TemporaryDirectory(prefix="lrs-edge-build-") as folder:
             path = Path(folder) / f"{SMALL}.onnx"
             path.write_bytes(self._model)
             data = build_engine(library, path, profile, BuildOptions(target, _WORKSPACE))
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         # Where it cannot be kept, it is built again next time.
         with suppress(LrsEdgeError):
-            cache.write(msgspec.structs.replace(record, created=created), data)
+            cache.write(record, data)
         return data
 
     def new_buffers(self, names: Sequence[str]) -> KVBuffers:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,18 +118,15 @@ def build_stages(
     library.check_operators()
     for stage, flavour in _parts(plan):
         record = _record(library, plan, stage, flavour)
-        known = (
-            [] if plan.again else [e for e in cache.of(record.bundle) if e.record.key == record.key]
-        )
-        if known and known[0].path.is_file():
-            yield Built(known[0], 0.0, known=True)
+        known = None if plan.again else cache.same(record)
+        if known is not None and known.path.is_file():
+            yield Built(known, 0.0, known=True)
             continue
-        started = datetime.now(timezone.utc)
+        started = time.monotonic()
         progress = tell(f"{stage} ({flavour})", plan)
         data = _build(library, plan, stage, flavour, cache, device, progress)
-        ended = datetime.now(timezone.utc)
-        engine = cache.write(_dated(record, ended), data)
-        yield Built(engine, (ended - started).total_seconds(), known=False)
+        seconds = time.monotonic() - started
+        yield Built(cache.write(record, data), seconds, known=False)
 
 
 def plan_memory(bundle: Bundle, stage: str, workspace: int) -> BuildMemory:
@@ -185,12 +182,6 @@ def _record(library: Library, plan: Plan, stage: str, flavour: str) -> EngineRec
     )
 
 
-def _dated(record: EngineRecord, time: datetime) -> EngineRecord:
-    import msgspec
-
-    return msgspec.structs.replace(record, created=time.isoformat(timespec="seconds"))
-
-
 def _build(
     library: Library,
     plan: Plan,
@@ -241,7 +232,7 @@ def _graph(
     written = _stage_graph(plan, stage, flavour, folder, older=not library.updates_in_place)
     profile = written.profile()
     if stage == "vision":
-        for name, (least, *_) in written.profile().items():
+        for name, (least, *_) in profile.items():
             profile[name] = (least, (plan.tiles, *least[1:]), (plan.tiles, *least[1:]))
     return written.path, profile
 
