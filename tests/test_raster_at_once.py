@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from benchmarks.measure import write_image
 from lrs_edge.errors import ImageError
 from lrs_edge.pyramid.levels import build_pyramid
+from lrs_edge.raster.handles import Handle, Handles
 from lrs_edge.raster.image_thread import ImageThread
 from lrs_edge.raster.raster import Raster
 from lrs_edge.raster.window import WindowReader
@@ -84,6 +86,22 @@ def test_as_many_are_read_at_once_as_asked_for(
         monkeypatch.setattr(WindowReader, "resample", waiting)
         asked = windows(raster)[:THREADS]
         assert len(list(pool.map(lambda one: raster.read(*one), asked))) == THREADS  # type: ignore[arg-type]
+
+
+def test_asking_again_while_the_file_is_opened_allows_no_more_openings() -> None:
+    """Another question on the same image allows as many as the first one did."""
+    opened: list[Handle] = []
+
+    def again(_first: Handle) -> Handle:
+        handles.allow(2)
+        opened.append(Mock(Handle))
+        return opened[-1]
+
+    handles = Handles(Mock(Handle), again)
+    handles.allow(2)
+    with handles.taken(), handles.taken(), handles.taken() as third:
+        assert len(opened) == 1
+        assert third not in opened
 
 
 def test_an_image_that_changed_is_read_as_it_was_opened(tmp_path: Path) -> None:

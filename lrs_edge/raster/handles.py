@@ -112,6 +112,8 @@ class Handles:
         self._free = deque([first])
         self._all = [first]
         self._most = 1
+        # Openings that are there, that are being made, and that could not be made.
+        self._asked = 1
         self._ended = False
 
     def allow(self, most: int) -> None:
@@ -142,17 +144,16 @@ class Handles:
         with self._lock:
             if self._free:
                 return self._free.popleft(), True
-            if self._ended or len(self._all) >= self._most:
+            if self._ended or self._asked >= self._most:
                 return self._first, False
-            # Taken into account before it is there: opening takes longer than the lock is held.
-            self._most -= 1
+            # Counted before it is there: opening takes longer than the lock is held.
+            self._asked += 1
         try:
             handle = self._again(self._first)
         except ImageError:
             # What is open already can be read.
             return self._first, False
         with self._lock:
-            self._most += 1
             self._all.append(handle)
         self._end_late(handle)
         return handle, True
