@@ -77,7 +77,8 @@ def _regions(
         scores = scored.scores[places]
         count = int(kept[places].sum())
         if len(places):
-            peak = _cell_bounds(pyramid, scored, int(local.cells[places[int(scores.argmax())]]))
+            best = places[[int(scores.argmax())]]
+            (peak,) = _cell_bounds(pyramid, scored, local.cells[best])
         yield Region(
             level=local.level,
             row=tile.row,
@@ -99,27 +100,21 @@ def kept_tokens(result: SearchResult, pyramid: Pyramid) -> tuple[KeptTokens, ...
         if scored is result.passes[-1]:
             places = places[np.isin(local.indices[places], result.final.indices)]
         places = places[np.argsort(-scored.scores[places], kind="stable")][:MOST_KEPT]
-        cells = local.cells[places].tolist()
-        found.append(
-            KeptTokens(
-                local.level,
-                tuple(_cell_bounds(pyramid, scored, cell) for cell in cells),
-                tuple(scored.scores[places].tolist()),
-            )
-        )
+        bounds = _cell_bounds(pyramid, scored, local.cells[places])
+        found.append(KeptTokens(local.level, tuple(bounds), tuple(scored.scores[places].tolist())))
     return tuple(found)
 
 
-def _cell_bounds(pyramid: Pyramid, scored: LevelPass, index: int) -> Box:
-    """The part of the source image that a token of a level shows, cut at the image's edge."""
+def _cell_bounds(pyramid: Pyramid, scored: LevelPass, cells: NDArray[np.int64]) -> Iterator[Box]:
+    """The parts of the source image that tokens of a level show, cut at the image's edge."""
     level, grid = scored.level, scored.grid
-    row, col = divmod(index, grid.width)
+    rows, cols = np.divmod(cells, grid.width)
     # A tile's side need not be a multiple of its tokens.
     cell = level.tile / grid.per_tile
     across, down = pyramid.image_width / level.width, pyramid.image_height / level.height
-    x0, x1 = (min((col + end) * cell, level.width) * across for end in (0, 1))
-    y0, y1 = (min((row + end) * cell, level.height) * down for end in (0, 1))
-    return x0, y0, x1, y1
+    x0, x1 = (np.minimum((cols + end) * cell, level.width) * across for end in (0, 1))
+    y0, y1 = (np.minimum((rows + end) * cell, level.height) * down for end in (0, 1))
+    return zip(x0.tolist(), y0.tolist(), x1.tolist(), y1.tolist(), strict=True)
 
 
 def source_bounds(pyramid: Pyramid, level: Level, window: LevelWindow) -> Box:
