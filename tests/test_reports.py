@@ -329,6 +329,14 @@ def test_reports_are_refused_before_the_model_is_loaded(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_name_that_no_file_can_have_is_refused(
+    placed: tuple[Scene, Answer], tmp_path: Path
+) -> None:
+    scene, answer = placed
+    with pytest.raises(UsageError, match="cannot be written"):
+        scene.save_report(answer, f"{tmp_path}/a\0b.html")
+
+
 def test_ask_writes_several_reports(
     placed: tuple[Scene, Answer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

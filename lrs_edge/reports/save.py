@@ -61,11 +61,8 @@ def check_reports(paths: Iterable[Path]) -> None:
                 f"the report {str(path)!r} has an ending that says no form; "
                 f"use {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}"
             )
-        place = os.path.realpath(path)
-        if place in seen:
-            raise UsageError(f"two reports are to be written to {path}; name two files")
-        seen.add(place)
         try:
+            place = os.path.realpath(path)
             check_replaceable(path)
         except (OSError, ValueError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or str(error)
@@ -73,6 +70,9 @@ def check_reports(paths: Iterable[Path]) -> None:
                 f"the report {str(path)!r} cannot be written ({reason}); name a file in a folder "
                 "that can"
             ) from error
+        if place in seen:
+            raise UsageError(f"two reports are to be written to {path}; name two files")
+        seen.add(place)
 
 
 def check_places(paths: Iterable[Path], raster: Raster, can_be_placed: Callable[[], bool]) -> None:
