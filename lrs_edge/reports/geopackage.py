@@ -146,19 +146,14 @@ def _add_layer(
     places = ", ".join("?" * (len(columns.split(",")) + 1))
     # Names of layers are those above.
     insert = f"INSERT INTO {layer} VALUES (NULL, {places})"  # noqa: S608
-    extent: list[float] | None = None
+    boxes: list[list[float]] = []
     for ring, values in rows:
-        box = _extent(ring)
-        database.execute(insert, (_geometry(ring, box, srs), *values))
-        extent = (
-            box
-            if extent is None
-            else [
-                *(min(a, b) for a, b in zip(extent[:2], box[:2], strict=True)),
-                *(max(a, b) for a, b in zip(extent[2:], box[2:], strict=True)),
-            ]
-        )
-    corners: list[float | None] = [None] * 4 if extent is None else [*extent]
+        boxes.append(_extent(ring))
+        database.execute(insert, (_geometry(ring, boxes[-1], srs), *values))
+    corners: list[float | None] = [None] * 4
+    if boxes:
+        left, bottom, right, top = zip(*boxes, strict=True)
+        corners = [min(left), min(bottom), max(right), max(top)]
     database.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, min_x, min_y, "
         "max_x, max_y, srs_id) VALUES (?, 'features', ?, ?, ?, ?, ?, ?, ?)",

@@ -96,7 +96,7 @@ def _level_panel(answer: Answer, level: LevelReport, whole: Image.Image) -> Imag
     for region in seen:
         pen.rectangle(_scaled(region.bounds, scale, whole), fill=255)
     panel = Image.composite(whole, Image.new("RGB", whole.size), light)
-    panel = _heated(panel, answer, level.level, (0, 0), scale)
+    panel = _heated(panel, answer, level.level, scale)
     pen = ImageDraw.Draw(panel)
     for region in seen:
         pen.rectangle(_scaled(region.bounds, scale, panel), outline=SEEN, width=1)
@@ -126,11 +126,7 @@ def _close_up(answer: Answer, region: Region, views: Views) -> Image.Image:
 
 
 def _heated(
-    panel: Image.Image,
-    answer: Answer,
-    level: int,
-    origin: tuple[float, float],
-    scale: tuple[float, float],
+    panel: Image.Image, answer: Answer, level: int, scale: tuple[float, float]
 ) -> Image.Image:
     """A panel under the colours of a level's kept tokens."""
     tokens = next((kept for kept in answer.kept if kept.level == level), None)
@@ -138,10 +134,11 @@ def _heated(
         return panel
     colours = Image.new("RGB", panel.size)
     mask = Image.new("L", panel.size)
+    pen, veil = ImageDraw.Draw(colours), ImageDraw.Draw(mask)
     for bounds, share in zip(tokens.bounds, heat(tokens.scores), strict=True):
-        box = _scaled(_moved(bounds, *origin), scale, panel)
-        ImageDraw.Draw(colours).rectangle(box, fill=_colour(share))
-        ImageDraw.Draw(mask).rectangle(box, fill=round(255 * _OPACITY))
+        box = _scaled(bounds, scale, panel)
+        pen.rectangle(box, fill=_colour(share))
+        veil.rectangle(box, fill=round(255 * _OPACITY))
     return Image.composite(colours, panel, mask)
 
 
