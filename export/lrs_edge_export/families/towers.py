@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lrs_edge.errors import ExportError
 from lrs_edge_export.checkpoints.checkpoint import Settings
@@ -73,12 +73,14 @@ def clip_tower(
         raise settings.wrong("model_type", f"must be {CLIP}: no other tower is supported here")
     # Defaults are those of CLIPVisionConfig, which leaves out of config.json what equals them.
     sizes = _sizes(settings, eps=1e-5, patch=32, activation="quick_gelu")
+    layers, states = _run(sizes.layers, config, select, layer)
     whole = sizes.side if side is None else side
     # Pixels beyond the last whole patch are not looked at.
     grid = whole // sizes.patch
     return ClipTower(
         tensors=tensors,
-        **_run(sizes.layers, config, select, layer),
+        layers=layers,
+        states=states,
         hidden=sizes.hidden,
         heads=sizes.heads,
         intermediate=sizes.intermediate,
@@ -115,9 +117,11 @@ def siglip_tower(
         raise settings.wrong("model_type", f"must be {SIGLIP}: no other tower is supported here")
     # Defaults are those of SiglipVisionConfig.
     sizes = _sizes(settings, eps=1e-6, patch=16, activation="gelu_pytorch_tanh")
+    layers, states = _run(sizes.layers, config, select, layer)
     return SiglipTower(
         tensors=tensors,
-        **_run(sizes.layers, config, select, layer),
+        layers=layers,
+        states=states,
         hidden=sizes.hidden,
         heads=sizes.heads,
         intermediate=sizes.intermediate,
@@ -153,7 +157,9 @@ def _sizes(settings: Settings, *, eps: float, patch: int, activation: str) -> _S
     )
 
 
-def _run(count: int, config: Settings, select: str, layer: int | None) -> dict[str, Any]:
+def _run(
+    count: int, config: Settings, select: str, layer: int | None
+) -> tuple[int, tuple[int, ...]]:
     """Layers that are run up to the selected hidden state, or up to the last of several.
 
     Args:
@@ -172,12 +178,12 @@ def _run(count: int, config: Settings, select: str, layer: int | None) -> dict[s
     # LLaVA's own code, whose field has another name, knows one.
     if not isinstance(given, list) or select != SEVERAL:
         chosen = config.integer(select, -count - 1, count, default=layer)
-        return {"layers": _state(chosen, count), "states": ()}
+        return _state(chosen, count), ()
     listed = config.integers(select)
     if not listed or not all(-count - 1 <= chosen <= count for chosen in listed):
         raise config.wrong(select, f"must list hidden states of {-count - 1}..{count}")
     states = tuple(_state(chosen, count) for chosen in listed)
-    return {"layers": max(states), "states": states}
+    return max(states), states
 
 
 def _state(chosen: int, count: int) -> int:
