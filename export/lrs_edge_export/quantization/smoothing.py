@@ -94,9 +94,8 @@ class _Rescaled:
         self._factors: dict[str, dict[int, Array]] = {}
 
     def multiply(self, name: str, axis: int, factors: Array) -> None:
-        """Note factors along an axis of a tensor."""
-        known = self._factors.setdefault(name, {})
-        known[axis] = known[axis] * factors if axis in known else factors
+        """Note factors along an axis of a tensor, which has none yet."""
+        self._factors.setdefault(name, {})[axis] = factors
 
     def names(self) -> Iterable[str]:
         """All names."""
