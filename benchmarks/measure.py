@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,18 @@ def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
+
+
+def milliseconds(run: Callable[[], object], repeat: int, *, uncounted: int) -> float:
+    """Median of several runs after some that are not counted."""
+    for _ in range(uncounted):
+        run()
+    taken = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(taken)
 
 
 def parser_for(text: str | None) -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import measure
 from lrs_edge.bundle.bundle import open_bundle
 from lrs_edge.engines.base import BackendOptions
 from lrs_edge.engines.metered import Meter
@@ -35,14 +35,7 @@ _TYPES = {
 
 def milliseconds(run: Callable[[], object], repeat: int) -> float:
     """Median of several runs after two that are not counted."""
-    for _ in range(2):
-        run()
-    taken = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken)
+    return measure.milliseconds(run, repeat, uncounted=2)
 
 
 class BareGraph:

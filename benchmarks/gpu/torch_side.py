@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,22 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from benchmarks import measure
 from benchmarks.gpu.model import Case
 
 
 def milliseconds(run: Callable[[], object], device: str, repeat: int) -> float:
     """Median of several runs after three that are not counted, each waited for."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(3):
-        run()
-    wait()
-    taken = []
-    for _ in range(repeat):
-        start = time.perf_counter()
+
+    def waited() -> None:
         run()
         wait()
-        taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken)
+
+    return measure.milliseconds(waited, repeat, uncounted=3)
 
 
 def captured(run: Callable[[], object], device: str) -> Callable[[], object] | None:
