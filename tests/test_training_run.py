@@ -56,3 +56,16 @@ def test_all_precisions_refused_is_an_error(runner: Any, tmp_path: Path) -> None
         runner.first_that_passes("export", command(tmp_path, "a", 1), command(tmp_path, "b", 2))
     assert failed.value.returncode == 2
     assert "export" not in runner.done
+
+
+def test_a_killed_export_is_tried_again(run: Any, runner: Any, tmp_path: Path) -> None:
+    """It is no precision that was refused."""
+    text = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(subprocess.CalledProcessError):
+        runner.first_that_passes(
+            "export", [sys.executable, "-c", text], command(tmp_path, "second")
+        )
+    first = command(tmp_path, "first")
+    again = run.Runner(runner.paths, None)
+    assert again.first_that_passes("export", first, command(tmp_path, "second")) is first
+    assert (tmp_path / "log").read_text() == "first"

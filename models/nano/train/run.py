@@ -89,8 +89,9 @@ class Runner:
         for number, command in enumerate(commands[failed:], start=failed):
             try:
                 self.step(name, command)
-            except subprocess.CalledProcessError:
-                if command is commands[-1]:
+            except subprocess.CalledProcessError as error:
+                # A process that was killed, for want of memory say, has refused nothing.
+                if command is commands[-1] or error.returncode < 0:
                     raise
                 write_atomically(state, json.dumps(number + 1) + "\n")
             else:
